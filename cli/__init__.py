@@ -1,0 +1,1 @@
+"""The `wdprobe` command line: parse, one call into the library, render."""

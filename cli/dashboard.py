@@ -1,0 +1,25 @@
+"""`wdprobe dashboard`."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def dashboard(
+    runs: Annotated[Path, typer.Argument(help="A run folder, or a folder of them.")] = Path("runs"),
+    port: Annotated[int, typer.Option(help="0 picks a free one.")] = 6006,
+) -> None:
+    """Open TensorBoard on localhost over one run or many, until Ctrl-C."""
+    from wd_probe.dashboard import serve
+
+    from . import render
+
+    address = serve(runs, port)
+    render.err.print(f"TensorBoard is at {address} (Ctrl-C ends it)", soft_wrap=True)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None

@@ -1,0 +1,55 @@
+"""The `wdprobe` command."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from . import dashboard, layers, rop
+
+app = typer.Typer(
+    name="wdprobe",
+    help="What does your weight decay really do? Probes for PyTorch and timm models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Every command has --help. Runs are folders under runs/ unless --output says otherwise.",
+)
+app.command("rop")(rop.rop)
+app.command("layers")(layers.layers)
+app.command("dashboard")(dashboard.dashboard)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from wd_probe import __version__
+
+        typer.echo(f"wdprobe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; expected errors are one line: exit code 2 for input, 1 for a run."""
+    from wd_probe.errors import InputError, WdProbeError
+
+    try:
+        app()
+    except WdProbeError as error:
+        print(f"wdprobe: error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except KeyboardInterrupt:
+        print("wdprobe: interrupted before anything was measured", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

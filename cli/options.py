@@ -1,0 +1,150 @@
+"""Options that several commands share, named as timm names them."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cuda = "cuda"
+    mps = "mps"
+    cpu = "cpu"
+
+
+class Method(StrEnum):
+    """Whose weight decay."""
+
+    own = "own"
+    wd = "wd"
+
+
+class Convention(StrEnum):
+    """What c is."""
+
+    lr_rate = "lr*rate"
+    rate = "rate"
+
+
+class Scale(StrEnum):
+    """How layer-wise rates rise."""
+
+    eq9 = "eq9"
+    max2 = "max2"
+    mean = "mean"
+
+
+class AmpDtype(StrEnum):
+    """Autocast precision."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+_MODEL, _DATA, _TRAINING, _OUTPUT = "Model", "Data", "Training", "Output"
+
+Model = Annotated[str, typer.Option("--model", help="A timm model.", rich_help_panel=_MODEL)]
+Pretrained = Annotated[
+    bool,
+    typer.Option("--pretrained", help="timm's weights from the hub.", rich_help_panel=_MODEL),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(help="Weights from a safetensors or torch file.", rich_help_panel=_MODEL),
+]
+ImgSize = Annotated[int, typer.Option(help="Side of the square images.", rich_help_panel=_MODEL)]
+Dataset = Annotated[
+    str,
+    typer.Option(help="digits, folder, or a timm name: torch/cifar100 ...", rich_help_panel=_DATA),
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Where the dataset lies.", rich_help_panel=_DATA)
+]
+DatasetDownload = Annotated[
+    bool,
+    typer.Option("--dataset-download", help="Let timm fetch the dataset.", rich_help_panel=_DATA),
+]
+Hflip = Annotated[
+    float | None,
+    typer.Option(
+        help="Chance of a horizontal flip [default: 0.5; 0 for digits].",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+Opt = Annotated[str, typer.Option(help="A timm optimizer.", rich_help_panel=_TRAINING)]
+Lr = Annotated[
+    float | None,
+    typer.Option(
+        help="Learning rate η, constant [default: 1e-4; 1e-2 for SGD].",
+        rich_help_panel=_TRAINING,
+        show_default=False,
+    ),
+]
+WeightDecay = Annotated[float, typer.Option(help="Decay rate λ.", rich_help_panel=_TRAINING)]
+Momentum = Annotated[float, typer.Option(help="For SGD and its kin.", rich_help_panel=_TRAINING)]
+MethodOption = Annotated[
+    Method,
+    typer.Option(
+        "--method",
+        help="own: the optimizer's weight_decay as it is; wd: the paper's, on any optimizer.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+ConventionOption = Annotated[
+    Convention,
+    typer.Option(
+        "--convention",
+        help="What a step takes off: c = ηλ, or c = λ as Eq. 1 is printed (with --method wd).",
+        rich_help_panel=_TRAINING,
+    ),
+]
+ScaleOption = Annotated[
+    Scale,
+    typer.Option(
+        "--scale", help="λ·i/n, 2λ·i/n (the paper's experiments), or 2λ·i/(n+1) whose mean is λ."
+    ),
+]
+FilterBiasAndBn = Annotated[
+    bool,
+    typer.Option(
+        "--filter-bias-and-bn",
+        help="Spare biases, norms and the model's own list, by timm's rule.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+BatchSize = Annotated[int, typer.Option(help="Images in a step.", rich_help_panel=_TRAINING)]
+Epochs = Annotated[int, typer.Option(help="Passes over the data.", rich_help_panel=_TRAINING)]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Stop after so many steps, instead of --epochs.", rich_help_panel=_TRAINING),
+]
+Seed = Annotated[int, typer.Option(help="Of weights, order and flips.", rich_help_panel=_TRAINING)]
+DeviceOption = Annotated[
+    Device, typer.Option("--device", help="Where to compute.", rich_help_panel=_TRAINING)
+]
+Amp = Annotated[bool, typer.Option("--amp", help="Mixed precision.", rich_help_panel=_TRAINING)]
+AmpDtypeOption = Annotated[
+    AmpDtype, typer.Option("--amp-dtype", help="With --amp.", rich_help_panel=_TRAINING)
+]
+ChannelsLast = Annotated[
+    bool,
+    typer.Option("--channels-last", help="Channels-last memory format.", rich_help_panel=_TRAINING),
+]
+Every = Annotated[int, typer.Option(help="Measure every so-many-th step.", rich_help_panel=_OUTPUT)]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of this run [default: runs/...].", rich_help_panel=_OUTPUT, show_default=False
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="One JSON object on stdout, the rest on stderr.", rich_help_panel=_OUTPUT
+    ),
+]

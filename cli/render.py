@@ -1,0 +1,200 @@
+"""Results to the terminal: tables on stdout, progress on stderr."""
+
+import sys
+import time
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+_LINE_SECONDS = 10.0  # between progress lines where stderr is no terminal
+
+
+def share(value: float | None, digits: int = 3) -> str:
+    """A fraction as per cent; a dash where there is none."""
+    if value is None or value != value:
+        return "–"
+    percent = 100 * value
+    if 0 < percent < 10**-digits:
+        return f"{percent:.1e} %"
+    return f"{percent:.{digits}f} %"
+
+
+def show_warnings() -> None:
+    """Print warnings as one plain line each."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        err.print(f"[yellow]wdprobe: warning:[/] {escape(str(message))}", soft_wrap=True)
+
+    warnings.showwarning = show
+
+
+class TrainingProgress:
+    """A live bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=err,
+            transient=True,
+            expand=True,
+        )
+        self._task = self._bar.add_task("train", total=None, numbers="")
+        self._total = 0
+        self._begun = self._told = time.monotonic()
+        self._score = ""
+
+    def __enter__(self) -> Self:
+        """Return itself; the bar appears when training starts."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+    def started(self, total_steps: int, folder: Path, data: Any, layer_count: int) -> None:
+        """Say what is trained, and begin."""
+        self._total, self._begun = total_steps, time.monotonic()
+        err.print(
+            f"{data.name}: {data.train_size:,} training and {data.test_size:,} test images, "
+            f"{data.num_classes} classes · {layer_count} layers · writing {escape(str(folder))}",
+            soft_wrap=True,
+        )
+        self._bar.update(self._task, total=total_steps)
+        if err.is_terminal:
+            self._bar.start()
+
+    def stepped(self, step: Any, record: Any) -> None:
+        """Show a step."""
+        now = time.monotonic()
+        pace = step.step / max(now - self._begun, 1e-9)
+        rate = "" if record is None else f"R_op {share(record.rate)} · "
+        numbers = f"loss {step.loss:.3f} · {rate}{pace:.1f} steps/s"
+        self._bar.update(self._task, completed=step.step, numbers=f"{numbers}{self._score}")
+        if not err.is_terminal and (now - self._told > _LINE_SECONDS or step.step == self._total):
+            self._told = now
+            left = (self._total - step.step) / pace
+            err.print(
+                f"step {step.step}/{self._total} · {numbers}{self._score} · {left:.0f} s left"
+            )
+
+    def scored(self, epoch: int, score: Any) -> None:
+        """Remember the latest evaluation."""
+        self._score = f" · top-1 {100 * score.top1:.1f} %"
+
+
+def rop_summary(summary: dict[str, Any]) -> None:
+    """The result of `wdprobe rop` for a person."""
+    top1 = "" if summary["top1"] is None else f" · top-1 {share(summary['top1'], 1)}"
+    out.print(
+        f"\n[bold]Opposing-penalty rate[/] · {escape(summary['model'])} on "
+        f"{escape(summary['dataset'])} · {escape(summary['optimizer'])} · η {summary['lr']:g} · "
+        f"λ {summary['weight_decay']:g} · {summary['steps']} steps{top1}"
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("", "mean", "max", "last"):
+        table.add_column(title, justify="left" if not title else "right")
+    for title, key, digits in (
+        ("R_op, share of weights", "rate", 3),
+        ("R_op by size, share of Σ|P|", "mass", 4),
+        ("sign flips by the step alone", "flip_rate", 3),
+    ):
+        values = summary[key]
+        table.add_row(title, *(share(values[k], digits) for k in ("mean", "max", "last")))
+    out.print(table)
+    _worst_layers(summary["layers"], summary["layer_definition"])
+    for finding in summary["findings"]:
+        out.print(f"• {escape(finding)}")
+    out.print(f"\nRun folder: {escape(summary['run'])}", soft_wrap=True)
+
+
+def _worst_layers(layers: list[dict[str, Any]], definition: str) -> None:
+    known = [layer for layer in layers if layer["rate"] is not None and layer["rate"] > 0]
+    if not known:
+        return
+    worst = sorted(known, key=lambda layer: -layer["rate"])[:5]
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        title=f"Layers that oppose most, of {len(layers)} ({definition})",
+        title_justify="left",
+        title_style="",
+    )
+    table.add_column("layer", justify="right")
+    table.add_column("name", overflow="ellipsis", no_wrap=True, max_width=48)
+    table.add_column("R_op", justify="right")
+    table.add_column("by size", justify="right")
+    table.add_column("")
+    for layer in worst:
+        bar = "█" * max(1, round(20 * layer["rate"] / worst[0]["rate"]))
+        table.add_row(
+            str(layer["index"]),
+            escape(layer["name"]),
+            share(layer["rate"]),
+            share(layer["mass"], 4),
+            f"[blue]{bar}[/]",
+        )
+    out.print()
+    out.print(table)
+    out.print()
+
+
+def layers_table(result: dict[str, Any]) -> None:
+    """The result of `wdprobe layers` for a person."""
+    out.print(
+        f"[bold]{escape(result['model'])}[/] · n = {len(result['layers'])} layers "
+        f"({result['definition']}) · {result['weights']:,} weights · λ {result['weight_decay']:g}, "
+        f"scale {result['scale']}, mean λᵢ {result['mean_rate']:.4g}"
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("i", justify="right")
+    table.add_column("layer", overflow="ellipsis", no_wrap=True)
+    table.add_column("tensors", justify="right")
+    table.add_column("weights", justify="right")
+    table.add_column("λᵢ", justify="right")
+    table.add_column("decaying tensors", overflow="ellipsis", no_wrap=True)
+    for layer in result["layers"]:
+        decaying, count = layer["decayed"], layer["tensors"]
+        shown = "all" if len(decaying) == count else f"{len(decaying)} of {count}"
+        named = "" if len(decaying) in (0, count) else ": " + ", ".join(_tails(layer))
+        table.add_row(
+            str(layer["index"]),
+            escape(layer["name"]),
+            str(count),
+            f"{layer['weights']:,}",
+            f"{layer['rate']:.4g}",
+            escape(("none" if not decaying else shown) + named),
+        )
+    out.print(table)
+
+
+def _tails(layer: dict[str, Any]) -> list[str]:
+    """The decaying tensors' names without what they share."""
+    parts = [name.split(".") for name in layer["decayed"]]
+    shared = 0
+    while len(parts) > 1 and len({tuple(p[: shared + 1]) for p in parts}) == 1:
+        shared += 1
+    return [".".join(p[shared:] or p[-1:]) for p in parts]
+
+
+def to_stdout(text: str) -> None:
+    """Machine-readable output, untouched by rich."""
+    sys.stdout.write(text + "\n")

@@ -1,0 +1,59 @@
+"""wd_probe: what does your weight decay really do?
+
+Names are imported on first use, so that ``wdprobe --help`` need not load torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .decay import WeightDecay
+    from .errors import InputError, RunError, WdProbeError, WdProbeWarning
+    from .layers import Layer, layers, layerwise_rates
+    from .penalty import opposing
+    from .probe import OpposingPenaltyProbe
+    from .records import StepRecord, Tally
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "InputError": "errors",
+    "Layer": "layers",
+    "OpposingPenaltyProbe": "probe",
+    "RunError": "errors",
+    "StepRecord": "records",
+    "Tally": "records",
+    "WdProbeError": "errors",
+    "WdProbeWarning": "errors",
+    "WeightDecay": "decay",
+    "layers": "layers",
+    "layerwise_rates": "layers",
+    "opposing": "penalty",
+}
+
+__all__ = [
+    "InputError",
+    "Layer",
+    "OpposingPenaltyProbe",
+    "RunError",
+    "StepRecord",
+    "Tally",
+    "WdProbeError",
+    "WdProbeWarning",
+    "WeightDecay",
+    "layers",
+    "layerwise_rates",
+    "opposing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'wd_probe' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,117 @@
+"""Measurements to TensorBoard: few tags, one event file."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import InputError
+from .layers import Layers
+from .records import StepRecord, Tally, fields, summed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Dashboard:
+    """Writes one run's event file.
+
+    Args:
+        folder: the run folder.
+        stages: the model's coarse layers, each of which gets a chart.
+    """
+
+    def __init__(self, folder: Path, stages: Layers) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.stages = stages
+        self._writer = SummaryWriter(str(folder), flush_secs=10)  # type: ignore[no-untyped-call]
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a point to each named chart; a value that is not a number is left out."""
+        for tag, value in values.items():
+            if math.isfinite(value):
+                self._writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+
+    def record(self, step: int, record: StepRecord) -> None:
+        """Add a measured step: totals, and each stage."""
+        self.scalars(
+            step,
+            {
+                "R_op/rate": record.rate,
+                "R_op/mass": record.mass,
+                "R_op/flip_rate": record.flip_rate,
+            },
+        )
+        rows = summed(self.stages, record.names, record.values)
+        width = len(str(len(rows)))
+        self.scalars(
+            step,
+            {
+                f"R_op by stage/{stage.index:0{width}d} {stage.name}": Tally(*fields(row)).rate
+                for stage, row in zip(self.stages, rows, strict=True)
+            },
+        )
+
+    def figure(self, tag: str, figure: "Figure", step: int) -> None:
+        """Add a figure as an image."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        self._writer.add_image(tag, pixels, step, dataformats="HWC")  # type: ignore[no-untyped-call]
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Add a text in Markdown."""
+        self._writer.add_text(tag, markdown)  # type: ignore[no-untyped-call]
+
+    def hparams(
+        self, options: Mapping[str, str | float | int | bool], results: Mapping[str, float]
+    ) -> None:
+        """Add the row that the HParams tab compares runs by."""
+        self._writer.add_hparams(dict(options), dict(results), run_name=".")  # type: ignore[no-untyped-call]
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Write what is buffered and close the file."""
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+def serve(folder: Path, port: int, host: str = "localhost") -> str:
+    """Start TensorBoard on a folder in this process, and return its address.
+
+    Raises:
+        InputError: the folder does not exist, or the port is taken.
+    """
+    import logging
+    import warnings
+
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; run `wdprobe rop` first, or name another")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tensorboard imports pkg_resources
+        from tensorboard import program
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        board = program.TensorBoard()
+        arguments: Sequence[str] = (
+            "tensorboard",
+            "--logdir",
+            str(folder),
+            "--host",
+            host,
+            "--port",
+            str(port),
+        )
+        board.configure(argv=list(arguments))
+        try:
+            return str(board.launch())
+        except program.TensorBoardServerException as error:
+            raise InputError(f"TensorBoard cannot start: {error}; try --port 0") from error

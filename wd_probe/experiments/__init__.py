@@ -1,0 +1,1 @@
+"""The probes on timm models and datasets: what the command line runs."""

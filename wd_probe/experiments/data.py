@@ -1,0 +1,365 @@
+"""Image classification data: the embedded digits, and everything timm can name."""
+
+import gzip
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import timm.data
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import InputError
+from ..kernel import cache_dir
+
+#: A dataset whose resized uint8 images need no more than this is kept on the device.
+HELD_BYTES = 2 << 30
+#: Datasets whose pictures mean something else when mirrored.
+_NO_FLIP = ("digits", "mnist", "emnist", "qmnist", "kmnist", "svhn", "gtsrb")
+_IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+_IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Batches(Protocol):
+    """Batches of (float32 images (B, 3, H, W), normalized; int64 labels (B,)), again and again."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch."""
+        ...
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A dataset ready for training: ``train`` shuffles and flips, ``test`` does neither."""
+
+    name: str
+    num_classes: int
+    train: Batches
+    test: Batches
+    train_size: int
+    test_size: int
+    hflip: float
+
+
+class HeldBatches:
+    """Images held on one device as uint8, normalized as they are handed out.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        labels: int64 (N,).
+        batch_size: images in a batch; the last one may be smaller in evaluation.
+        device: where they are kept.
+        hflip: probability of a horizontal flip.
+        generator: shuffles and flips; None keeps the order and never flips.
+        channels_last: memory format of the batches.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        *,
+        device: torch.device,
+        hflip: float = 0.0,
+        generator: torch.Generator | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        self.images, self.labels = images.to(device), labels.to(device)
+        self.batch_size = min(batch_size, len(images))
+        self.hflip, self.generator = hflip, generator
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self._mean = 255 * torch.tensor(IMAGENET_DEFAULT_MEAN, device=device).view(1, 3, 1, 1)
+        self._std = 255 * torch.tensor(IMAGENET_DEFAULT_STD, device=device).view(1, 3, 1, 1)
+
+    def __len__(self) -> int:
+        """Batches in an epoch; a training epoch leaves out an incomplete last one."""
+        whole, rest = divmod(len(self.images), self.batch_size)
+        return whole + (rest > 0 and self.generator is None)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch."""
+        count, device = len(self.images), self.images.device
+        order = None
+        flips = torch.zeros(count, dtype=torch.bool)
+        if self.generator is not None:
+            order = torch.randperm(count, generator=self.generator).to(device)
+            flips = torch.rand(count, generator=self.generator) < self.hflip
+        flips = flips.to(device)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            stop = min(start + self.batch_size, count)
+            chosen = slice(start, stop) if order is None else order[start:stop]
+            images, flip = self.images[chosen], flips[start:stop].view(-1, 1, 1, 1)
+            if self.generator is not None and self.hflip > 0:
+                images = torch.where(flip, images.flip(-1), images)
+            pixels = (images.float() - self._mean) / self._std
+            yield pixels.contiguous(memory_format=self.format), self.labels[chosen]
+
+
+class LoaderBatches:
+    """timm's loader, its batches moved to the device."""
+
+    def __init__(self, loader: Any, device: torch.device, channels_last: bool) -> None:
+        self.loader, self.device = loader, device
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch."""
+        for images, labels in self.loader:
+            moved = images.to(self.device, non_blocking=True, memory_format=self.format)
+            yield moved, labels.to(self.device, non_blocking=True)
+
+
+def load_data(
+    name: str,
+    *,
+    batch_size: int,
+    img_size: int,
+    device: torch.device,
+    seed: int,
+    data_dir: Path | None = None,
+    download: bool = False,
+    hflip: float | None = None,
+    channels_last: bool = False,
+) -> Data:
+    """Open a dataset.
+
+    Args:
+        name: ``digits`` (scikit-learn's 1,797 images, a fifth of them held out, by a split that no
+            seed changes), or a dataset as timm names it: ``torch/cifar100``,
+            ``torch/fashion_mnist``, ``hfds/...``, ``wds/...``, or ``folder`` for the image folder
+            ``data_dir`` with ``train`` and ``validation`` below it.
+        batch_size: images in a batch.
+        img_size: images are resized to this square.
+        device: where batches are needed.
+        seed: of shuffling and flips.
+        data_dir: where it lies. For MNIST and its kin the folder with the four ``idx`` files,
+            gzipped or not, will do too.
+        download: let timm fetch it.
+        hflip: probability of a horizontal flip; default 0.5, and 0 for digits and signs.
+        channels_last: memory format of the batches.
+
+    Raises:
+        InputError: an unknown name, data that is not there.
+    """
+    if hflip is None:
+        hflip = 0.0 if name.rpartition("/")[2].lower() in _NO_FLIP else 0.5
+    generator = torch.Generator().manual_seed(seed)
+    if name == "digits":
+        splits = _digits(img_size)
+    else:
+        train, test = (
+            _open(name, split, data_dir, download, batch_size, seed)
+            for split in ("train", "validation")
+        )
+        if not _can_be_held(train, test, img_size):
+            return _streamed(name, train, test, batch_size, img_size, device, hflip, channels_last)
+        splits = (_held(train, img_size), _held(test, img_size))
+    (train_images, train_labels), (test_images, test_labels) = splits
+    return Data(
+        name,
+        int(torch.cat([train_labels, test_labels]).max()) + 1,
+        HeldBatches(
+            train_images,
+            train_labels,
+            batch_size,
+            device=device,
+            hflip=hflip,
+            generator=generator,
+            channels_last=channels_last,
+        ),
+        HeldBatches(
+            test_images,
+            test_labels,
+            max(batch_size, 256),
+            device=device,
+            channels_last=channels_last,
+        ),
+        len(train_images),
+        len(test_images),
+        hflip,
+    )
+
+
+def _digits(img_size: int) -> tuple[Batch, Batch]:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    kept, held_out = train_test_split(
+        np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
+    )
+    pixels = torch.from_numpy(images.reshape(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8)
+    pixels, targets = _resized(pixels, img_size), torch.from_numpy(labels).long()
+    return (pixels[kept], targets[kept]), (pixels[held_out], targets[held_out])
+
+
+def _resized(images: Tensor, img_size: int) -> Tensor:
+    """uint8 (N, 1 or 3, h, w) to uint8 (N, 3, img_size, img_size), a thousand at a time."""
+    parts = []
+    for chunk in images.split(1000):
+        if chunk.shape[-2:] != (img_size, img_size):
+            size = (img_size, img_size)
+            wide = F.interpolate(chunk.float(), size, mode="bilinear", antialias=True)
+            chunk = wide.round().clamp(0, 255).to(torch.uint8)
+        parts.append(chunk.expand(-1, 3, -1, -1))
+    return torch.cat(parts)
+
+
+def _open(
+    name: str, split: str, data_dir: Path | None, download: bool, batch_size: int, seed: int
+) -> Any:
+    kind, _, rest = name.rpartition("/")
+    if kind and kind.split("/")[0] not in ("torch", "hfds", "hfids", "wds", "tfds"):
+        raise InputError(
+            f"unknown dataset {name!r}; use digits, torch/NAME, hfds/NAME, wds/NAME, "
+            "or folder for the image folder --data-dir"
+        )
+    if not kind and name != "folder":
+        raise InputError(f"unknown dataset {name!r}; did you mean digits, folder or torch/{name}?")
+    if data_dir is not None and not data_dir.is_dir() and not download:
+        raise InputError(f"data folder {data_dir} does not exist")
+    if name == "folder" and data_dir is None:
+        raise InputError("--dataset folder needs --data-dir")
+    root = None if data_dir is None else str(_with_idx_files(rest.lower(), data_dir))
+    try:
+        dataset = timm.data.create_dataset(
+            name if kind else "",
+            root=root or ".",
+            split=split,
+            download=download,
+            is_training=split == "train",
+            batch_size=batch_size,
+            seed=seed,
+        )
+    except Exception as error:
+        if isinstance(error, AssertionError) and "Unknown" in str(error):
+            raise InputError(f"timm knows no dataset {name!r}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"dataset {name!r} cannot be read from {data_dir or '.'} "
+            f"({reason}); give --data-dir, or --dataset-download where there is a network"
+        ) from error
+    return dataset
+
+
+def _with_idx_files(name: str, folder: Path) -> Path:
+    """A root that torchvision accepts, for a folder that holds the idx files themselves.
+
+    Debian's ``dataset-fashion-mnist`` has them gzipped in one folder; torchvision wants them
+    unpacked under ROOT/FashionMNIST/raw. Unpacked copies are kept in the user's cache.
+    """
+    kept_as = _IDX_SETS.get(name)
+    if kept_as is None or (folder / kept_as / "raw").is_dir():
+        return folder
+    found = {
+        file: path
+        for file in _IDX_FILES
+        for path in (folder / file, folder / f"{file}.gz")
+        if path.is_file()
+    }
+    if len(found) < len(_IDX_FILES):
+        return folder
+    raw = cache_dir() / "idx" / kept_as / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for file, path in found.items():
+        target = raw / file
+        if not target.exists():
+            partial = target.with_suffix(".partial")
+            reader = gzip.open if path.suffix == ".gz" else open
+            with reader(path, "rb") as source, partial.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+            partial.replace(target)
+    return raw.parent.parent
+
+
+def _can_be_held(train: Any, test: Any, img_size: int) -> bool:
+    try:
+        return (len(train) + len(test)) * 3 * img_size**2 <= HELD_BYTES
+    except TypeError:
+        return False
+
+
+def _held(dataset: Any, img_size: int) -> Batch:
+    """A map-style dataset decoded once into uint8 images and labels."""
+    pixels, labels = getattr(dataset, "data", None), getattr(dataset, "targets", None)
+    if isinstance(pixels, Tensor | np.ndarray) and labels is not None:
+        images = torch.as_tensor(pixels)
+        images = images.unsqueeze(1) if images.ndim == 3 else images.movedim(-1, 1)
+        return _resized(images, img_size), torch.as_tensor(labels).long()
+    from torchvision.transforms import v2
+
+    dataset.transform = v2.Compose(
+        [v2.RGB(), v2.Resize(img_size), v2.CenterCrop(img_size), v2.PILToTensor()]
+    )
+    parts = [
+        (images, torch.as_tensor(labels))
+        for images, labels in torch.utils.data.DataLoader(dataset, batch_size=256)
+    ]
+    images, targets = zip(*parts, strict=True)
+    return torch.cat(images), torch.cat(targets).long()
+
+
+def _streamed(
+    name: str,
+    train: Any,
+    test: Any,
+    batch_size: int,
+    img_size: int,
+    device: torch.device,
+    hflip: float,
+    channels_last: bool,
+) -> Data:
+    """A dataset too large to hold, through timm's loader with the same augmentation."""
+    shared: dict[str, Any] = {
+        "input_size": (3, img_size, img_size),
+        "use_prefetcher": False,
+        "num_workers": 2,
+        "device": device,
+    }
+    train_loader = timm.data.create_loader(
+        train,
+        batch_size=batch_size,
+        is_training=True,
+        hflip=hflip,
+        color_jitter=0.0,
+        scale=(1.0, 1.0),
+        ratio=(1.0, 1.0),
+        **shared,
+    )
+    test_loader = timm.data.create_loader(
+        test, batch_size=max(batch_size, 256), is_training=False, crop_pct=1.0, **shared
+    )
+    reader = getattr(train, "reader", None)
+    classes = getattr(reader, "class_to_idx", None) or getattr(train, "classes", None)
+    if not classes:
+        raise InputError(f"dataset {name!r} does not say how many classes it has")
+    return Data(
+        name,
+        len(classes),
+        LoaderBatches(train_loader, device, channels_last),
+        LoaderBatches(test_loader, device, channels_last),
+        len(train),
+        len(test),
+        hflip,
+    )

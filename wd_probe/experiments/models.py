@@ -1,0 +1,204 @@
+"""timm models, by name, with weights from nowhere, a hub or a file."""
+
+import difflib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from ..errors import InputError, RunError
+from ..layers import Scale, check_rate, decayed_parameters, layers, layerwise_rates
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    img_size: int,
+    pretrained: bool = False,
+    checkpoint: Path | None = None,
+    check_size: bool = True,
+) -> nn.Module:
+    """A timm model for square images of ``img_size``, on the CPU.
+
+    Args:
+        name: a timm name, or ``hf-hub:...`` / ``local-dir:...`` as timm takes them.
+        num_classes: outputs of the head.
+        img_size: given to models that are built for one size (ViT, Swin, ...).
+        pretrained: take timm's pretrained weights from the hub.
+        checkpoint: take the weights of this safetensors or torch file.
+        check_size: try one image, so that a model that cannot take the size is found out here.
+
+    Raises:
+        InputError: an unknown name, no pretrained weights, a file that cannot be read or does not
+            fit, a model that cannot take such images.
+        RunError: the hub cannot be reached.
+    """
+    if pretrained and checkpoint is not None:
+        raise InputError("--pretrained and --checkpoint exclude each other")
+    if ":" not in name and not timm.is_model(name):
+        raise InputError(f"unknown model {name!r}{_near(name)}")
+    try:
+        model = _build(name, num_classes, img_size, pretrained)
+    except (InputError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if "pretrained" in str(error).lower() and "tag" in str(error).lower():
+            raise InputError(f"{name}: {error}") from error
+        if pretrained or ":" in name:
+            raise RunError(
+                f"the weights of {name} could not be had from the hub ({_first_line(error)}); "
+                "use --checkpoint with a local file, or leave --pretrained out"
+            ) from error
+        raise InputError(f"timm cannot build {name}: {_first_line(error)}") from error
+    if pretrained and not (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
+        raise InputError(f"timm has no pretrained weights for {name}; leave --pretrained out")
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    if check_size:
+        _check_size(model, name, img_size)
+    return model
+
+
+def _build(name: str, num_classes: int, img_size: int, pretrained: bool) -> nn.Module:
+    options: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
+    try:
+        model: nn.Module = timm.create_model(name, img_size=img_size, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        model = timm.create_model(name, **options)
+    return model
+
+
+def _check_size(model: nn.Module, name: str, img_size: int) -> None:
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, img_size, img_size))
+    except Exception as error:
+        own = (getattr(model, "default_cfg", None) or {}).get("input_size", (3, 224, 224))
+        raise InputError(
+            f"{name} cannot take {img_size}×{img_size} images ({_first_line(error)}); "
+            f"try --img-size {own[-1]}"
+        ) from error
+    finally:
+        model.train(was_training)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    line = text.splitlines()[0]
+    return line if len(line) <= 160 else line[:157] + "..."
+
+
+def near_names(name: str, known: list[str]) -> str:
+    """A "; did you mean ...?" for an unknown name, or nothing."""
+    close = [k for k in known if name.lower() in k.lower()][:3]
+    close += [k for k in difflib.get_close_matches(name, known, n=5) if k not in close]
+    return f"; did you mean {', '.join(close[:5])}?" if close else ""
+
+
+def _near(name: str) -> str:
+    return near_names(name, timm.list_models()) or "; `timm.list_models()` names them all"
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a checkpoint into a model; every tensor must fit.
+
+    Pickles are read with ``weights_only=True``: a file with code in it is refused, not run.
+
+    Raises:
+        InputError: the file is missing, damaged, holds code, or belongs to another model (the
+            message names the keys that differ).
+    """
+    state = read_weights(path)
+    own = model.state_dict()
+    missing = sorted(set(own) - set(state))
+    unexpected = sorted(set(state) - set(own))
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} there and {tuple(own[key].shape)} here"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    complaints = [
+        *([f"{len(missing)} missing ({_some(missing)})"] if missing else []),
+        *([f"{len(unexpected)} unexpected ({_some(unexpected)})"] if unexpected else []),
+        *([f"{len(shapes)} of another shape ({_some(shapes)})"] if shapes else []),
+    ]
+    if complaints:
+        raise InputError(f"checkpoint {path} is of another model: tensors {'; '.join(complaints)}")
+    model.load_state_dict(state)
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
+
+
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a safetensors or torch checkpoint, by name.
+
+    Raises:
+        InputError: the file is missing, damaged, holds code or holds no weights.
+    """
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist")
+    try:
+        state = load_state_dict(str(path), use_ema=False, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error) or "global" in str(error):
+            raise InputError(
+                f"checkpoint {path} holds more than weights and is refused, since reading it could "
+                "run code; save its state_dict as safetensors"
+            ) from error
+        raise InputError(f"checkpoint {path} is damaged or no checkpoint") from error
+    except Exception as error:
+        raise InputError(
+            f"checkpoint {path} is damaged or no checkpoint ({_first_line(error)})"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"checkpoint {path} holds no state_dict of tensors")
+    return state
+
+
+def describe_layers(
+    name: str, *, img_size: int, weight_decay: float, scale: Scale, filter_bias_and_bn: bool
+) -> dict[str, Any]:
+    """What `wdprobe layers` prints; the model is built without memory for its weights.
+
+    Raises:
+        InputError: an unknown model, a rate that is negative or not finite.
+    """
+    check_rate(weight_decay, "--weight-decay")
+    with torch.device("meta"):
+        model = create_model(name, num_classes=1000, img_size=img_size, check_size=False)
+    found = layers(model)
+    rates = layerwise_rates(len(found), weight_decay, scale)
+    decayed = set(decayed_parameters(model, filter_bias_and_bn=filter_bias_and_bn))
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return {
+        "command": "layers",
+        "model": name,
+        "definition": found.definition,
+        "weights": sum(sizes.values()),
+        "weight_decay": weight_decay,
+        "scale": scale,
+        "mean_rate": sum(rates) / len(rates),
+        "layers": [
+            {
+                "index": layer.index,
+                "name": layer.name,
+                "tensors": len(layer.parameters),
+                "weights": sum(sizes[name] for name in layer.parameters),
+                "rate": rate,
+                "parameters": layer.parameters,
+                "decayed": [name for name in layer.parameters if name in decayed],
+            }
+            for layer, rate in zip(found, rates, strict=True)
+        ],
+    }

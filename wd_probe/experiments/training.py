@@ -1,0 +1,192 @@
+"""Training and evaluation of one model: a plain loop that the probe is attached to."""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from ..errors import InputError
+from ..hooks import hooked
+from .data import Batches
+from .models import near_names
+
+Device = Literal["auto", "cuda", "mps", "cpu"]
+_HELD_BACK = 16  # steps whose numbers may wait on a device that runs ahead of the host
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One training step.
+
+    Attributes:
+        step: its number, from 1.
+        epoch: from 1.
+        loss: of its batch.
+        lr: the live learning rate of the first parameter group.
+        update: which call of ``optimizer.step()`` it made; None where `GradScaler` left it out.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    lr: float
+    update: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """An evaluation: share of right answers, in [0, 1], and mean cross-entropy."""
+
+    top1: float
+    loss: float
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for ``auto``, ``cuda``, ``cuda:1``, ``mps`` or ``cpu``.
+
+    Raises:
+        InputError: this machine does not have it.
+    """
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in has.items() if there)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {name!r}; use auto, cuda, mps or cpu") from error
+    if not has.get(device.type, False):
+        raise InputError(f"device {name} is asked for, and this machine has none; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name} is asked for; there are {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def create_optimizer(
+    model: nn.Module, name: str, *, lr: float, weight_decay: float, momentum: float
+) -> Optimizer:
+    """A timm optimizer by name, over every parameter alike (theory fact 14).
+
+    Raises:
+        InputError: an unknown name, or options it does not take.
+    """
+    try:
+        known = name.lower() in list_optimizers()
+        if not known:
+            raise InputError(
+                f"unknown optimizer {name!r}{near_names(name, list_optimizers())}; "
+                "`timm.optim.list_optimizers()` names them all"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return create_optimizer_v2(
+                model,
+                name,
+                lr=lr,
+                weight_decay=weight_decay,
+                momentum=momentum,
+                filter_bias_and_bn=False,
+            )
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"timm cannot build the optimizer {name}: {error}") from error
+
+
+class Trainer:
+    """Trains a model with a constant learning rate, one step after another.
+
+    Args:
+        model: on its device.
+        optimizer: steps it.
+        data: training batches, on the same device.
+        amp_dtype: autocast to this dtype, or None for full precision; float16 scales the loss.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        data: Batches,
+        *,
+        amp_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.data = model, optimizer, data
+        self.amp_dtype = amp_dtype
+        self.device = next(model.parameters()).device
+        self.updates = 0
+        hooked(optimizer).register_step_post_hook(self._count)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
+
+    def _count(self, *_: Any) -> None:
+        self.updates += 1
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision that forward passes run in."""
+        if self.amp_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.amp_dtype)
+
+    def epoch(self, number: int, first_step: int, max_steps: int) -> Iterator[Step]:
+        """Train one epoch, or until step ``max_steps``; yields each step's numbers.
+
+        On a device that runs ahead of the host, numbers are read some steps late and in one go.
+        """
+        held: list[tuple[Tensor, Step]] = []
+        hold = 1 if self.device.type == "cpu" else _HELD_BACK
+        self.model.train()
+        for step, (images, labels) in enumerate(self.data, start=first_step):
+            if step > max_steps:
+                break
+            with self.autocast():
+                loss = F.cross_entropy(self.model(images), labels)
+            self.scaler.scale(loss).backward()
+            before = self.updates
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad()
+            update = self.updates if self.updates > before else None
+            lr = float(self.optimizer.param_groups[0]["lr"])
+            held.append((loss.detach(), Step(step, number, math.nan, lr, update)))
+            if len(held) >= hold:
+                yield from self._read(held)
+                held = []
+        yield from self._read(held)
+
+    @staticmethod
+    def _read(held: list[tuple[Tensor, Step]]) -> Iterator[Step]:
+        if held:
+            losses = torch.stack([loss.float() for loss, _ in held]).tolist()
+            for (_, step), loss in zip(held, losses, strict=True):
+                yield replace(step, loss=loss)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    data: Batches,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> Score:
+    """Top-1 and loss over the data, in evaluation mode; the model's mode is put back."""
+    was_training = model.training
+    model.eval()
+    right, total_loss, count = [], [], 0
+    try:
+        for images, labels in data:
+            with autocast():
+                logits = model(images).float()
+            right.append((logits.argmax(1) == labels).sum())
+            total_loss.append(F.cross_entropy(logits, labels, reduction="sum"))
+            count += len(labels)
+    finally:
+        model.train(was_training)
+    if not count:
+        return Score(math.nan, math.nan)
+    return Score(float(torch.stack(right).sum()) / count, float(sum(total_loss)) / count)

@@ -1,0 +1,160 @@
+"""A run's records as figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+if TYPE_CHECKING:
+    from .experiments.runs import Run
+
+_INK = "#222222"
+_LINE, _SECOND = "#0b5fa5", "#d1495b"
+_WINDOW = 25  # points a smoothed curve is averaged over, at most
+
+
+def _figure(title: str, width: float = 7.0, height: float = 3.8) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure.suptitle(title, fontsize=10, color=_INK, x=0.01, ha="left")
+    return figure
+
+
+def _axes(figure: Figure, xlabel: str, ylabel: str):  # type: ignore[no-untyped-def]
+    axes = figure.subplots()
+    axes.set_xlabel(xlabel, fontsize=9)
+    axes.set_ylabel(ylabel, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _title(run: "Run") -> str:
+    c = run.config
+    return (
+        f"{c['model']} on {c['dataset']} · {c['opt']} · η {c['lr']:g} · λ {c['weight_decay']:g} "
+        f"· batch {c['batch_size']}"
+    )
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    window = max(1, min(_WINDOW, len(values) // 8))
+    padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
+    return np.convolve(padded, np.ones(window) / window, mode="valid")
+
+
+def opposing_rate(run: "Run") -> Figure:
+    """R_op over the steps of a run (the form of Fig. 2a), with the share that are sign flips."""
+    figure = _figure(f"Opposing-penalty rate · {_title(run)}")
+    axes = _axes(figure, "step", "opposing penalties")
+    steps, rate = (np.asarray(run.steps[name]) for name in ("step", "rate"))
+    known = np.isfinite(rate)
+    steps, rate = steps[known], rate[known]
+    axes.plot(steps, rate, color=_LINE, linewidth=0.7, alpha=0.45)
+    if len(rate) > 1:
+        axes.plot(steps, _smooth(rate), color=_LINE, linewidth=1.8, label="R_op (share of weights)")
+        mass = np.asarray(run.steps["mass"])[known]
+        axes.plot(
+            steps, _smooth(mass), color=_SECOND, linewidth=1.5, label="by size (share of Σ|P|)"
+        )
+        axes.legend(frameon=False, fontsize=8, loc="best")
+    if len(rate):
+        top = int(rate.argmax())
+        axes.scatter(
+            steps[top], rate[top], facecolors="none", edgecolors=_INK, s=36, zorder=3, linewidth=1.0
+        )
+        axes.annotate(
+            f"max {rate[top]:.3%}",
+            (steps[top], rate[top]),
+            xytext=(6, 2),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set_ylim(bottom=0)
+    axes.margins(y=0.12)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return figure
+
+
+def layer_heatmap(run: "Run") -> Figure:
+    """R_op of every layer at every step; shallow layers on top."""
+    steps = np.unique(run.layers["step"])
+    count = len(run.layer_names)
+    grid = np.full((count, len(steps)), np.nan)
+    columns = np.searchsorted(steps, run.layers["step"])
+    grid[np.asarray(run.layers["index"], dtype=int) - 1, columns] = run.layers["rate"]
+    figure = _figure(f"R_op by layer · {_title(run)}", height=max(3.0, 1.1 + 0.17 * min(count, 60)))
+    axes = _axes(figure, "step", "layer (1 = shallowest)")
+    axes.grid(visible=False)
+    finite = grid[np.isfinite(grid)]
+    # One extreme layer or step must not turn the rest into one colour.
+    top = float(np.quantile(finite, 0.99)) if finite.size else 0.0
+    image = axes.imshow(
+        grid,
+        aspect="auto",
+        interpolation="nearest",
+        cmap="viridis",
+        vmin=0,
+        vmax=top or 1e-9,
+        extent=(steps[0] - 0.5, steps[-1] + 0.5, count + 0.5, 0.5),
+    )
+    every = max(1, -(-count // 40))
+    shown = range(1, count + 1, every)
+    axes.set_yticks(list(shown), [_short(f"{k} {run.layer_names[k - 1]}") for k in shown])
+    axes.tick_params(axis="y", labelsize=6.5)
+    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1.0), extend="max", pad=0.01)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("opposing penalties", fontsize=8)
+    return figure
+
+
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def decay_profile(run: "Run") -> Figure:
+    """R_op as a function of the decay rate λ, from the recorded updates of one run (fact 4)."""
+    figure = _figure(f"R_op had λ been another · {_title(run)}")
+    axes = _axes(figure, "weight decay λ", "opposing penalties")
+    columns: Mapping[str, Sequence[float]] = run.profile
+    rates = np.unique(columns["rate"])
+    share = np.asarray(columns["opposing"]) / np.maximum(columns["penalized"], 1)
+    curves = np.stack([share[np.asarray(columns["rate"]) == rate] for rate in rates])
+    low, middle, high = np.quantile(curves, [0.1, 0.5, 0.9], axis=1)
+    axes.fill_between(rates, low, high, color=_LINE, alpha=0.15, linewidth=0, label="80 % of steps")
+    axes.plot(rates, middle, color=_LINE, linewidth=1.8, label="median step")
+    own = run.config["weight_decay"]
+    axes.axvline(own, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.annotate(
+        f" this run: {own:g}", (own, 0.02), xycoords=("data", "axes fraction"), fontsize=8
+    )
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0, y=0.15)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    return figure
+
+
+#: The figures of `wdprobe rop`: file name, the table each needs, and what draws it.
+ROP_FIGURES: tuple[tuple[str, str, Callable[["Run"], Figure]], ...] = (
+    ("rop_over_steps", "steps", opposing_rate),
+    ("rop_by_layer", "layers", layer_heatmap),
+    ("rop_by_decay_rate", "profile", decay_profile),
+)
+
+
+def draw_rop(run: "Run") -> dict[str, Figure]:
+    """Every figure of `wdprobe rop` that the run has numbers for, by name."""
+    return {name: draw(run) for name, table, draw in ROP_FIGURES if getattr(run, table).get("step")}
+
+
+def save(figures: Mapping[str, Figure], folder: Path) -> None:
+    """Write figures as PNG files into a folder."""
+    folder.mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png")

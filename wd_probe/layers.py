@@ -1,0 +1,276 @@
+"""A model's layers from shallow to deep, and the decay rates of Eq. 9."""
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+
+Scale = Literal["eq9", "max2", "mean"]
+Definition = Literal["timm", "forward", "registration"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of a model.
+
+    Attributes:
+        index: 1 (shallowest) to n (the head).
+        name: the modules it consists of, e.g. ``stages.1.{downsample,blocks.0}``.
+        parameters: names of its parameters, as in ``model.named_parameters()`` without the
+            prefixes that `torch.compile` and DDP add.
+    """
+
+    index: int
+    name: str
+    parameters: tuple[str, ...]
+
+
+class Layers(tuple[Layer, ...]):
+    """A tuple of :class:`Layer` that knows how they were found.
+
+    Attributes:
+        definition: "timm" (its own grouping of the model), "forward" (modules in the order the
+            forward pass first calls them) or "registration" (in the order they were registered).
+    """
+
+    definition: Definition
+
+    def __new__(cls, items: Iterable[Layer], definition: Definition) -> "Layers":
+        """Make the tuple."""
+        self = super().__new__(cls, items)
+        self.definition = definition
+        return self
+
+    def __getnewargs__(self) -> tuple[tuple[Layer, ...], Definition]:  # type: ignore[override]
+        return tuple(self), self.definition
+
+
+def layers(model: nn.Module, inputs: Any = None, *, coarse: bool = False) -> Layers:
+    """The layers of a model, shallow to deep, every parameter in exactly one (theory fact 13).
+
+    timm models are grouped as timm groups them (`group_matcher`). Any other model, and the few
+    timm models without a grouping, yield the modules that own parameters, in the order the forward
+    pass first calls them. That order is found on a weightless copy on torch's meta device, so the
+    model itself is not run; modules the pass never calls come last.
+
+    Args:
+        model: any module; wrapped by `torch.compile` or DDP too.
+        inputs: what the model is called with (a tensor, or a tuple of positional arguments). timm
+            models know their own. Without it other models come in the order of registration.
+        coarse: timm's coarse groups (stem, stages, head), else the top-level modules.
+
+    Returns:
+        A tuple of :class:`Layer`; its ``definition`` says which way they were found.
+
+    Raises:
+        InputError: the model has no parameters.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> for layer in layers(net, torch.randn(1, 4)):
+        ...     print(layer.index, layer.name, layer.parameters)
+        1 0 ('0.weight', '0.bias')
+        2 2 ('2.weight', '2.bias')
+    """
+    model = unwrap(model)
+    names = [clean_name(name) for name, _ in model.named_parameters()]
+    if not names:
+        raise InputError(f"{type(model).__name__} has no parameters, so it has no layers")
+    if hasattr(model, "group_matcher"):
+        groups = _timm_groups(model, coarse)
+        if groups is not None:
+            return _named(groups, names, "timm")
+    if coarse:
+        return _named(_grouped(names, depth=1), names, "registration")
+    owners = _grouped(names)
+    if inputs is None:
+        inputs = _timm_inputs(model)
+    order = None if inputs is None else _forward_order(model, inputs)
+    if order is None:
+        return _named(owners, names, "registration")
+    rank = {name: position for position, name in enumerate(order)}
+    owners = dict(sorted(owners.items(), key=lambda item: rank.get(item[0], math.inf)))
+    return _named(owners, names, "forward")
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile` and DDP wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def clean_name(name: str) -> str:
+    """A parameter's name without the prefixes of `torch.compile` and DDP."""
+    name = name.replace("_orig_mod.", "")
+    return name.removeprefix("module.") if name.startswith("module.") else name
+
+
+def _timm_groups(model: nn.Module, coarse: bool) -> list[list[str]] | None:
+    from timm.models import group_parameters
+
+    try:
+        matcher = model.group_matcher(coarse=coarse)  # type: ignore[operator]
+        return list(group_parameters(model, matcher).values())
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
+
+
+def _timm_inputs(model: nn.Module) -> Tensor | None:
+    size = (getattr(model, "default_cfg", None) or {}).get("input_size")
+    return None if size is None else torch.zeros(1, *size, device="meta")
+
+
+def _grouped(names: Sequence[str], depth: int | None = None) -> dict[str, list[str]]:
+    """Names by the module that owns them, or by their first ``depth`` components."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        owner = name.rpartition(".")[0] if depth is None else ".".join(name.split(".")[:depth])
+        groups.setdefault(owner, []).append(name)
+    return groups
+
+
+def _forward_order(model: nn.Module, inputs: Any) -> list[str] | None:
+    """Module names in the order a forward pass first calls them; None if the pass fails."""
+    tensors = (*model.parameters(), *model.buffers())
+    # Seeding the memo keeps deepcopy from copying the weights themselves.
+    memo: dict[int, Any] = {}
+    for tensor in tensors:
+        empty = torch.empty_like(tensor, device="meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+    order: list[str] = []
+    try:
+        ghost = copy.deepcopy(model, memo).eval()
+        for name, module in ghost.named_modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+            module.register_forward_pre_hook(lambda _m, _i, name=name: order.append(name))  # type: ignore[misc]
+        arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+        with torch.no_grad():
+            ghost(*(a.to("meta") if isinstance(a, Tensor) else a for a in arguments))
+    except Exception:  # a model that cannot run weightless is still a model with layers
+        return None
+    return list(dict.fromkeys(order))
+
+
+def _named(
+    groups: dict[str, list[str]] | list[list[str]], names: Sequence[str], definition: Definition
+) -> Layers:
+    members = list(groups.values()) if isinstance(groups, dict) else groups
+    members = [[clean_name(name) for name in group] for group in members if group]
+    titles = _titles(members)
+    found = Layers(
+        (
+            Layer(index, title, tuple(group))
+            for index, (title, group) in enumerate(zip(titles, members, strict=True), start=1)
+        ),
+        definition,
+    )
+    placed = [name for layer in found for name in layer.parameters]
+    if sorted(placed) != sorted(names):
+        raise InputError("the model's own grouping does not hold every parameter exactly once")
+    return found
+
+
+def _titles(groups: Sequence[Sequence[str]]) -> list[str]:
+    """For each group the shortest prefixes that none of the other groups' names share."""
+    owner: dict[str, int | None] = {}
+    for number, group in enumerate(groups):
+        for name in group:
+            parts = name.split(".")
+            for length in range(1, len(parts) + 1):
+                prefix = ".".join(parts[:length])
+                owner[prefix] = number if owner.get(prefix, number) == number else None
+    return [_braced([_own_prefix(name, n, owner) for name in g]) for n, g in enumerate(groups)]
+
+
+def _own_prefix(name: str, number: int, owner: dict[str, int | None]) -> str:
+    parts = name.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+    return next(prefix for prefix in prefixes if owner[prefix] == number)
+
+
+def _braced(prefixes: Sequence[str]) -> str:
+    unique = [prefix.split(".") for prefix in dict.fromkeys(prefixes)]
+    if len(unique) == 1:
+        return ".".join(unique[0])
+    shared = 0
+    while len({tuple(parts[: shared + 1]) for parts in unique}) == 1:
+        shared += 1
+    tails = [".".join(parts[shared:]) for parts in unique]
+    shown = tails if len(tails) <= 4 else [*tails[:2], "…", tails[-1]]
+    head = ".".join(unique[0][:shared])
+    return f"{head}.{{{','.join(shown)}}}" if head else ",".join(shown)
+
+
+def layerwise_rates(n: int, rate: float, scale: Scale = "max2") -> tuple[float, ...]:
+    """The decay rates λ_i of n layers, rising with depth (Eq. 9, theory fact 12).
+
+    Args:
+        n: number of layers.
+        rate: λ.
+        scale: "eq9": λ_i = λ·i/n, mean λ(n+1)/(2n). "max2" (the paper's section 4, and default):
+            2λ·i/n, mean λ(n+1)/n. "mean": 2λ·i/(n+1), mean exactly λ.
+
+    Returns:
+        n rates, for layer 1 to n.
+
+    Raises:
+        InputError: n < 1, a rate that is negative or not finite, an unknown scale.
+
+    Example:
+        >>> layerwise_rates(4, 0.1)
+        (0.05, 0.1, 0.15000000000000002, 0.2)
+    """
+    if n < 1:
+        raise InputError(f"n must be at least 1, got {n}")
+    check_rate(rate)
+    if scale not in get_args(Scale):
+        raise InputError(f"unknown scale {scale!r}; choose from {', '.join(get_args(Scale))}")
+    top = {"eq9": 1 / n, "max2": 2 / n, "mean": 2 / (n + 1)}[scale]
+    return tuple(rate * i * top for i in range(1, n + 1))
+
+
+def check_rate(rate: float, what: str = "rate") -> float:
+    """The rate, if it is one.
+
+    Raises:
+        InputError: it is negative or not finite.
+    """
+    if not (math.isfinite(rate) and rate >= 0):
+        raise InputError(f"{what} must be a finite number ≥ 0, got {rate}")
+    return rate
+
+
+def decayed_parameters(model: nn.Module, *, filter_bias_and_bn: bool = False) -> tuple[str, ...]:
+    """Names of the parameters that decay (theory fact 14).
+
+    Args:
+        model: any module.
+        filter_bias_and_bn: leave out what timm's optimizer factory leaves out under this name:
+            biases, norms and every other one-dimensional tensor, and the model's own
+            ``no_weight_decay()`` list. The default decays everything, as the paper does.
+
+    Returns:
+        Names in the order of ``named_parameters()``.
+    """
+    model = unwrap(model)
+    own = getattr(model, "no_weight_decay", None)
+    spared = set(own()) if filter_bias_and_bn and callable(own) else set()
+    return tuple(
+        clean_name(name)
+        for name, parameter in model.named_parameters()
+        if not filter_bias_and_bn
+        or not (parameter.ndim <= 1 or name.endswith(".bias") or clean_name(name) in spared)
+    )
