@@ -1,5 +1,6 @@
 """Results to the terminal: tables on stdout, progress on stderr."""
 
+import contextlib
 import sys
 import time
 import warnings
@@ -26,6 +27,11 @@ def share(value: float | None, digits: int = 3) -> str:
     if 0 < percent < 10**-digits:
         return f"{percent:.1e} %"
     return f"{percent:.{digits}f} %"
+
+
+def loading() -> contextlib.AbstractContextManager[object]:
+    """A spinner while the libraries load, on a terminal."""
+    return err.status("loading ...") if err.is_terminal else contextlib.nullcontext()
 
 
 def show_warnings() -> None:

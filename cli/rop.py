@@ -38,7 +38,7 @@ def rop(
     from . import render
 
     render.show_warnings()
-    with render.err.status("loading ..."):
+    with render.loading():
         from wd_probe.experiments.rop import RopOptions, measure
         from wd_probe.experiments.runs import dumps
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .decay import WeightDecay
     from .errors import InputError, RunError, WdProbeError, WdProbeWarning
-    from .layers import Layer, layers, layerwise_rates
+    from .layering import Layer, layers, layerwise_rates
     from .penalty import opposing
     from .probe import OpposingPenaltyProbe
     from .records import StepRecord, Tally
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "InputError": "errors",
-    "Layer": "layers",
+    "Layer": "layering",
     "OpposingPenaltyProbe": "probe",
     "RunError": "errors",
     "StepRecord": "records",
@@ -26,8 +26,8 @@ _HOME = {
     "WdProbeError": "errors",
     "WdProbeWarning": "errors",
     "WeightDecay": "decay",
-    "layers": "layers",
-    "layerwise_rates": "layers",
+    "layers": "layering",
+    "layerwise_rates": "layering",
     "opposing": "penalty",
 }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import InputError
-from .layers import Layers
+from .layering import Layers
 from .records import StepRecord, Tally, fields, summed
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ class Dashboard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.stages = stages
-        self._writer = SummaryWriter(str(folder), flush_secs=10)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), flush_secs=10)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to each named chart; a value that is not a number is left out."""
         for tag, value in values.items():
             if math.isfinite(value):
-                self._writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(tag, value, step)
 
     def record(self, step: int, record: StepRecord) -> None:
         """Add a measured step: totals, and each stage."""
@@ -62,25 +62,25 @@ class Dashboard:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-        self._writer.add_image(tag, pixels, step, dataformats="HWC")  # type: ignore[no-untyped-call]
+        self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
     def text(self, tag: str, markdown: str) -> None:
         """Add a text in Markdown."""
-        self._writer.add_text(tag, markdown)  # type: ignore[no-untyped-call]
+        self._writer.add_text(tag, markdown)
 
     def hparams(
         self, options: Mapping[str, str | float | int | bool], results: Mapping[str, float]
     ) -> None:
         """Add the row that the HParams tab compares runs by."""
-        self._writer.add_hparams(dict(options), dict(results), run_name=".")  # type: ignore[no-untyped-call]
+        self._writer.add_hparams(dict(options), dict(results), run_name=".")
 
     def flush(self) -> None:
         """Write what is buffered."""
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._writer.flush()
 
     def close(self) -> None:
         """Write what is buffered and close the file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 def serve(folder: Path, port: int, host: str = "localhost") -> str:

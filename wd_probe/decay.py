@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .errors import InputError
 from .hooks import StepHooks, hooked
-from .layers import check_rate, clean_name
+from .layering import check_rate, clean_name
 
 #: baseline: no decay. wd: θ' = θ − ηU(θ) − cθ (Eq. 1).
 Method = Literal["baseline", "wd"]

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from .experiments.runs import Run
@@ -22,8 +23,7 @@ def _figure(title: str, width: float = 7.0, height: float = 3.8) -> Figure:
     return figure
 
 
-def _axes(figure: Figure, xlabel: str, ylabel: str):  # type: ignore[no-untyped-def]
-    axes = figure.subplots()
+def _dress(axes: Any, ylabel: str, xlabel: str = "") -> Any:
     axes.set_xlabel(xlabel, fontsize=9)
     axes.set_ylabel(ylabel, fontsize=9)
     axes.tick_params(labelsize=8)
@@ -41,42 +41,40 @@ def _title(run: "Run") -> str:
     )
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     window = max(1, min(_WINDOW, len(values) // 8))
     padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
     return np.convolve(padded, np.ones(window) / window, mode="valid")
 
 
 def opposing_rate(run: "Run") -> Figure:
-    """R_op over the steps of a run (the form of Fig. 2a), with the share that are sign flips."""
-    figure = _figure(f"Opposing-penalty rate · {_title(run)}")
-    axes = _axes(figure, "step", "opposing penalties")
-    steps, rate = (np.asarray(run.steps[name]) for name in ("step", "rate"))
-    known = np.isfinite(rate)
-    steps, rate = steps[known], rate[known]
-    axes.plot(steps, rate, color=_LINE, linewidth=0.7, alpha=0.45)
-    if len(rate) > 1:
-        axes.plot(steps, _smooth(rate), color=_LINE, linewidth=1.8, label="R_op (share of weights)")
-        mass = np.asarray(run.steps["mass"])[known]
-        axes.plot(
-            steps, _smooth(mass), color=_SECOND, linewidth=1.5, label="by size (share of Σ|P|)"
-        )
-        axes.legend(frameon=False, fontsize=8, loc="best")
-    if len(rate):
-        top = int(rate.argmax())
-        axes.scatter(
-            steps[top], rate[top], facecolors="none", edgecolors=_INK, s=36, zorder=3, linewidth=1.0
-        )
-        axes.annotate(
-            f"max {rate[top]:.3%}",
-            (steps[top], rate[top]),
-            xytext=(6, 2),
-            textcoords="offset points",
-            fontsize=8,
-        )
-    axes.set_ylim(bottom=0)
-    axes.margins(y=0.12)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    """R_op over the steps of a run (the form of Fig. 2a), as share of weights and of penalty."""
+    figure = _figure(f"Opposing-penalty rate · {_title(run)}", height=4.6)
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1.5))
+    _dress(upper, "share of weights")
+    _dress(lower, "share of Σ|P|", "step")
+    known = np.isfinite(run.steps["rate"])
+    steps = np.asarray(run.steps["step"])[known]
+    for axes, name, colour in ((upper, "rate", _LINE), (lower, "mass", _SECOND)):
+        values = np.asarray(run.steps[name])[known]
+        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.4)
+        if len(values) >= 2:
+            axes.plot(steps, _smooth(values), color=colour, linewidth=1.8)
+        axes.set_ylim(bottom=0)
+        axes.margins(y=0.15)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if len(values):
+            top = int(values.argmax())
+            axes.scatter(
+                steps[top], values[top], s=36, facecolors="none", edgecolors=_INK, zorder=3
+            )
+            axes.annotate(
+                f"max {100 * values[top]:.3g} %",
+                (steps[top], values[top]),
+                xytext=(7, 1),
+                textcoords="offset points",
+                fontsize=8,
+            )
     return figure
 
 
@@ -88,7 +86,7 @@ def layer_heatmap(run: "Run") -> Figure:
     columns = np.searchsorted(steps, run.layers["step"])
     grid[np.asarray(run.layers["index"], dtype=int) - 1, columns] = run.layers["rate"]
     figure = _figure(f"R_op by layer · {_title(run)}", height=max(3.0, 1.1 + 0.17 * min(count, 60)))
-    axes = _axes(figure, "step", "layer (1 = shallowest)")
+    axes = _dress(figure.subplots(), "layer (1 = shallowest)", "step")
     axes.grid(visible=False)
     finite = grid[np.isfinite(grid)]
     # One extreme layer or step must not turn the rest into one colour.
@@ -119,7 +117,7 @@ def _short(text: str, most: int = 40) -> str:
 def decay_profile(run: "Run") -> Figure:
     """R_op as a function of the decay rate λ, from the recorded updates of one run (fact 4)."""
     figure = _figure(f"R_op had λ been another · {_title(run)}")
-    axes = _axes(figure, "weight decay λ", "opposing penalties")
+    axes = _dress(figure.subplots(), "opposing penalties", "weight decay λ")
     columns: Mapping[str, Sequence[float]] = run.profile
     rates = np.unique(columns["rate"])
     share = np.asarray(columns["opposing"]) / np.maximum(columns["penalized"], 1)

@@ -86,13 +86,13 @@ def _tally_native(native: Callable[..., None], jobs: Sequence[Job]) -> Tensor:
             before, after, size, c, _ = blocks[k]
             native(before, after, size, c, address + k * row)
 
-    threads = min(torch.get_num_threads(), len(blocks))
+    threads = max(1, min(torch.get_num_threads(), len(blocks)))
     others = [_pool().submit(work, k, threads) for k in range(1, threads)]
     work(0, threads)
     for other in others:
         other.result()
     result = np.zeros((len(jobs), len(penalty.TALLY_FIELDS)))
-    np.add.at(result, [block[4] for block in blocks], partial)
+    np.add.at(result, np.array([block[4] for block in blocks], dtype=int), partial)
     return torch.from_numpy(result)
 
 
@@ -115,7 +115,7 @@ def _native() -> Callable[..., None] | None:
     pointer = ctypes.c_void_p
     function.argtypes = [pointer, pointer, ctypes.c_int64, ctypes.c_float, pointer]
     function.restype = None
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _compiled(compiler: str) -> Path:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import kernel, penalty
-from .audit import Rule, decay_rule
 from .decay import attached, voided
 from .errors import InputError, WdProbeWarning
 from .hooks import StepHooks, hooked
-from .layers import Layers, check_rate, clean_name, layers
+from .layering import Layers, check_rate, clean_name, layers
 from .records import ProfileRecord, StepRecord
+from .rules import Rule, decay_rule
 
 _WHY_NOT: dict[Rule, str] = {
     "none": "its weight_decay changes nothing",
@@ -98,7 +98,7 @@ class OpposingPenaltyProbe:
                 "model.parameters() after the model is made, moved and wrapped"
             )
         self.names = tuple(name for name, _ in named)
-        self._row = {p: row for row, (_, p) in enumerate(named)}
+        self._row: dict[Tensor, int] = {p: row for row, (_, p) in enumerate(named)}
         self.steps = 0
         self._copies: dict[Tensor, Tensor] = {}
         self._live: list[Tensor] = []

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .layers import Layers
+from .layering import Layers
 from .penalty import TALLY_FIELDS
 
 

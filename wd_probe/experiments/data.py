@@ -316,8 +316,7 @@ def _held(dataset: Any, img_size: int) -> Batch:
         (images, torch.as_tensor(labels))
         for images, labels in torch.utils.data.DataLoader(dataset, batch_size=256)
     ]
-    images, targets = zip(*parts, strict=True)
-    return torch.cat(images), torch.cat(targets).long()
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]).long()
 
 
 def _streamed(

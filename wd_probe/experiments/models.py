@@ -1,7 +1,6 @@
 """timm models, by name, with weights from nowhere, a hub or a file."""
 
 import difflib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
-from ..layers import Scale, check_rate, decayed_parameters, layers, layerwise_rates
+from ..layering import Scale, check_rate, decayed_parameters, layers, layerwise_rates
 
 
 def create_model(
@@ -150,14 +149,12 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
         raise InputError(f"checkpoint {path} does not exist")
     try:
         state = load_state_dict(str(path), use_ema=False, weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "global" in str(error):
+    except Exception as error:
+        if "pickle globals" in str(error) or "weights_only" in str(error).lower():
             raise InputError(
                 f"checkpoint {path} holds more than weights and is refused, since reading it could "
                 "run code; save its state_dict as safetensors"
             ) from error
-        raise InputError(f"checkpoint {path} is damaged or no checkpoint") from error
-    except Exception as error:
         raise InputError(
             f"checkpoint {path} is damaged or no checkpoint ({_first_line(error)})"
         ) from error

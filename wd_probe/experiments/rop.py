@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,7 +18,7 @@ from .. import figures
 from ..dashboard import Dashboard
 from ..decay import METHODS, Convention, WeightDecay
 from ..errors import InputError, WdProbeWarning
-from ..layers import decayed_parameters, layers
+from ..layering import decayed_parameters, layers
 from ..penalty import TALLY_FIELDS
 from ..probe import OpposingPenaltyProbe
 from ..records import StepRecord, Tally, fields, summed
@@ -136,6 +136,11 @@ class _Measured:
         self.steps = 0
         self.profiles_written = 0
 
+    def show(self, draw: Callable[[Dashboard], None]) -> None:
+        board = self.board
+        if board is not None:
+            self.folder.guard(lambda: draw(board))
+
     def step(self, step: Step, record: StepRecord | None) -> None:
         self.steps = step.step
         total = None if record is None else record.total
@@ -171,9 +176,8 @@ class _Measured:
                 )
             ],
         )
-        if self.board is not None:
-            scalars = {"train/loss": step.loss, "train/lr": step.lr}
-            self.folder.guard(lambda: self.board and self.board.scalars(step.step, scalars))
+        scalars = {"train/loss": step.loss, "train/lr": step.lr}
+        self.show(lambda board: board.scalars(step.step, scalars))
         if record is not None:
             self._record(step.step, record)
 
@@ -199,8 +203,7 @@ class _Measured:
                 for t in record.layers
             ],
         )
-        if self.board is not None:
-            self.folder.guard(lambda: self.board and self.board.record(step, record))
+        self.show(lambda board: board.record(step, record))
         for profile in self.probe.profiles[self.profiles_written :]:
             self.profiles_written += 1
             self.folder.rows(
@@ -259,13 +262,10 @@ def measure(options: RopOptions, listener: Listener) -> dict[str, Any]:
     total = total if options.steps is None else options.steps
     optimizer, probe = _attach(options, model, max(1, total // options.every // PROFILE_STEPS))
     folder = RunFolder(options.output or default_folder("rop", options.model))
-    board: Dashboard | None = None
     with folder:
         folder.json("config.json", _config(options, data, model, probe, device))
-        try:
-            board = Dashboard(folder.path, layers(model, coarse=True))
-        except OSError as error:
-            folder.guard(lambda error=error: _raise(error))  # type: ignore[misc]
+        stages = layers(model, coarse=True)
+        board = folder.guard(lambda: Dashboard(folder.path, stages))
         measured = _Measured(folder, board, probe)
         amp_dtype = getattr(torch, options.amp_dtype) if options.amp else None
         trainer = Trainer(model, optimizer, data.train, amp_dtype=amp_dtype)
@@ -283,10 +283,6 @@ def measure(options: RopOptions, listener: Listener) -> dict[str, Any]:
     if board is not None:
         folder.guard(board.close)
     return summary | {"write_failure": folder.failure} if folder.failure else summary
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _attach(
@@ -372,9 +368,8 @@ def _train(
                 ("epoch", "step", "top1", "loss"),
                 [(epoch, measured.steps, _cell(score.top1), _cell(score.loss))],
             )
-            if measured.board is not None:
-                board, values = measured.board, {"test/top1": score.top1, "test/loss": score.loss}
-                measured.folder.guard(lambda: board.scalars(measured.steps, values))  # noqa: B023
+            values = {"test/top1": score.top1, "test/loss": score.loss}
+            measured.show(lambda board: board.scalars(measured.steps, values))  # noqa: B023
             listener.scored(epoch, score)
     except KeyboardInterrupt:
         return "interrupted", score, time.monotonic() - begun
@@ -501,9 +496,9 @@ def _draw(
             "seed": options.seed,
         },
         {
-            "R_op/mean": summary["rate"]["mean"],
-            "R_op/max": summary["rate"]["max"],
-            "test/top1_last": summary["top1"],
+            "hparams/R_op mean": summary["rate"]["mean"],
+            "hparams/R_op max": summary["rate"]["max"],
+            "hparams/top1": summary["top1"],
         },
     )
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, TypeVar
 
 import torch
 
 from ..errors import InputError, WdProbeWarning
+
+T = TypeVar("T")
 
 _FLUSH_SECONDS = 2.0
 _MEASURED_WITH = ("wd-probe", "torch", "timm", "numpy")
@@ -51,12 +53,12 @@ class RunFolder:
                 "choose another --output"
             ) from error
 
-    def guard(self, write: Callable[[], object]) -> None:
+    def guard(self, write: Callable[[], T]) -> T | None:
         """Call ``write`` unless a write has failed before; a failure is told, not raised."""
         if self.failure is not None:
-            return
+            return None
         try:
-            write()
+            return write()
         except OSError as error:
             self.failure = f"{error.strerror or error}"
             warnings.warn(
@@ -65,6 +67,7 @@ class RunFolder:
                 WdProbeWarning,
                 stacklevel=3,
             )
+            return None
 
     def json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file in one move; NaN becomes null."""
@@ -177,10 +180,12 @@ def read_run(path: Path) -> Run:
         summary_file = path / "summary.json"
         summary = json.loads(summary_file.read_text()) if summary_file.is_file() else None
         names = tuple(str(layer["name"]) for layer in config.get("layers", []))
-        tables = [_columns(path / f"{name}.csv") for name in ("steps", "layers", "profile")]
+        steps, layers, profile = (
+            _columns(path / f"{name}.csv") for name in ("steps", "layers", "profile")
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
-    return Run(path, config, summary, *tables, names)
+    return Run(path, config, summary, steps, layers, profile, names)
 
 
 def _columns(path: Path) -> dict[str, list[float]]:

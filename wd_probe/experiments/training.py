@@ -78,7 +78,7 @@ def create_optimizer(
         InputError: an unknown name, or options it does not take.
     """
     try:
-        known = name.lower() in list_optimizers()
+        known = name.lower().removeprefix("lookahead_") in list_optimizers()
         if not known:
             raise InputError(
                 f"unknown optimizer {name!r}{near_names(name, list_optimizers())}; "
@@ -86,7 +86,7 @@ def create_optimizer(
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return create_optimizer_v2(
+            built: Optimizer = create_optimizer_v2(
                 model,
                 name,
                 lr=lr,
@@ -94,6 +94,7 @@ def create_optimizer(
                 momentum=momentum,
                 filter_bias_and_bn=False,
             )
+        return built
     except InputError:
         raise
     except Exception as error:

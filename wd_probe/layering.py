@@ -47,7 +47,7 @@ class Layers(tuple[Layer, ...]):
         self.definition = definition
         return self
 
-    def __getnewargs__(self) -> tuple[tuple[Layer, ...], Definition]:  # type: ignore[override]
+    def __getnewargs__(self) -> tuple[tuple[Layer, ...], Definition]:
         return tuple(self), self.definition
 
 
@@ -120,8 +120,8 @@ def _timm_groups(model: nn.Module, coarse: bool) -> list[list[str]] | None:
     from timm.models import group_parameters
 
     try:
-        matcher = model.group_matcher(coarse=coarse)  # type: ignore[operator]
-        return list(group_parameters(model, matcher).values())
+        matcher: Any = model.group_matcher
+        return list(group_parameters(model, matcher(coarse=coarse)).values())
     except (AttributeError, NotImplementedError, TypeError):
         return None
 
@@ -155,7 +155,7 @@ def _forward_order(model: nn.Module, inputs: Any) -> list[str] | None:
         for name, module in ghost.named_modules():
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
-            module.register_forward_pre_hook(lambda _m, _i, name=name: order.append(name))  # type: ignore[misc]
+            module.register_forward_pre_hook(lambda _m, _i, name=name: order.append(name))
         arguments = inputs if isinstance(inputs, tuple) else (inputs,)
         with torch.no_grad():
             ghost(*(a.to("meta") if isinstance(a, Tensor) else a for a in arguments))

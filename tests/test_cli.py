@@ -1,0 +1,326 @@
+import csv
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from wd_probe.cli import main as cli
+
+FAST = ["--model", "test_convnext", "--batch-size", "32"]
+
+
+@pytest.fixture
+def wdprobe(capsys, monkeypatch, tmp_path):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["wdprobe", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rop_end_to_end(wdprobe, tmp_path):
+    code, out, err = wdprobe("rop", *FAST, "--steps", 14, "--lr", 1e-3, "--output", "run", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert set(result) >= {
+        "command", "model", "method", "optimizer", "steps", "penalized", "rate", "mass",
+        "flip_rate", "layers", "top1", "run",
+    }  # fmt: skip
+    assert (result["command"], result["method"], result["optimizer"]) == ("rop", "wd", "adamw")
+    assert result["steps"] == 14
+    assert set(result["rate"]) == set(result["mass"]) == {"mean", "max", "last"}
+    assert 0 < result["rate"]["mean"] <= result["rate"]["max"] < 1
+    assert all(set(x) >= {"index", "name", "rate", "mass"} for x in result["layers"])
+    run = tmp_path / "run"
+    assert sorted(p.name for p in run.iterdir() if not p.name.startswith("events")) == [
+        "config.json", "epochs.csv", "figures", "layers.csv", "model.safetensors", "profile.csv",
+        "steps.csv", "summary.json", "tensors.csv",
+    ]  # fmt: skip
+    assert len(list((run / "figures").glob("*.png"))) == 3
+    assert json.loads((run / "summary.json").read_text()) == result
+    config = json.loads((run / "config.json").read_text())
+    assert config["c"].startswith("lr*rate")
+    assert {"torch", "timm", "wd-probe"} <= set(config["versions"])
+    steps = rows(run / "steps.csv")
+    assert [int(r["step"]) for r in steps] == list(range(1, 15))
+    mean = sum(float(r["rate"]) for r in steps) / 14
+    assert result["rate"]["mean"] == pytest.approx(mean)
+    assert len(rows(run / "layers.csv")) == 14 * len(result["layers"])
+    assert set(load_file(run / "model.safetensors"))
+
+
+def test_tensorboard_gets_few_tags_and_all_kinds(wdprobe, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert wdprobe("rop", *FAST, "--steps", 4, "--output", "run")[0] == 0
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    tags = events.Tags()
+    scalars = set(tags["scalars"])
+    assert {"R_op/rate", "R_op/mass", "R_op/flip_rate", "train/loss", "test/top1"} <= scalars
+    assert any(tag.startswith("R_op by stage/1 stem") for tag in scalars)
+    assert len(scalars) < 20
+    assert len(tags["images"]) == 3
+    assert tags["tensors"] == ["summary/text_summary"]
+    assert [e.step for e in events.Scalars("R_op/rate")] == [1, 2, 3, 4]
+    assert (tmp_path / "run").glob("events.out.tfevents.*")
+
+
+def test_a_seeded_cpu_run_repeats_exactly(wdprobe, tmp_path):
+    for name in ("a", "b"):
+        assert wdprobe("rop", *FAST, "--steps", 6, "--seed", 3, "--output", name)[0] == 0
+    for file in ("steps.csv", "layers.csv", "tensors.csv", "profile.csv"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--opt", "momentum", "--method", "wd", "--lr", "0.05"],
+        ["--opt", "adam", "--method", "wd", "--convention", "rate", "--filter-bias-and-bn"],
+        ["--filter-bias-and-bn", "--every", "2"],
+        ["--amp", "--channels-last"],
+        ["--amp", "--amp-dtype", "float16"],
+        ["--model", "test_vit", "--opt", "lookahead_adamw"],
+    ],
+)
+def test_ways_to_run(wdprobe, options):
+    code, out, err = wdprobe("rop", *FAST, "--steps", 5, "--json", *options)
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["rate"]["mean"] is not None
+    assert result["measured_steps"] == (3 if "--every" in options else 5)
+
+
+def test_spared_tensors_are_not_penalized(wdprobe, tmp_path):
+    full = json.loads(wdprobe("rop", *FAST, "--steps", 1, "--json")[1])
+    code, out, _ = wdprobe(
+        "rop", *FAST, "--steps", 1, "--json", "--filter-bias-and-bn", "--output", "run"
+    )
+    assert code == 0
+    assert json.loads(out)["penalized"] < full["penalized"]
+    spared = {r["name"] for r in rows(tmp_path / "run/tensors.csv") if r["penalized"] == "0"}
+    assert "head.fc.bias" in spared
+    assert "head.fc.weight" not in spared
+
+
+def test_swin_at_32(wdprobe):
+    code, out, err = wdprobe(
+        "rop", "--model", "swin_tiny_patch4_window7_224", "--steps", 1, "--batch-size", 8, "--json"
+    )
+    assert code == 0, err
+    assert len(json.loads(out)["layers"]) > 10
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil",)
+
+
+@pytest.fixture
+def damaged_files(tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(2)}}, tmp_path / "other.pt")
+    (tmp_path / "broken.pt").write_bytes((tmp_path / "other.pt").read_bytes()[:200])
+    (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 40)
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Evil()}, protocol=2))
+    torch.save(Evil(), tmp_path / "evil2.pt")
+    (tmp_path / "file").write_text("")
+
+
+ROP = ["rop", *FAST, "--steps", "1"]
+#: What was wrong: the arguments, what the one line says, the exit code.
+BAD = {
+    "model": ([*ROP, "--model", "convnext_tinny"], "unknown model 'convnext_tinny'; did you mean convnext_tiny", 2),  # noqa: E501
+    "opt": ([*ROP, "--opt", "adammw"], "unknown optimizer 'adammw'; did you mean", 2),
+    "dataset": ([*ROP, "--dataset", "cifar10"], "unknown dataset 'cifar10'; did you mean digits, folder or torch/cifar10", 2),  # noqa: E501
+    "torch dataset": ([*ROP, "--dataset", "torch/nothing"], "timm knows no dataset 'torch/nothing'", 2),  # noqa: E501
+    "data dir": ([*ROP, "--dataset", "torch/cifar10", "--data-dir", "nowhere"], "data folder nowhere does not exist", 2),  # noqa: E501
+    "no data": ([*ROP, "--dataset", "torch/cifar10", "--data-dir", "."], "cannot be read from . (Dataset not found", 2),  # noqa: E501
+    "folder": ([*ROP, "--dataset", "folder"], "--dataset folder needs --data-dir", 2),
+    "missing checkpoint": ([*ROP, "--checkpoint", "no.pt"], "checkpoint no.pt does not exist", 2),
+    "other checkpoint": ([*ROP, "--checkpoint", "other.pt"], "is of another model: tensors", 2),
+    "keys": ([*ROP, "--checkpoint", "other.pt"], "1 unexpected (a)", 2),
+    "truncated": ([*ROP, "--checkpoint", "broken.pt"], "broken.pt is damaged or no checkpoint", 2),
+    "truncated safetensors": ([*ROP, "--checkpoint", "broken.safetensors"], "is damaged or no checkpoint", 2),  # noqa: E501
+    "code": ([*ROP, "--checkpoint", "evil.pt"], "holds more than weights and is refused", 2),
+    "code, new format": ([*ROP, "--checkpoint", "evil2.pt"], "holds more than weights and is refused", 2),  # noqa: E501
+    "weight decay": ([*ROP, "--weight-decay", "-1"], "--weight-decay must be a finite number ≥ 0, got -1.0", 2),  # noqa: E501
+    "lr": ([*ROP, "--lr", "nan"], "--lr must be a finite number > 0, got nan", 2),
+    "batch size": ([*ROP, "--batch-size", "0"], "--batch-size must be at least 1, got 0", 2),
+    "no decay": ([*ROP, "--weight-decay", "0"], "nothing would be penalized", 2),
+    "l2": ([*ROP, "--opt", "momentum"], "L2 regularization (the gradient becomes g + λθ); use --method wd", 2),  # noqa: E501
+    "convention": ([*ROP, "--convention", "rate"], "--convention rate needs --method wd", 2),
+    "cuda": ([*ROP, "--device", "cuda"], "device cuda is asked for, and this machine has none", 2),
+    "output": ([*ROP, "--output", "file/run"], "output folder file/run cannot be written to", 2),
+    "size": (["rop", "--model", "inception_v3", "--steps", "1"], "cannot take 32×32 images", 2),
+    "layers": (["layers", "--model", "convnext_tinny"], "did you mean convnext_tiny", 2),
+    "rate": (["layers", "--weight-decay", "inf"], "--weight-decay must be a finite number", 2),
+    "no runs": (["dashboard", "nowhere"], "nowhere is no folder; run `wdprobe rop` first", 2),
+    "pretrained": ([*ROP, "--pretrained", "--checkpoint", "other.pt"], "exclude each other", 2),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("damaged_files")
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_clear_line(wdprobe, tmp_path, case):
+    if case == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    arguments, message, expected = BAD[case]
+    code, out, err = wdprobe(*arguments)
+    assert message in err
+    assert code == expected
+    assert err.count("\n") == 1
+    assert out == ""
+    assert not (tmp_path / "evil").exists()
+
+
+def test_hub_not_reachable(wdprobe, monkeypatch):
+    import huggingface_hub
+    import timm
+
+    def refused(*_, **__):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection to the hub")
+
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", refused)
+    code, _, err = wdprobe("rop", "--model", "convnext_tiny", "--pretrained", "--steps", 1)
+    assert code == 1
+    assert "convnext_tiny could not be had from the hub (no connection to the hub)" in err
+    assert "use --checkpoint with a local file" in err
+
+
+def test_no_pretrained_weights(wdprobe):
+    code, _, err = wdprobe("rop", "--model", "convnext_tiny.nonsense", "--pretrained")
+    assert code == 2
+    assert "nonsense" in err
+
+
+def test_own_checkpoint_is_read_back(wdprobe, tmp_path):
+    assert wdprobe("rop", *FAST, "--steps", 2, "--output", "a")[0] == 0
+    weights = tmp_path / "a/model.safetensors"
+    code, _, err = wdprobe(
+        "rop", *FAST, "--steps", 1, "--lr", 1e-12, "--checkpoint", weights, "--output", "b"
+    )
+    assert code == 0, err
+    a, b = load_file(weights), load_file(tmp_path / "b/model.safetensors")
+    assert all(torch.allclose(a[key], b[key], atol=1e-6) for key in a)
+    code, _, err = wdprobe("rop", *FAST, "--steps", 1, "--output", "a")
+    assert code == 2
+    assert "a holds a run already; choose another --output" in err
+
+
+def test_a_loss_that_is_no_number_ends_the_run(wdprobe, tmp_path):
+    code, out, err = wdprobe(
+        "rop", *FAST, "--opt", "sgd", "--method", "wd", "--lr", "1e25", "--output", "run", "--json"
+    )
+    assert code == 1
+    result = json.loads(out)
+    assert result["status"] == "diverged"
+    assert f"the loss is no longer finite at step {result['steps']}" in err
+    assert result["steps"] == len(rows(tmp_path / "run/steps.csv"))
+
+
+def start(tmp_path, *arguments, limit=None):
+    def limited():
+        if limit:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.Popen(
+        [sys.executable, "-c", "from wd_probe.cli.main import main; main()", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=limited,
+    )
+
+
+def test_ctrl_c_keeps_and_summarizes_what_was_measured(tmp_path):
+    process = start(tmp_path, "rop", *FAST, "--epochs", "1000", "--output", "run", "--json")
+    table = tmp_path / "run/steps.csv"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not (table.exists() and table.stat().st_size > 500):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    result = json.loads(out)
+    assert result["status"] == "interrupted"
+    assert f"interrupted after step {result['steps']}; what was measured is kept" in err
+    assert len(rows(table)) == result["steps"] > 0
+    assert result["rate"]["mean"] is not None
+
+
+def test_a_full_disk_is_told_once_and_measuring_goes_on(tmp_path):
+    process = start(
+        tmp_path, "rop", *FAST, "--epochs", "2", "--output", "run", "--json", limit=20_000
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.count("nothing more is written to run (File too large)") == 1
+    result = json.loads(out)
+    assert result["status"] == "finished"
+    assert result["measured_steps"] == result["steps"] == 88
+
+
+def test_layers_command(wdprobe):
+    code, out, _ = wdprobe("layers", "--model", "convnext_tiny", "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert (len(result["layers"]), result["definition"]) == (20, "timm")
+    assert result["layers"][-1]["rate"] == pytest.approx(0.02)
+    assert sum(layer["weights"] for layer in result["layers"]) == result["weights"] == 28589128
+    code, out, _ = wdprobe("layers", "--model", "test_vit", "--filter-bias-and-bn")
+    assert code == 0
+    assert "n = " in out
+
+
+def test_output_fits_80_columns(wdprobe, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments in (["rop", *FAST, "--steps", "3", "--output", "r"], ["layers"]):
+        code, out, _ = wdprobe(*arguments)
+        assert code == 0
+        assert max(map(len, out.splitlines())) <= 80
+
+
+def test_help_loads_no_torch():
+    code = (
+        "import sys; sys.argv = ['wdprobe', '--help']\n"
+        "from wd_probe.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+    assert "rop" in done.stdout
+    code = "import sys, wd_probe; wd_probe.opposing; print('torch' in sys.modules)"
+    twin = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert twin.stdout == "True\n"
+
+
+def test_version(wdprobe):
+    assert wdprobe("--version")[1] == "wdprobe 0.1.0\n"
