@@ -73,7 +73,8 @@ class TrainingProgress:
         trace: TracebackType | None,
     ) -> None:
         """Take the bar away."""
-        self._bar.stop()
+        if err.is_terminal:
+            self._bar.stop()
 
     def started(self, total_steps: int, folder: Path, data: Any, layer_count: int) -> None:
         """Say what is trained, and begin."""

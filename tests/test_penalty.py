@@ -72,18 +72,21 @@ def test_tally_agrees_with_the_oracle(dtype, c):
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=50), factors)
-def test_tally_and_kernel_agree_on_edge_cases(pairs, c):
+def test_tally_and_kernels_agree_on_edge_cases(pairs, c):
     theta, stepped = (torch.tensor(column) for column in zip(*pairs, strict=True))
     far = ~reference.near_boundary(theta, stepped, c)
     theta, stepped = theta[far], stepped[far]
     expected = list(reference.tally(theta, stepped, c).values())
     plain = penalty.tally(theta, stepped, c).tolist()
     fast = kernel.tally_all([(theta, stepped, c)])[0].tolist()
+    in_numpy = kernel._tally_numpy(theta.numpy(), stepped.numpy(), c)
     assert plain[:4] == expected[:4]
     assert fast[:4] == expected[:4]
+    assert in_numpy[:4] == expected[:4]
     if max(expected[4:]) < 1e38:  # sums of several numbers near float32's limit overflow its lanes
         assert plain[4:] == pytest.approx(expected[4:], rel=1e-6)
         assert fast[4:] == pytest.approx(expected[4:], rel=1e-6, abs=1e-44)
+        assert in_numpy[4:] == pytest.approx(expected[4:], rel=1e-6, abs=1e-44)
 
 
 def test_nan_and_infinity_are_named_and_counted_nowhere_else():
@@ -144,7 +147,7 @@ def test_kernel_is_compiled_where_there_is_a_compiler_and_plain_torch_agrees(mon
     import shutil
 
     if shutil.which("cc"):
-        assert kernel._native() is not None
+        assert kernel._passes() is not None
     generator = torch.Generator().manual_seed(3)
     shapes = [(3,), (1,), (700, 1000), (8, 4, 3, 3), (0,)]
     jobs = []
@@ -154,7 +157,9 @@ def test_kernel_is_compiled_where_there_is_a_compiler_and_plain_torch_agrees(mon
     layout = jobs[3][0].to(memory_format=torch.channels_last)
     jobs.append((layout, jobs[3][1].to(memory_format=torch.channels_last), torch.tensor(0.02)))
     fast = kernel.tally_all(jobs)
-    monkeypatch.setattr(kernel, "_native", lambda: None)
+    plain = torch.stack([penalty.tally(*job) for job in jobs])
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=0)
+    monkeypatch.setattr(kernel, "_passes", lambda: None)
     torch.testing.assert_close(fast, kernel.tally_all(jobs), rtol=1e-5, atol=0)
     assert kernel.tally_all([]).shape == (0, 6)
 
@@ -174,11 +179,22 @@ def test_kernel_sums_do_not_depend_on_threads():
 
 def test_no_compiler_falls_back(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
-    kernel._native.cache_clear()
+    kernel._passes.cache_clear()
     try:
-        assert kernel._native() is None
+        assert kernel._passes() is None
         theta = torch.tensor([1.0])
         assert kernel.tally_all([(theta, -theta, 0.1)])[0, 1] == 1
     finally:
         monkeypatch.undo()
-        kernel._native.cache_clear()
+        kernel._passes.cache_clear()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_copies_are_exact_at_any_size_and_alignment(monkeypatch, compiled):
+    if not compiled:
+        monkeypatch.setattr(kernel, "_passes", lambda: None)
+    for size in (0, 1, 7, 33, 1000, (1 << 18) + 5):
+        source = torch.randn(size + 3)[3:]
+        target = torch.zeros(size + 1)[1:]
+        kernel.copy_all([target], [source])
+        assert torch.equal(target, source)

@@ -1,37 +1,89 @@
-/* One pass over float32 weights before (a) and after (b) a step; see penalty.tally.
-   Adds to out: penalized, opposing, flipped, nonfinite, sum|a| opposing, sum|a|. */
-#include <float.h>
+/* The probe's two passes over float32 weights: remembering them, and counting (penalty.tally). */
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
-enum { CHUNK = 4096 };
+enum { CHUNK = 4096, INFINITE = 0x7f800000 };
 
-void wd_probe_tally(const float *a, const float *b, int64_t n, float c, double *out)
+/* Streaming stores: the copy is not read again before the step has emptied the caches, and
+   writing it through them would first read what it overwrites. */
+void wd_probe_copy(const float *from, float *to, int64_t n)
+{
+#ifdef __AVX__
+    int64_t i = 0;
+    for (; i < n && ((uintptr_t)(to + i) & 31); i++)
+        to[i] = from[i];
+    for (; i + 8 <= n; i += 8)
+        _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
+    for (; i < n; i++)
+        to[i] = from[i];
+    _mm_sfence();
+#else
+    memcpy(to, from, (size_t)n * sizeof(float));
+#endif
+}
+
+static inline int32_t bits(float value)
+{
+    int32_t integer;
+    memcpy(&integer, &value, sizeof integer);
+    return integer;
+}
+
+/* One chunk in which every number is finite; returns the largest exponent pattern met, so that the
+   caller can tell whether that was true. */
+static int32_t tally_finite(const float *x, const float *y, int n, float c, double *out)
 {
     const float half = c / 2;
+    int penalized = 0, opposing = 0, flipped = 0;
+    int32_t top = 0;
+    float opposing_size = 0, total_size = 0;
+#pragma omp simd reduction(+ : penalized, opposing, flipped, opposing_size, total_size) \
+    reduction(max : top)
+    for (int i = 0; i < n; i++) {
+        const float ax = fabsf(x[i]), ay = fabsf(y[i]);
+        const int32_t ix = bits(ax), iy = bits(ay);
+        const int opposes = (ax != 0) & ((bits(x[i]) ^ bits(y[i])) < 0) & (ay > half * ax);
+        top = ix > top ? ix : top;
+        top = iy > top ? iy : top;
+        penalized += ax != 0;
+        opposing += opposes;
+        flipped += opposes & (ay > c * ax);
+        opposing_size += opposes ? ax : 0.0f;
+        total_size += ax;
+    }
+    out[0] = penalized;
+    out[1] = opposing;
+    out[2] = flipped;
+    out[3] = 0;
+    out[4] = opposing_size;
+    out[5] = total_size;
+    return top;
+}
+
+/* Adds to out: penalized, opposing, flipped, nonfinite, sum|a| opposing, sum|a|, for weights
+   before (a) and after (b) a step that took c*a off. */
+void wd_probe_tally(const float *a, const float *b, int64_t n, float c, double *out)
+{
     for (int64_t start = 0; start < n; start += CHUNK) {
-        const float *x = a + start, *y = b + start;
-        const int m = (int)(n - start < CHUNK ? n - start : CHUNK);
-        int penalized = 0, opposing = 0, flipped = 0, bad = 0;
-        float opposing_size = 0, total_size = 0;
-#pragma omp simd reduction(+ : penalized, opposing, flipped, bad, opposing_size, total_size)
-        for (int i = 0; i < m; i++) {
-            const float ax = fabsf(x[i]), ay = fabsf(y[i]);
-            const int finite = (ax <= FLT_MAX) & (ay <= FLT_MAX);
-            const int across = finite & (((x[i] < 0) & (y[i] > 0)) | ((x[i] > 0) & (y[i] < 0)));
-            const int opposes = across & (ay > half * ax);
-            penalized += finite & (ax > 0);
-            opposing += opposes;
-            flipped += across & (ay > c * ax);
-            bad += !finite;
-            opposing_size += opposes ? ax : 0.0f;
-            total_size += finite ? ax : 0.0f;
+        const int size = (int)(n - start < CHUNK ? n - start : CHUNK);
+        double found[6];
+        if (tally_finite(a + start, b + start, size, c, found) >= INFINITE) {
+            float x[CHUNK], y[CHUNK];
+            int bad = 0;
+            for (int i = 0; i < size; i++) {
+                const int finite = isfinite(a[start + i]) && isfinite(b[start + i]);
+                x[i] = finite ? a[start + i] : 0;
+                y[i] = finite ? b[start + i] : 0;
+                bad += !finite;
+            }
+            tally_finite(x, y, size, c, found);
+            found[3] = bad;
         }
-        out[0] += penalized;
-        out[1] += opposing;
-        out[2] += flipped;
-        out[3] += bad;
-        out[4] += opposing_size;
-        out[5] += total_size;
+        for (int k = 0; k < 6; k++)
+            out[k] += found[k];
     }
 }

@@ -1,8 +1,8 @@
-"""`penalty.tally` over many tensors at once: one compiled pass on the CPU, plain torch elsewhere.
+"""The probe's work on many tensors at once: on the CPU at the speed of memory.
 
-The pass is `kernel.c`, compiled once per machine with the C compiler that `torch.compile` uses too
-(``$CC``, else ``cc``) and kept in the user's cache. Without a compiler, or with
-``WD_PROBE_KERNEL=0``, plain tensor operations give the same counts more slowly.
+The passes are in `kernel.c`, compiled once per machine with the C compiler that `torch.compile`
+uses too (``$CC``, else ``cc``) and kept in the user's cache. Without a compiler, or with
+``WD_PROBE_KERNEL=0``, numpy does the same more slowly. On other devices torch does.
 """
 
 import ctypes
@@ -17,18 +17,39 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from . import penalty
 from .errors import InputError
 
-_BLOCK = 1 << 19  # weights a thread takes at a time; also what keeps sums independent of threads
+_BLOCK = 1 << 18  # weights a thread takes at a time; also what keeps sums independent of threads
 _FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-shared", "-fPIC")
+_FIELDS = len(penalty.TALLY_FIELDS)
 
 Job = tuple[Tensor, Tensor, float | Tensor]
+Floats = NDArray[np.float32]
+
+
+class _Passes(NamedTuple):
+    """The two compiled passes, over addresses."""
+
+    copy: Callable[[int, int, int], None]
+    tally: Callable[[int, int, int, float, int], None]
+
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy every source into its target, all of the same device, dtype and layout."""
+    passes = _passes()
+    if passes is None or not all(map(_fits, targets, sources)):
+        torch._foreach_copy_(list(targets), list(sources))
+        return
+    blocks = _blocks(sources, targets)
+    _in_threads(len(blocks), lambda k: passes.copy(*blocks[k][:3]))
 
 
 def tally_all(jobs: Sequence[Job]) -> Tensor:
@@ -42,23 +63,29 @@ def tally_all(jobs: Sequence[Job]) -> Tensor:
         waited for.
     """
     if not jobs:
-        return torch.zeros(0, len(penalty.TALLY_FIELDS), dtype=torch.float64)
-    native = _native()
-    if native is not None and all(_fits(*job) for job in jobs):
-        return _tally_native(native, jobs)
+        return torch.zeros(0, _FIELDS, dtype=torch.float64)
+    if all(theta.device.type == "cpu" for theta, _, _ in jobs):
+        wide = [(_float32(theta), _float32(stepped), c) for theta, stepped, c in jobs]
+        if all(_fits(theta, stepped) for theta, stepped, _ in wide):
+            return _tally_blocks(wide)
     first = jobs[0][0].device
     return torch.stack([penalty.tally(*job).to(first, non_blocking=True) for job in jobs])
 
 
-def _fits(theta: Tensor, stepped: Tensor, c: float | Tensor) -> bool:
+def _float32(tensor: Tensor) -> Tensor:
+    half = tensor.dtype in (torch.bfloat16, torch.float16)
+    return tensor.float() if half else tensor
+
+
+def _fits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are plain float32 on the CPU, laid out alike without gaps."""
     return (
-        theta.dtype == stepped.dtype == torch.float32
-        and theta.device.type == stepped.device.type == "cpu"
-        and not (isinstance(c, Tensor) and c.device.type != "cpu")
-        and type(theta) in (Tensor, torch.nn.Parameter)
-        and type(stepped) in (Tensor, torch.nn.Parameter)
-        and theta.stride() == stepped.stride()
-        and _is_dense(theta)
+        one.dtype == other.dtype == torch.float32
+        and one.device.type == other.device.type == "cpu"
+        and type(one) in (Tensor, torch.nn.Parameter)
+        and type(other) in (Tensor, torch.nn.Parameter)
+        and one.stride() == other.stride()
+        and _is_dense(one)
     )
 
 
@@ -71,29 +98,81 @@ def _is_dense(tensor: Tensor) -> bool:
     )
 
 
-def _tally_native(native: Callable[..., None], jobs: Sequence[Job]) -> Tensor:
-    blocks = [
-        (theta.data_ptr() + 4 * start, stepped.data_ptr() + 4 * start, size, float(c), index)
-        for index, (theta, stepped, c) in enumerate(jobs)
-        for start in range(0, theta.numel(), _BLOCK)
-        for size in (min(_BLOCK, theta.numel() - start),)
+def _blocks(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[tuple[int, int, int, int]]:
+    """Address in one, address in the other, weights and number of the tensor, for each block."""
+    return [
+        (first + 4 * start, second + 4 * start, min(_BLOCK, size - start), number)
+        for number, (a, b) in enumerate(zip(one, other, strict=True))
+        for first, second, size in ((a.data_ptr(), b.data_ptr(), a.numel()),)
+        for start in range(0, size, _BLOCK)
     ]
-    partial = np.zeros((len(blocks), len(penalty.TALLY_FIELDS)))
-    address, row = partial.ctypes.data, partial.strides[0]
 
-    def work(first: int, step: int) -> None:
-        for k in range(first, len(blocks), step):
-            before, after, size, c, _ = blocks[k]
-            native(before, after, size, c, address + k * row)
 
-    threads = max(1, min(torch.get_num_threads(), len(blocks)))
-    others = [_pool().submit(work, k, threads) for k in range(1, threads)]
-    work(0, threads)
+def _tally_blocks(jobs: Sequence[Job]) -> Tensor:
+    blocks = _blocks([job[0] for job in jobs], [job[1] for job in jobs])
+    factors = [float(job[2]) for job in jobs]
+    partial = np.zeros((len(blocks), _FIELDS))
+    passes, address, row = _passes(), partial.ctypes.data, partial.strides[0]
+
+    def native(k: int) -> None:
+        assert passes is not None
+        before, after, size, number = blocks[k]
+        passes.tally(before, after, size, factors[number], address + k * row)
+
+    def plain(k: int) -> None:
+        before, after, size, number = blocks[k]
+        partial[k] = _tally_numpy(_array(before, size), _array(after, size), factors[number])
+
+    _in_threads(len(blocks), plain if passes is None else native)
+    result = np.zeros((len(jobs), _FIELDS))
+    np.add.at(result, np.array([block[3] for block in blocks], dtype=int), partial)
+    return torch.from_numpy(result)
+
+
+def _array(address: int, size: int) -> Floats:
+    return np.ctypeslib.as_array((ctypes.c_float * size).from_address(address))
+
+
+def _tally_numpy(theta: Floats, stepped: Floats, c: float) -> list[float]:
+    """One block: the few weights that may have crossed zero are found fast, then looked at."""
+    with np.errstate(all="ignore"):
+        product = theta * stepped
+        near = product > 0
+        np.logical_not(near, out=near)  # crossed, zero, underflown or NaN
+        total = float(np.abs(theta, out=product).sum())
+        if not (np.isfinite(total) and np.isfinite(stepped.sum())):
+            near[:] = True
+        where = np.flatnonzero(near)
+        old, new = theta[where].astype(np.float64), stepped[where].astype(np.float64)
+        finite = np.isfinite(old) & np.isfinite(new)
+        if not finite.all():
+            total = float(np.abs(old[finite]).sum())
+        across = finite & (np.sign(old) * np.sign(new) < 0)
+        opposes = across & (np.abs(new) > c / 2 * np.abs(old))
+        flipped = across & (np.abs(new) > c * np.abs(old))
+    bad = len(finite) - int(finite.sum())
+    return [
+        len(theta) - bad - int((finite & (old == 0)).sum()),
+        int(opposes.sum()),
+        int(flipped.sum()),
+        bad,
+        float(np.abs(old[opposes]).sum()),
+        total,
+    ]
+
+
+def _in_threads(count: int, work: Callable[[int], None]) -> None:
+    """Call ``work(0)`` to ``work(count - 1)`` in as many threads as torch uses."""
+    threads = max(1, min(torch.get_num_threads(), count))
+
+    def share(first: int) -> None:
+        for k in range(first, count, threads):
+            work(k)
+
+    others = [_pool().submit(share, first) for first in range(1, threads)]
+    share(0)
     for other in others:
         other.result()
-    result = np.zeros((len(jobs), len(penalty.TALLY_FIELDS)))
-    np.add.at(result, np.array([block[4] for block in blocks], dtype=int), partial)
-    return torch.from_numpy(result)
 
 
 @functools.cache
@@ -102,8 +181,8 @@ def _pool() -> ThreadPoolExecutor:
 
 
 @functools.cache
-def _native() -> Callable[..., None] | None:
-    """The compiled pass, or None where it cannot be had."""
+def _passes() -> _Passes | None:
+    """The compiled passes, or None where they cannot be had."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if os.environ.get("WD_PROBE_KERNEL") == "0" or compiler is None:
         return None
@@ -111,11 +190,12 @@ def _native() -> Callable[..., None] | None:
         library = ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, InputError, subprocess.SubprocessError):
         return None
-    function = library.wd_probe_tally
-    pointer = ctypes.c_void_p
-    function.argtypes = [pointer, pointer, ctypes.c_int64, ctypes.c_float, pointer]
-    function.restype = None
-    return function
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    passes = _Passes(library.wd_probe_copy, library.wd_probe_tally)
+    library.wd_probe_copy.argtypes = [pointer, pointer, integer]
+    library.wd_probe_tally.argtypes = [pointer, pointer, integer, ctypes.c_float, pointer]
+    library.wd_probe_copy.restype = library.wd_probe_tally.restype = None
+    return passes
 
 
 def _compiled(compiler: str) -> Path:

@@ -132,7 +132,7 @@ class OpposingPenaltyProbe:
         for p in live:
             by_kind.setdefault((p.device, p.dtype), []).append(p)
         for chosen in by_kind.values():
-            torch._foreach_copy_([self._copies[p] for p in chosen], chosen)
+            kernel.copy_all([self._copies[p] for p in chosen], chosen)
         self._live = live
 
     @torch.no_grad()

@@ -1,0 +1,163 @@
+"""What the probe costs, measured side by side in one run.
+
+    python -m tests.benchmarks [--model convnext_tiny] [--batch-size 64] [--rounds 25]
+
+Prints Markdown tables. Every ratio is the median over rounds in which its two sides took turns.
+"""
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+import timm
+import torch
+from torch.nn import functional as F
+
+from wd_probe import OpposingPenaltyProbe, kernel
+from wd_probe.hooks import StepHooks
+
+
+def clock(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def alternate(sides, rounds, device, warm_up=3):
+    """Seconds of each callable, round by round, in an order that turns around every round."""
+    times = {name: [] for name in sides}
+    for number in range(warm_up + rounds):
+        names = list(sides) if number % 2 else list(reversed(sides))
+        for name in names:
+            begun = clock(device)
+            sides[name]()
+            taken = clock(device) - begun
+            if number >= warm_up:
+                times[name].append(taken)
+    return times
+
+
+def ratio(times, name, base):
+    return statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
+
+
+def milliseconds(times, name):
+    return 1e3 * statistics.median(times[name])
+
+
+def step_cost(model_name, batch_size, rounds, device):
+    """A training step with the probe attached against the same step without it."""
+
+    torch.manual_seed(0)
+    model = timm.create_model(model_name, num_classes=10).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+    images = torch.randn(batch_size, 3, 32, 32, device=device)
+    labels = torch.randint(0, 10, (batch_size,), device=device)
+
+    def step():
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    probe = OpposingPenaltyProbe(model, optimizer)
+    probe._hooks.remove()
+
+    def probed():
+        probe._hooks = StepHooks(optimizer, probe._before, probe._after, outermost=True)
+        step()
+        probe.flush()
+        probe._hooks.remove()
+
+    return alternate({"plain": step, "probed": probed}, rounds, device)
+
+
+def probe_floor(model_name, rounds, device):
+    """The probe's own work against the bytes it must move: copy θ, read the copy and θ'."""
+    torch.manual_seed(0)
+    model = timm.create_model(model_name, num_classes=10).to(device)
+    stepped = [p.detach() for p in model.parameters()]
+    theta = [p + 1e-4 * torch.randn_like(p) for p in stepped]
+    kept = [torch.empty_like(p) for p in stepped]
+
+    def copy():
+        torch._foreach_copy_(kept, theta)
+
+    def read():
+        for p, q in zip(kept, stepped, strict=True):
+            p.sum()
+            q.sum()
+
+    def own():
+        kernel.copy_all(kept, theta)
+        kernel.tally_all([(p, q, 1e-6) for p, q in zip(kept, stepped, strict=True)])
+
+    def floor():
+        copy()
+        read()
+
+    times = alternate({"copy": copy, "read": read, "floor": floor, "probe": own}, rounds, device)
+    passes = kernel._passes
+    kernel._passes = lambda: None
+    try:
+        plain = alternate({"floor": floor, "probe": own}, max(3, rounds // 3), device, warm_up=1)
+    finally:
+        kernel._passes = passes
+    return times, plain, sum(p.numel() for p in stepped)
+
+
+def start_up(rounds):
+    def run(*arguments):
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - begun
+
+    main = (
+        "import sys; sys.argv = ['wdprobe', '--help']; from wd_probe.cli.main import main; main()"
+    )
+    return (
+        statistics.median(run("-c", "pass") for _ in range(rounds)),
+        statistics.median(run("-c", main) for _ in range(rounds)),
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="convnext_tiny")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[64])
+    parser.add_argument("--rounds", type=int, default=25)
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    print(
+        f"{name or platform.machine()}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}, timm {timm.__version__}, kernel "
+        f"{'compiled' if kernel._passes() else 'plain'}, {options.rounds} rounds\n"
+    )
+    print("| training step, 32×32 | plain, ms | probed at every step, ms | ratio |")
+    print("|---|---|---|---|")
+    for size in options.batch_size:
+        times = step_cost(options.model, size, options.rounds, device)
+        print(
+            f"| {options.model}, batch {size} | {milliseconds(times, 'plain'):.0f} "
+            f"| {milliseconds(times, 'probed'):.0f} | {ratio(times, 'probed', 'plain'):.3f} |"
+        )
+    times, plain, weights = probe_floor(options.model, 2 * options.rounds, device)
+    print(f"\n| the probe's own work, {weights / 1e6:.1f} M float32 weights | ms | of the floor |")
+    print("|---|---|---|")
+    for title, side in (("copy θ", "copy"), ("read both", "read"), ("floor: both", "floor")):
+        print(f"| {title} | {milliseconds(times, side):.1f} | |")
+    for title, measured in (("probe", times), ("probe, no C compiler", plain)):
+        print(
+            f"| {title} | {milliseconds(measured, 'probe'):.1f} "
+            f"| {ratio(measured, 'probe', 'floor'):.2f} |"
+        )
+    bare, help_ = start_up(9)
+    print(f"\n| start-up | s |\n|---|---|\n| python -c pass | {bare:.2f} |")
+    print(f"| wdprobe --help | {help_:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import wd_probe
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_the_public_names():
+    assert sorted(wd_probe.__all__) == [
+        "InputError", "Layer", "OpposingPenaltyProbe", "RunError", "StepRecord", "Tally",
+        "WdProbeError", "WdProbeWarning", "WeightDecay", "layers", "layerwise_rates", "opposing",
+    ]  # fmt: skip
+    assert wd_probe.__all__ == sorted(wd_probe._HOME)
+    for name in wd_probe.__all__:
+        assert callable(getattr(wd_probe, name))
+    assert dir(wd_probe) == sorted(wd_probe.__all__)
+
+
+def test_no_submodule_hides_a_public_name():
+    folder = Path(wd_probe.__file__).parent
+    assert not {path.stem for path in folder.iterdir()} & set(wd_probe.__all__)
+
+
+def test_packages_listed_are_the_folders_on_disk():
+    listed = set(PROJECT["tool"]["setuptools"]["packages"])
+    inside = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in ROOT.glob("wd_probe/**/__init__.py")
+    }
+    outside = {
+        ".".join(["wd_probe", *path.parent.relative_to(ROOT).parts])
+        for path in ROOT.glob("cli/**/__init__.py")
+    }
+    assert listed == inside | outside
+
+
+def test_version_stands_in_one_place_more():
+    assert PROJECT["project"]["version"] == wd_probe.__version__
+
+
+def test_the_library_alone_loads_no_front_end():
+    code = (
+        "import sys, wd_probe\n"
+        "[getattr(wd_probe, name) for name in wd_probe.__all__]\n"
+        "heavy = ('timm', 'typer', 'rich', 'tensorboard', 'matplotlib', 'sklearn')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+        "import wd_probe.figures\n"
+        "print('matplotlib' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\nTrue\n"
+
+
+def test_imports_flow_one_way():
+    """Formulas and layers know nothing of hooks, hooks nothing of experiments, none of the CLI."""
+    order = ["errors", "penalty", "layering", "kernel", "records", "hooks", "rules", "decay",
+             "probe", "dashboard", "figures"]  # fmt: skip
+    for path in (ROOT / "wd_probe").glob("*.py"):
+        if path.stem == "__init__":
+            continue
+        text = path.read_text()
+        assert "wd_probe.cli" not in text
+        for line in text.splitlines():
+            if line.startswith("from .") and not line.startswith("from .."):
+                module = line.split()[1].lstrip(".")
+                for name in [module] if module else line.split("import ")[1].split(", "):
+                    assert order.index(name) < order.index(path.stem), (path.name, line)
+
+
+def test_ruff_and_mypy_are_clean():
+    for command in (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_cli_is_not_a_top_level_package():
+    assert importlib.util.find_spec("wd_probe.cli").origin == str(ROOT / "cli" / "__init__.py")
