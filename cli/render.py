@@ -172,12 +172,13 @@ def layers_table(result: dict[str, Any]) -> None:
         f"scale {result['scale']}, mean λᵢ {result['mean_rate']:.4g}"
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("i", justify="right")
-    table.add_column("layer", overflow="ellipsis", no_wrap=True)
-    table.add_column("tensors", justify="right")
-    table.add_column("weights", justify="right")
-    table.add_column("λᵢ", justify="right")
-    table.add_column("decaying tensors", overflow="ellipsis", no_wrap=True)
+    table.add_column("i", justify="right", no_wrap=True)
+    table.add_column("layer", overflow="ellipsis", no_wrap=True, max_width=max(20, out.width // 3))
+    for title in ("tensors", "weights", "λᵢ"):
+        table.add_column(title, justify="right", no_wrap=True, min_width=len(title))
+    # What is left beside the five columns before it, so that rich drops none of them.
+    left = max(16, out.width - out.width // 3 - 40)
+    table.add_column("decaying tensors", overflow="ellipsis", no_wrap=True, max_width=left)
     for layer in result["layers"]:
         decaying, count = layer["decayed"], layer["tensors"]
         shown = "all" if len(decaying) == count else f"{len(decaying)} of {count}"
@@ -187,7 +188,7 @@ def layers_table(result: dict[str, Any]) -> None:
             escape(layer["name"]),
             str(count),
             f"{layer['weights']:,}",
-            f"{layer['rate']:.4g}",
+            f"{layer['rate']:.3g}",
             escape(("none" if not decaying else shown) + named),
         )
     out.print(table)

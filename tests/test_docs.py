@@ -1,0 +1,104 @@
+"""Every command and snippet of the README and the docs runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from wd_probe.cli import main as cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: Run by the person or by CI, not inside the test suite they would start again.
+ELSEWHERE = ("pip ", "uv ", "pytest", "python -m tests.benchmarks", "python docs/")
+#: Commands that serve until Ctrl-C are given a look at a folder that is not there.
+SERVES = "wdprobe dashboard"
+
+
+def blocks(language):
+    return [
+        (f"{page.name}:{number}", text)
+        for page in PAGES
+        for number, text in enumerate(
+            re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+        )
+    ]
+
+
+def commands():
+    parts = [
+        (where, part.strip())
+        for where, text in blocks("bash")
+        for line in text.replace("\\\n", " ").splitlines()
+        for part in line.split("&&")
+    ]
+    return [(where, part) for where, part in parts if part and not part.startswith(ELSEWHERE)]
+
+
+def run(command, monkeypatch, *more):
+    monkeypatch.setattr(sys, "argv", [*shlex.split(command), *more])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+@pytest.mark.parametrize(("where", "text"), blocks("python"))
+def test_snippets(where, text, capsys):
+    exec(compile(text, where, "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("where", "command"), commands())
+def test_commands_parse_and_start(where, command, monkeypatch, tmp_path, capsys):
+    """Each in its quickest form: one step, or a folder that is missing."""
+    monkeypatch.chdir(tmp_path)
+    if command.startswith(SERVES):
+        assert run(command, monkeypatch) == 2
+        assert "is no folder" in capsys.readouterr().err
+        return
+    more = ["--steps", "1", "--batch-size", "4"] if command.startswith("wdprobe rop") else []
+    if "/usr/share/datasets" in command and not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("needs Debian's dataset-fashion-mnist")
+    assert run(command, monkeypatch, *more) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_first_command_as_it_stands(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("wdprobe rop --model convnext_tiny", monkeypatch) == 0
+    assert "Opposing-penalty rate" in capsys.readouterr().out
+
+
+def test_ci_runs_the_readmes_second_command():
+    script = (ROOT / ".ci/run").read_text()
+    assert "pip install -q -e '.[dev]'" in script
+    assert "\npytest\n" in script
+    assert "pip install -e '.[dev]' && pytest" in (ROOT / "README.md").read_text()
+
+
+def test_the_site_builds_strictly(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "OpposingPenaltyProbe" in (tmp_path / "api" / "index.html").read_text()
+
+
+def test_pictures_and_links_exist():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} -> {target}"
+
+
+def test_no_registry_host_stands_in_the_repository():
+    named = subprocess.run(
+        ["git", "grep", "-lE", r"pypi\.org|pythonhosted|deb\.debian|registry\.npmjs"],
+        cwd=ROOT, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    assert [name for name in named if name != "tests/test_docs.py"] == []
