@@ -198,3 +198,10 @@ def test_copies_are_exact_at_any_size_and_alignment(monkeypatch, compiled):
         target = torch.zeros(size + 1)[1:]
         kernel.copy_all([target], [source])
         assert torch.equal(target, source)
+
+
+def test_profile_leaves_out_a_weight_exactly_on_the_boundary():
+    """û/θ = c*/2: the penalty carries the weight to −û, as large as before, and does not oppose."""
+    theta, stepped = torch.tensor([1.0]), torch.tensor([0.25])
+    assert penalty.profile(theta, stepped, 0.0, [0.5, 0.51]).tolist() == [0, 1]
+    assert not opposing(torch.tensor([0.25]), torch.tensor([0.5])).any()

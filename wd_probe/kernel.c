@@ -6,11 +6,11 @@
 #include <immintrin.h>
 #endif
 
-enum { CHUNK = 4096, INFINITE = 0x7f800000 };
+enum { CHUNK = 4096, FIELDS = 6, INFINITE = 0x7f800000 };
 
 /* Streaming stores: the copy is not read again before the step has emptied the caches, and
    writing it through them would first read what it overwrites. */
-void wd_probe_copy(const float *from, float *to, int64_t n)
+static void copy_block(const float *from, float *to, int64_t n)
 {
 #ifdef __AVX__
     int64_t i = 0;
@@ -24,6 +24,14 @@ void wd_probe_copy(const float *from, float *to, int64_t n)
 #else
     memcpy(to, from, (size_t)n * sizeof(float));
 #endif
+}
+
+void wd_probe_copy(int64_t blocks, const float *const *from, float *const *to, const int64_t *sizes,
+                   int threads)
+{
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t k = 0; k < blocks; k++)
+        copy_block(from[k], to[k], sizes[k]);
 }
 
 static inline int32_t bits(float value)
@@ -64,13 +72,11 @@ static int32_t tally_finite(const float *x, const float *y, int n, float c, doub
     return top;
 }
 
-/* Adds to out: penalized, opposing, flipped, nonfinite, sum|a| opposing, sum|a|, for weights
-   before (a) and after (b) a step that took c*a off. */
-void wd_probe_tally(const float *a, const float *b, int64_t n, float c, double *out)
+static void tally_block(const float *a, const float *b, int64_t n, float c, double *out)
 {
     for (int64_t start = 0; start < n; start += CHUNK) {
         const int size = (int)(n - start < CHUNK ? n - start : CHUNK);
-        double found[6];
+        double found[FIELDS];
         if (tally_finite(a + start, b + start, size, c, found) >= INFINITE) {
             float x[CHUNK], y[CHUNK];
             int bad = 0;
@@ -83,7 +89,17 @@ void wd_probe_tally(const float *a, const float *b, int64_t n, float c, double *
             tally_finite(x, y, size, c, found);
             found[3] = bad;
         }
-        for (int k = 0; k < 6; k++)
+        for (int k = 0; k < FIELDS; k++)
             out[k] += found[k];
     }
+}
+
+/* For each block of weights before (a) and after (b) a step that took c*a off, adds to its row of
+   out: penalized, opposing, flipped, nonfinite, sum|a| opposing, sum|a|. */
+void wd_probe_tally(int64_t blocks, const float *const *a, const float *const *b,
+                    const int64_t *sizes, int threads, const float *c, double *out)
+{
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t k = 0; k < blocks; k++)
+        tally_block(a[k], b[k], sizes[k], c[k], out + FIELDS * k);
 }

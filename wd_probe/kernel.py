@@ -28,18 +28,36 @@ from . import penalty
 from .errors import InputError
 
 _BLOCK = 1 << 18  # weights a thread takes at a time; also what keeps sums independent of threads
-_FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+# OpenMP finds the runtime that torch has loaded already, and so the same threads: a pool of our own
+# would compete with theirs, which spin for a while after every operation.
+_THREADING = ("-fopenmp", "-fopenmp-simd")
 _FIELDS = len(penalty.TALLY_FIELDS)
 
 Job = tuple[Tensor, Tensor, float | Tensor]
 Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+
+class _Blocks(NamedTuple):
+    """Two tensors' memory cut into blocks: int64 arrays, one entry a block."""
+
+    first: Integers
+    second: Integers
+    sizes: Integers
+    numbers: Integers  # which pair of tensors it is of
+
+    def run(self, compiled: Callable[..., None], *more: int) -> None:
+        """Call a compiled pass over the blocks."""
+        first, second, sizes = (part.ctypes.data for part in self[:3])
+        compiled(len(self.sizes), first, second, sizes, torch.get_num_threads(), *more)
 
 
 class _Passes(NamedTuple):
-    """The two compiled passes, over addresses."""
+    """The two compiled passes; see `kernel.c`."""
 
-    copy: Callable[[int, int, int], None]
-    tally: Callable[[int, int, int, float, int], None]
+    copy: Callable[..., None]
+    tally: Callable[..., None]
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
@@ -47,9 +65,8 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     passes = _passes()
     if passes is None or not all(map(_fits, targets, sources)):
         torch._foreach_copy_(list(targets), list(sources))
-        return
-    blocks = _blocks(sources, targets)
-    _in_threads(len(blocks), lambda k: passes.copy(*blocks[k][:3]))
+    else:
+        _blocks(sources, targets).run(passes.copy)
 
 
 def tally_all(jobs: Sequence[Job]) -> Tensor:
@@ -98,39 +115,37 @@ def _is_dense(tensor: Tensor) -> bool:
     )
 
 
-def _blocks(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[tuple[int, int, int, int]]:
-    """Address in one, address in the other, weights and number of the tensor, for each block."""
-    return [
+def _blocks(one: Sequence[Tensor], other: Sequence[Tensor]) -> _Blocks:
+    rows = [
         (first + 4 * start, second + 4 * start, min(_BLOCK, size - start), number)
         for number, (a, b) in enumerate(zip(one, other, strict=True))
         for first, second, size in ((a.data_ptr(), b.data_ptr(), a.numel()),)
         for start in range(0, size, _BLOCK)
     ]
+    return _Blocks(*np.array(rows, dtype=np.int64).reshape(-1, 4).T.copy())
 
 
 def _tally_blocks(jobs: Sequence[Job]) -> Tensor:
     blocks = _blocks([job[0] for job in jobs], [job[1] for job in jobs])
-    factors = [float(job[2]) for job in jobs]
-    partial = np.zeros((len(blocks), _FIELDS))
-    passes, address, row = _passes(), partial.ctypes.data, partial.strides[0]
+    factors = np.array([float(job[2]) for job in jobs], dtype=np.float32)[blocks.numbers]
+    partial = np.zeros((len(factors), _FIELDS))
+    passes = _passes()
+    if passes is not None:
+        blocks.run(passes.tally, factors.ctypes.data, partial.ctypes.data)
+    else:
 
-    def native(k: int) -> None:
-        assert passes is not None
-        before, after, size, number = blocks[k]
-        passes.tally(before, after, size, factors[number], address + k * row)
+        def work(k: int) -> None:
+            before, after = (_array(part[k], blocks.sizes[k]) for part in blocks[:2])
+            partial[k] = _tally_numpy(before, after, float(factors[k]))
 
-    def plain(k: int) -> None:
-        before, after, size, number = blocks[k]
-        partial[k] = _tally_numpy(_array(before, size), _array(after, size), factors[number])
-
-    _in_threads(len(blocks), plain if passes is None else native)
+        _in_threads(len(factors), work)
     result = np.zeros((len(jobs), _FIELDS))
-    np.add.at(result, np.array([block[3] for block in blocks], dtype=int), partial)
+    np.add.at(result, blocks.numbers, partial)
     return torch.from_numpy(result)
 
 
-def _array(address: int, size: int) -> Floats:
-    return np.ctypeslib.as_array((ctypes.c_float * size).from_address(address))
+def _array(address: np.int64, size: np.int64) -> Floats:
+    return np.ctypeslib.as_array((ctypes.c_float * int(size)).from_address(int(address)))
 
 
 def _tally_numpy(theta: Floats, stepped: Floats, c: float) -> list[float]:
@@ -190,24 +205,30 @@ def _passes() -> _Passes | None:
         library = ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, InputError, subprocess.SubprocessError):
         return None
-    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    pointer = ctypes.c_void_p
     passes = _Passes(library.wd_probe_copy, library.wd_probe_tally)
-    library.wd_probe_copy.argtypes = [pointer, pointer, integer]
-    library.wd_probe_tally.argtypes = [pointer, pointer, integer, ctypes.c_float, pointer]
+    shared = (ctypes.c_int64, pointer, pointer, pointer, ctypes.c_int)
+    library.wd_probe_copy.argtypes = shared
+    library.wd_probe_tally.argtypes = (*shared, pointer, pointer)
     library.wd_probe_copy.restype = library.wd_probe_tally.restype = None
     return passes
 
 
 def _compiled(compiler: str) -> Path:
     source = resources.files("wd_probe").joinpath("kernel.c").read_bytes()
-    machine = " ".join([compiler, *_FLAGS, platform.platform(), platform.processor(), _cpu()])
+    machine = " ".join(
+        [compiler, *_FLAGS, *_THREADING, platform.platform(), platform.processor(), _cpu()]
+    )
     key = hashlib.sha256(source + machine.encode()).hexdigest()[:16]
     target = cache_dir() / f"kernel-{key}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             built = Path(scratch, "kernel.so")
-            command = [compiler, *_FLAGS, "-x", "c", "-", "-o", str(built)]
-            subprocess.run(command, input=source, check=True, capture_output=True, timeout=60)
+            for threading in _THREADING:
+                command = [compiler, *_FLAGS, threading, "-x", "c", "-", "-o", str(built)]
+                done = subprocess.run(command, input=source, capture_output=True, timeout=60)
+                if done.returncode == 0:
+                    break
             built.replace(target)  # atomic: another process never loads half a file
     return target
 

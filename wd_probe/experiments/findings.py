@@ -70,13 +70,13 @@ def _small_ones(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
     found = []
     if total.opposing >= 50 and total.rate > 5 * total.mass:
         found.append(
-            f"Opposing penalties fall on small weights: {total.rate:.2%} of the weights carry them, "
-            f"{total.mass:.1e} of all that is taken off."
+            f"Opposing penalties fall on small weights: {total.rate:.2%} of the weights carry "
+            f"them, {total.mass:.1e} of all that is taken off."
         )
     if total.opposing >= 50 and total.flipped / total.opposing > 0.95:
         found.append(
-            f"{total.flipped / total.opposing:.1%} of the opposing weights had their sign flipped by "
-            "the step alone: R_op follows the learning rate far more than the decay rate."
+            f"{total.flipped / total.opposing:.1%} of the opposing weights had their sign flipped "
+            "by the step alone: R_op follows the learning rate far more than the decay rate."
         )
     return found
 
