@@ -50,12 +50,13 @@ class TrainingProgress:
         self._bar = Progress(
             TextColumn("[bold]step"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=max(8, min(40, err.width - 68))),
             TextColumn("{task.fields[numbers]}"),
+            TextColumn("·"),
             TimeRemainingColumn(compact=True),
+            TextColumn("left"),
             console=err,
             transient=True,
-            expand=True,
         )
         self._task = self._bar.add_task("train", total=None, numbers="")
         self._total = 0
@@ -94,7 +95,8 @@ class TrainingProgress:
         pace = step.step / max(now - self._begun, 1e-9)
         rate = "" if record is None else f"R_op {share(record.rate)} · "
         numbers = f"loss {step.loss:.3f} · {rate}{pace:.1f} steps/s"
-        self._bar.update(self._task, completed=step.step, numbers=f"{numbers}{self._score}")
+        shown = numbers + (self._score if err.width >= 100 else "")
+        self._bar.update(self._task, completed=step.step, numbers=shown)
         if not err.is_terminal and (now - self._told > _LINE_SECONDS or step.step == self._total):
             self._told = now
             left = (self._total - step.step) / pace
@@ -109,7 +111,7 @@ class TrainingProgress:
 
 def rop_summary(summary: dict[str, Any]) -> None:
     """The result of `wdprobe rop` for a person."""
-    top1 = "" if summary["top1"] is None else f" · top-1 {share(summary['top1'], 1)}"
+    top1 = "" if summary["top1"] is None else f"\ntop-1 {share(summary['top1'], 1)}"
     out.print(
         f"\n[bold]Opposing-penalty rate[/] · {escape(summary['model'])} on "
         f"{escape(summary['dataset'])} · {escape(summary['optimizer'])} · η {summary['lr']:g} · "

@@ -12,7 +12,7 @@ from wd_probe.cli import main as cli
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: Run by the person or by CI, not inside the test suite they would start again.
-ELSEWHERE = ("pip ", "uv ", "pytest", "python -m tests.benchmarks", "python docs/")
+ELSEWHERE = ("pip ", "uv ", "pytest", "python -m tests.benchmarks")
 #: Commands that serve until Ctrl-C are given a look at a folder that is not there.
 SERVES = "wdprobe dashboard"
 

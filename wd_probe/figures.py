@@ -49,7 +49,7 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def opposing_rate(run: "Run") -> Figure:
     """R_op over the steps of a run (the form of Fig. 2a), as share of weights and of penalty."""
-    figure = _figure(f"Opposing-penalty rate · {_title(run)}", height=4.6)
+    figure = _figure(f"Opposing-penalty rate\n{_title(run)}", height=4.6)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1.5))
     _dress(upper, "share of weights")
     _dress(lower, "share of Σ|P|", "step")
@@ -85,7 +85,7 @@ def layer_heatmap(run: "Run") -> Figure:
     grid = np.full((count, len(steps)), np.nan)
     columns = np.searchsorted(steps, run.layers["step"])
     grid[np.asarray(run.layers["index"], dtype=int) - 1, columns] = run.layers["rate"]
-    figure = _figure(f"R_op by layer · {_title(run)}", height=max(3.0, 1.1 + 0.17 * min(count, 60)))
+    figure = _figure(f"R_op by layer\n{_title(run)}", height=max(3.0, 1.1 + 0.17 * min(count, 60)))
     axes = _dress(figure.subplots(), "layer (1 = shallowest)", "step")
     axes.grid(visible=False)
     finite = grid[np.isfinite(grid)]
@@ -116,7 +116,7 @@ def _short(text: str, most: int = 40) -> str:
 
 def decay_profile(run: "Run") -> Figure:
     """R_op as a function of the decay rate λ, from the recorded updates of one run (fact 4)."""
-    figure = _figure(f"R_op had λ been another · {_title(run)}")
+    figure = _figure(f"R_op had λ been another\n{_title(run)}")
     axes = _dress(figure.subplots(), "opposing penalties", "weight decay λ")
     columns: Mapping[str, Sequence[float]] = run.profile
     rates = np.unique(columns["rate"])
