@@ -1,6 +1,7 @@
 """Image classification data: the embedded digits, and everything timm can name."""
 
 import gzip
+import hashlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -280,7 +281,12 @@ def _with_idx_files(name: str, folder: Path) -> Path:
     }
     if len(found) < len(_IDX_FILES):
         return folder
-    raw = cache_dir() / "idx" / kept_as / "raw"
+    stamps = [
+        f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
+        for path in found.values()
+    ]
+    key = hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
+    raw = cache_dir() / "idx" / key / kept_as / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     for file, path in found.items():
         target = raw / file
