@@ -12,9 +12,24 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def test_the_public_names():
     assert sorted(wd_probe.__all__) == [
-        "InputError", "Layer", "OpposingPenaltyProbe", "RunError", "StepRecord", "Tally",
-        "WdProbeError", "WdProbeWarning", "WeightDecay", "layers", "layerwise_rates", "opposing",
-    ]  # fmt: skip
+        "InputError",
+        "Layer",
+        "LayerDistortion",
+        "OpposingPenaltyProbe",
+        "RunError",
+        "ScanPoint",
+        "StepRecord",
+        "Tally",
+        "WdProbeError",
+        "WdProbeWarning",
+        "WeightDecay",
+        "feature_distortion",
+        "half_life",
+        "layers",
+        "layerwise_rates",
+        "opposing",
+        "zero_shot_decay",
+    ]
     assert wd_probe.__all__ == sorted(wd_probe._HOME)
     for name in wd_probe.__all__:
         assert callable(getattr(wd_probe, name))
@@ -59,7 +74,7 @@ def test_the_library_alone_loads_no_front_end():
 def test_imports_flow_one_way():
     """Formulas and layers know nothing of hooks, hooks nothing of experiments, none of the CLI."""
     order = ["errors", "penalty", "layering", "kernel", "records", "hooks", "rules", "decay",
-             "probe", "dashboard", "figures"]  # fmt: skip
+             "probe", "zeroshot", "distortion", "prefix", "dashboard", "figures"]  # fmt: skip
     for path in (ROOT / "wd_probe").glob("*.py"):
         if path.stem == "__init__":
             continue

@@ -8,42 +8,54 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .decay import WeightDecay
+    from .distortion import LayerDistortion, feature_distortion
     from .errors import InputError, RunError, WdProbeError, WdProbeWarning
     from .layering import Layer, layers, layerwise_rates
     from .penalty import opposing
     from .probe import OpposingPenaltyProbe
     from .records import StepRecord, Tally
+    from .zeroshot import ScanPoint, half_life, zero_shot_decay
 
 __version__ = "0.1.0"
 
 _HOME = {
     "InputError": "errors",
     "Layer": "layering",
+    "LayerDistortion": "distortion",
     "OpposingPenaltyProbe": "probe",
     "RunError": "errors",
+    "ScanPoint": "zeroshot",
     "StepRecord": "records",
     "Tally": "records",
     "WdProbeError": "errors",
     "WdProbeWarning": "errors",
     "WeightDecay": "decay",
+    "feature_distortion": "distortion",
+    "half_life": "zeroshot",
     "layers": "layering",
     "layerwise_rates": "layering",
     "opposing": "penalty",
+    "zero_shot_decay": "zeroshot",
 }
 
 __all__ = [
     "InputError",
     "Layer",
+    "LayerDistortion",
     "OpposingPenaltyProbe",
     "RunError",
+    "ScanPoint",
     "StepRecord",
     "Tally",
     "WdProbeError",
     "WdProbeWarning",
     "WeightDecay",
+    "feature_distortion",
+    "half_life",
     "layers",
     "layerwise_rates",
     "opposing",
+    "zero_shot_decay",
 ]
 
 

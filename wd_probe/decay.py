@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .errors import InputError
 from .hooks import StepHooks, hooked
-from .layering import check_rate, clean_name
+from .layering import check_rate, chosen_parameters
 
 #: baseline: no decay. wd: θ' = θ − ηU(θ) − cθ (Eq. 1).
 Method = Literal["baseline", "wd"]
@@ -80,7 +80,7 @@ class WeightDecay:
                 )
         if self.optimizer in _ATTACHED:
             raise InputError("this optimizer has a WeightDecay already; detach() that one first")
-        self._decayed = _chosen(model, parameters)
+        self._decayed = set(chosen_parameters(model, parameters).values())
         self._snapshot: list[tuple[Tensor, Tensor, Any]] = []
         self._hooks = StepHooks(self.optimizer, self._before, self._after)
         _ATTACHED[self.optimizer] = self
@@ -157,13 +157,3 @@ def voided(optimizer: Optimizer) -> Tensor | None:
     """1 where `GradScaler` found an overflow that makes a fused optimizer skip this step."""
     found: Tensor | None = getattr(optimizer, "found_inf", None)
     return found
-
-
-def _chosen(model: nn.Module, names: Iterable[str] | None) -> set[Tensor]:
-    own = {clean_name(name): parameter for name, parameter in model.named_parameters()}
-    if names is None:
-        return set(own.values())
-    unknown = sorted(set(names := tuple(names)) - set(own))
-    if unknown:
-        raise InputError(f"the model has no parameter named {unknown[0]!r}")
-    return {own[name] for name in names}

@@ -274,3 +274,21 @@ def decayed_parameters(model: nn.Module, *, filter_bias_and_bn: bool = False) ->
         if not filter_bias_and_bn
         or not (parameter.ndim <= 1 or name.endswith(".bias") or clean_name(name) in spared)
     )
+
+
+def chosen_parameters(
+    model: nn.Module, names: Iterable[str] | None = None
+) -> dict[str, nn.Parameter]:
+    """A model's parameters by clean name, or those of the given names.
+
+    Raises:
+        InputError: the model has no parameter of such a name.
+    """
+    own = {clean_name(name): parameter for name, parameter in model.named_parameters()}
+    if names is None:
+        return own
+    wanted = dict.fromkeys(names)
+    for name in wanted:
+        if name not in own:
+            raise InputError(f"the model has no parameter named {name!r}")
+    return {name: own[name] for name in wanted}

@@ -1,0 +1,200 @@
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from wd_probe import InputError, feature_distortion, half_life, layers, zero_shot_decay
+from wd_probe.zeroshot import ScanPoint, Shrunk
+
+
+def relu_network(bias=False):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(8, 32, bias=bias), nn.ReLU(), nn.Linear(32, 32, bias=bias), nn.ReLU(),
+        nn.Linear(32, 4, bias=bias),
+    )  # fmt: skip
+
+
+def test_scales_are_eq_12_always_from_the_originals():
+    """Fact 15."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    originals = [p.detach().clone() for p in model.parameters()]
+    step = iter(range(101))
+
+    def evaluate(m):
+        scale = 1 - next(step) / 100
+        for p, kept in zip(m.parameters(), originals, strict=True):
+            assert torch.equal(p, kept * scale)
+        assert torch.equal(m[1].running_var, before["1.running_var"])
+        assert not m.training
+        return {"scale": scale}
+
+    curve = zero_shot_decay(model, evaluate)
+    assert [p.step for p in curve] == list(range(101))
+    assert [p.scale for p in curve] == [1 - s / 100 for s in range(101)]
+    assert (curve[0].scale, curve[-1].scale) == (1, 0)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_everything_is_back_after_an_exception(error):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.Linear(3, 3))
+    model[0].eval()
+    model[2].weight.requires_grad_(False)
+    ids = [id(p) for p in model.parameters()]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    calls = []
+
+    def evaluate(_):
+        calls.append(1)
+        if len(calls) == 4:
+            raise error
+        return {}
+
+    with pytest.raises(error):
+        zero_shot_decay(model, evaluate)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert [m.training for m in model.modules()] == [True, False, True, True]
+    assert [p.requires_grad for p in model.parameters()] == [True, True, False, True]
+    assert [id(p) for p in model.parameters()] == ids
+
+
+def test_a_homogeneous_network_keeps_its_answers_until_zero():
+    """Fact 16: without biases and norms the logits scale by (1 − s/100)^depth."""
+    model, images = relu_network(), torch.randn(64, 8)
+    whole = model(images).detach()
+
+    def evaluate(m):
+        logits = m(images)
+        return {
+            "agreement": (logits.argmax(1) == whole.argmax(1)).float().mean().item(),
+            "ratio": (logits.norm() / whole.norm()).item(),
+            "spread": (logits.max() - logits.min()).item(),
+        }
+
+    curve = zero_shot_decay(model, evaluate)
+    for point in curve[:-1]:
+        assert point.metrics["agreement"] == 1
+        assert point.metrics["ratio"] == pytest.approx(point.scale**3, rel=1e-4)
+    assert curve[-1].metrics["spread"] == 0
+
+
+def test_a_network_with_biases_does_not():
+    model, images = relu_network(bias=True), torch.randn(64, 8)
+    whole = model(images).argmax(1)
+    curve = zero_shot_decay(
+        model, lambda m: {"a": (m(images).argmax(1) == whole).float().mean().item()}, steps=20
+    )
+    assert min(p.metrics["a"] for p in curve[:-1]) < 1
+
+
+def test_chosen_parameters_alone_are_scaled():
+    model = relu_network()
+    kept = model[0].weight.clone()
+
+    def evaluate(m):
+        assert torch.equal(m[0].weight, kept)
+        return {"size": m[4].weight.abs().sum().item()}
+
+    curve = zero_shot_decay(model, evaluate, steps=2, parameters=["4.weight"])
+    assert curve[1].metrics["size"] == pytest.approx(curve[0].metrics["size"] / 2)
+
+
+def test_half_life_is_refined_by_bisection():
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    evaluations = []
+
+    def evaluate(m):
+        scale = m.weight.item()
+        evaluations.append(scale)
+        return {"top1": 0.1 + 0.8 * (scale > 0.7312)}
+
+    curve = zero_shot_decay(model, evaluate, steps=10)
+    evaluations.clear()
+    found = half_life(model, evaluate, curve, chance=0.1)
+    assert found == pytest.approx(0.7312, abs=1e-4)
+    assert len(evaluations) <= 12
+    assert model.weight.item() == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.1, 0.1, 0.1], math.nan), ([0.9, 0.9, 0.9], math.nan), ([0.9, math.nan, 0.1], 0.75)],
+)
+def test_half_life_where_there_is_none_or_a_gap(values, expected):
+    curve = [ScanPoint(s, 1 - s / 2, {"top1": v}) for s, v in enumerate(values)]
+    model = nn.Linear(1, 1)
+    found = half_life(model, lambda _: {"top1": math.nan}, curve, chance=0.1, tolerance=0.6)
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
+def test_peak_memory_is_one_copy_of_the_scaled_parameters():
+    model = relu_network()
+    with Shrunk(model) as shrunk:
+        shrunk.to(0.5)
+        kept = sum(t.numel() for t in shrunk._kept)
+    assert kept == sum(p.numel() for p in model.parameters())
+    with Shrunk(model, ["0.weight"]) as shrunk:
+        assert sum(t.numel() for t in shrunk._kept) == model[0].weight.numel()
+    assert shrunk._kept == []
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="steps must be at least 1, got 0"):
+        zero_shot_decay(relu_network(), lambda _: {}, steps=0)
+    with pytest.raises(InputError, match="ReLU has no parameters to decay"):
+        zero_shot_decay(nn.ReLU(), lambda _: {})
+    with pytest.raises(InputError, match="the model has no parameter named 'head'"):
+        zero_shot_decay(relu_network(), lambda _: {}, parameters=["head"])
+    with pytest.raises(InputError, match="at least one scale"):
+        feature_distortion(relu_network(), [], [])
+    with pytest.raises(InputError, match="was given no images"):
+        feature_distortion(relu_network(), [], [0.5])
+
+
+def test_a_positively_homogeneous_network_is_not_distorted():
+    """Fact 19."""
+    model, images = relu_network(), [torch.randn(16, 8), torch.randn(16, 8)]
+    for found in feature_distortion(model, images, [0.9, 0.5]):
+        assert found.distortion == pytest.approx(0, abs=1e-10)
+        assert found.norm_ratio == pytest.approx(found.scale**found.index, rel=1e-5)
+
+
+def test_distortion_agrees_with_two_plain_passes():
+    model, images = relu_network(bias=True), torch.randn(16, 8)
+    model[1] = nn.GELU()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def first_two():
+        hidden = model[0](images)
+        return hidden, model[2](model[1](hidden)), model(images)
+
+    whole = first_two()
+    with Shrunk(model) as shrunk:
+        shrunk.to(0.7)
+        decayed = first_two()
+    found = feature_distortion(model, [images[:5], images[5:]], [0.7])
+    assert [(f.index, f.name) for f in found] == [(1, "0"), (2, "2"), (3, "4")]
+    for f, a, b in zip(found, whole, decayed, strict=True):
+        a, b = a.detach().double().flatten(), b.detach().double().flatten()
+        assert f.distortion == pytest.approx(1 - (a @ b).item() ** 2 / (a @ a * (b @ b)).item())
+        assert f.norm_ratio == pytest.approx((b.norm() / a.norm()).item())
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_every_layer_of_timm_models_has_an_output_in_one_pass_a_scale():
+    for name in ("test_convnext", "test_vit", "test_resnet"):
+        model = timm.create_model(name)
+        passes = []
+        handle = model.register_forward_pre_hook(lambda *_: passes.append(1))  # noqa: B023
+        found = feature_distortion(torch.compile(model), [torch.randn(2, 3, 160, 160)], [0.9, 0])
+        handle.remove()
+        assert len(passes) == 3
+        assert [f.index for f in found[: len(found) // 2]] == [x.index for x in layers(model)]
+        assert all(0 <= f.distortion < 1 for f in found if f.scale)
