@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from . import dashboard, layers, rop
+from . import dashboard, layers, rop, zeroshot
 
 app = typer.Typer(
     name="wdprobe",
@@ -17,6 +17,7 @@ app = typer.Typer(
     epilog="Every command has --help. Runs are folders under runs/ unless --output says otherwise.",
 )
 app.command("rop")(rop.rop)
+app.command("zeroshot")(zeroshot.zeroshot)
 app.command("layers")(layers.layers)
 app.command("dashboard")(dashboard.dashboard)
 

@@ -38,6 +38,14 @@ class Scale(StrEnum):
     mean = "mean"
 
 
+class By(StrEnum):
+    """What is decayed one at a time."""
+
+    none = "none"
+    layer = "layer"
+    kind = "kind"
+
+
 class AmpDtype(StrEnum):
     """Autocast precision."""
 

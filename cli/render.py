@@ -208,3 +208,138 @@ def _tails(layer: dict[str, Any]) -> list[str]:
 def to_stdout(text: str) -> None:
     """Machine-readable output, untouched by rich."""
     sys.stdout.write(text + "\n")
+
+
+class ScanProgress:
+    """A live bar for each phase of a scan on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("[bold]{task.description:<10}"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=max(8, min(40, err.width - 68))),
+            TextColumn("{task.fields[numbers]}"),
+            TextColumn("·"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=err,
+            transient=True,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._told = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Start the bar on a terminal."""
+        if err.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the bar away."""
+        if err.is_terminal:
+            self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        err.print(escape(text), soft_wrap=True)
+
+    def progress(self, what: str, done: int, total: int, numbers: str) -> None:
+        """Move the bar of a phase; earlier phases' bars go away."""
+        if what not in self._tasks:
+            for task in self._tasks.values():
+                self._bar.update(task, visible=False)
+            self._tasks[what] = self._bar.add_task(what, total=total, numbers="")
+        self._bar.update(self._tasks[what], completed=done, total=total, numbers=numbers)
+        now = time.monotonic()
+        if not err.is_terminal and (now - self._told > _LINE_SECONDS or done == total):
+            self._told = now
+            err.print(f"{what} {done}/{total}" + (f" · {numbers}" if numbers else ""))
+
+
+_SHOWN_SCALES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.5, 0.25, 0.0)
+
+
+def zeroshot_summary(summary: dict[str, Any]) -> None:
+    """The result of `wdprobe zeroshot` for a person."""
+    out.print(
+        f"\n[bold]Zero-shot decay[/] · {escape(summary['model'])} · {escape(summary['source'])}\n"
+        f"{summary['images']:,} images, {summary['classes']} classes"
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("scale", "top-1", "loss", "agreement", "KL"):
+        table.add_column(title, justify="right")
+    for point in summary["curve"]:
+        if any(abs(point["scale"] - shown) < 1e-9 for shown in _SHOWN_SCALES):
+            table.add_row(
+                f"{point['scale']:.2f}",
+                share(point["top1"], 1),
+                number(point["loss"]),
+                share(point["agreement"], 1),
+                number(point["kl"]),
+            )
+    out.print(table)
+    life, metric = summary["half_life"], summary["metric"].replace("top1", "top-1")
+    if life is None or life != life:
+        out.print(f"No half-life: {metric} starts at chance, or never loses half of what it has.")
+    else:
+        out.print(
+            f"[bold]Half-life {life:.4f}[/]: {metric} has lost half of what it had above chance "
+            f"when the weights are {share(1 - life, 2)} smaller."
+        )
+    _fragile(summary["parts"])
+    _distorted(summary["distortion"])
+    out.print(f"\nRun folder: {escape(summary['run'])}", soft_wrap=True)
+
+
+def number(value: float | None) -> str:
+    """A plain number; a dash where there is none."""
+    return "–" if value is None or value != value else f"{value:.3f}"
+
+
+def _fragile(parts: list[dict[str, Any]]) -> None:
+    if not parts:
+        return
+    table = Table(
+        box=None, pad_edge=False, header_style="bold", title="Decayed alone, most fragile first",
+        title_justify="left", title_style="",
+    )  # fmt: skip
+    table.add_column("part", overflow="ellipsis", no_wrap=True, max_width=48)
+    table.add_column("half-life", justify="right")
+    table.add_column("weights", justify="right")
+    for part in parts[:12]:
+        life = part["half_life"]
+        shown = "none" if life is None or life != life else f"{life:.3f}"
+        table.add_row(escape(part["name"]), shown, f"{part['weights']:,}")
+    out.print()
+    out.print(table)
+    if len(parts) > 12:
+        out.print(f"and {len(parts) - 12} more in summary.json")
+
+
+def _distorted(found: list[dict[str, Any]]) -> None:
+    known = [f for f in found if f["distortion"] is not None and f["distortion"] == f["distortion"]]
+    if known:
+        worst = max(known, key=lambda f: f["distortion"])
+        out.print(
+            f"At scale {worst['scale']:g} the output of layer {worst['index']} "
+            f"({escape(worst['name'])}) is distorted most: 1 − cos² = {worst['distortion']:.3g}, "
+            f"norm × {worst['norm_ratio']:.3g}."
+        )
+
+
+def zeroshot_comparison(summaries: list[dict[str, Any]], folder: Path) -> None:
+    """Half-lives of several models, most robust first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("model", "half-life"):
+        table.add_column(title, justify="left" if title == "model" else "right")
+    for summary in sorted(summaries, key=lambda s: s["half_life"] or 1):
+        table.add_row(escape(f"{summary['model']} · {summary['source']}"),
+                      number(summary["half_life"]))  # fmt: skip
+    out.print()
+    out.print(table)
+    out.print(f"Figure: {escape(str(folder / 'figures' / 'zeroshot.png'))}", soft_wrap=True)

@@ -151,6 +151,98 @@ def draw_rop(run: "Run") -> dict[str, Figure]:
     return {name: draw(run) for name, table, draw in ROP_FIGURES if getattr(run, table).get("step")}
 
 
+_SERIES = ("#0b5fa5", "#d1495b", "#3a7d44", "#8a5fbf", "#c77f1a", "#4b4b4b")
+
+
+def zero_shot(runs: Sequence["Run"]) -> Figure:
+    """The metric against the share taken off (the form of Fig. 3a), one line for each model."""
+    figure = _figure("Zero-shot weight decay\nweights scaled to zero, no training")
+    axes = _dress(figure.subplots(), "", "weights taken off (1 − scale)")
+    kinds = set()
+    for run, colour in zip(runs, _SERIES * len(runs), strict=False):
+        top1 = np.asarray(run.curve["top1"])
+        kind = "top1" if np.isfinite(top1).any() else "agreement"
+        kinds.add({"top1": "top-1", "agreement": "agreement with the undecayed model"}[kind])
+        taken = 1 - np.asarray(run.curve["scale"])
+        life = (run.summary or {}).get("half_life")
+        label = str(run.config["model"]) + (f" · half-life {life:.3f}" if life else "")
+        # NaN draws as a gap
+        axes.plot(taken, run.curve[kind], color=colour, linewidth=1.8, label=label)
+        if life:
+            axes.axvline(1 - life, color=colour, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_ylabel(" / ".join(sorted(kinds)), fontsize=9)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    return figure
+
+
+def _grid(
+    table: Mapping[str, list[float]], value: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """A table's ``value`` by index (rows) and falling scale (columns)."""
+    indices, scales = np.unique(table["index"]), np.unique(table["scale"])[::-1]
+    grid = np.full((len(indices), len(scales)), np.nan)
+    rows = np.searchsorted(indices, table["index"])
+    columns = np.searchsorted(-scales, -np.asarray(table["scale"]))
+    grid[rows, columns] = table[value]
+    return grid, indices, scales
+
+
+def _part_map(
+    run: "Run", title: str, table: Mapping[str, list[float]], value: str, names: Sequence[str],
+    label: str, **colours: Any,
+) -> Figure:  # fmt: skip
+    grid, indices, scales = _grid(table, value)
+    count = len(indices)
+    figure = _figure(
+        f"{title}\n{run.config['model']} · {run.config['source']}",
+        height=max(3.0, 1.3 + 0.17 * min(count, 60)),
+    )
+    axes = _dress(figure.subplots(), "", "scale")
+    axes.grid(visible=False)
+    image = axes.imshow(grid, aspect="auto", interpolation="nearest", **colours)
+    every = max(1, -(-count // 40))
+    axes.set_yticks(range(0, count, every), [_short(names[int(k) - 1]) for k in indices[::every]])
+    axes.set_xticks(range(len(scales)), [f"{s:.3g}" for s in scales])
+    axes.tick_params(axis="y", labelsize=6.5)
+    bar = figure.colorbar(image, ax=axes, pad=0.01)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label(label, fontsize=8)
+    return figure
+
+
+def part_map(run: "Run") -> Figure:
+    """The metric with one part scaled at a time: part × scale."""
+    kind = "top1" if np.isfinite(run.parts["top1"]).any() else "agreement"
+    label = {"top1": "top-1", "agreement": "agreement"}[kind]
+    return _part_map(
+        run, f"One {run.config['by']} decayed at a time", run.parts, kind, run.config["parts"],
+        label, cmap="viridis", vmin=0, vmax=1,
+    )  # fmt: skip
+
+
+def distortion_map(run: "Run") -> Figure:
+    """1 − cos² of every layer's output under decay of the whole model: layer × scale."""
+    names = [f"{k} {name}" for k, name in enumerate(run.layer_names, start=1)]
+    return _part_map(
+        run, "Feature distortion (1 − cos²) under decay", run.distortion, "distortion", names,
+        "1 − cos²", cmap="magma", vmin=0, vmax=1,
+    )  # fmt: skip
+
+
+def draw_zeroshot(runs: Sequence["Run"]) -> dict[str, Figure]:
+    """Every figure of `wdprobe zeroshot` that the runs have numbers for, by name."""
+    drawn = {"zeroshot": zero_shot(runs)}
+    if len(runs) == 1 and runs[0].parts.get("scale"):
+        drawn["zeroshot_by_part"] = part_map(runs[0])
+    if len(runs) == 1 and runs[0].distortion.get("scale"):
+        drawn["distortion"] = distortion_map(runs[0])
+    return drawn
+
+
 def save(figures: Mapping[str, Figure], folder: Path) -> None:
     """Write figures as PNG files into a folder."""
     folder.mkdir(exist_ok=True)

@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from ..kernel import cache_dir
 
 #: A dataset whose resized uint8 images need no more than this is kept on the device.
 HELD_BYTES = 2 << 30
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 #: Datasets whose pictures mean something else when mirrored.
 _NO_FLIP = ("digits", "mnist", "emnist", "qmnist", "kmnist", "svhn", "gtsrb")
 _IDX_FILES = (
@@ -69,6 +70,8 @@ class HeldBatches:
         hflip: probability of a horizontal flip.
         generator: shuffles and flips; None keeps the order and never flips.
         channels_last: memory format of the batches.
+        mean: of each channel, in [0, 1]; default ImageNet's.
+        std: likewise.
     """
 
     def __init__(
@@ -81,13 +84,17 @@ class HeldBatches:
         hflip: float = 0.0,
         generator: torch.Generator | None = None,
         channels_last: bool = False,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
     ) -> None:
         self.images, self.labels = images.to(device), labels.to(device)
         self.batch_size = min(batch_size, len(images))
         self.hflip, self.generator = hflip, generator
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self._mean = 255 * torch.tensor(IMAGENET_DEFAULT_MEAN, device=device).view(1, 3, 1, 1)
-        self._std = 255 * torch.tensor(IMAGENET_DEFAULT_STD, device=device).view(1, 3, 1, 1)
+        self._mean, self._std = (
+            255 * torch.tensor(list(values), device=device).view(1, 3, 1, 1)
+            for values in (mean, std)
+        )
 
     def __len__(self) -> int:
         """Batches in an epoch; a training epoch leaves out an incomplete last one."""
@@ -368,3 +375,42 @@ def _streamed(
         len(test),
         hflip,
     )
+
+
+def load_images(folder: Path, img_size: int, most: int | None = None) -> tuple[Tensor, list[str]]:
+    """Every picture below a folder: resized by the shorter side, center-cropped.
+
+    Args:
+        folder: looked through with all its subfolders.
+        img_size: side of the square.
+        most: take no more than so many, in the order of their names.
+
+    Returns:
+        uint8 (N, 3, img_size, img_size), and the names of files that look like pictures but cannot
+        be read; those are left out.
+
+    Raises:
+        InputError: no such folder, or no readable picture in it.
+    """
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    if not folder.is_dir():
+        raise InputError(f"image folder {folder} does not exist")
+    prepare = v2.Compose([v2.Resize(img_size), v2.CenterCrop(img_size), v2.PILToTensor()])
+    pictures: list[Tensor] = []
+    unreadable: list[str] = []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in _PICTURES):
+        if most is not None and len(pictures) >= most:
+            break
+        try:
+            with Image.open(path) as picture:
+                pictures.append(prepare(picture.convert("RGB")))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            unreadable.append(str(path.relative_to(folder)))
+    if not pictures:
+        raise InputError(
+            f"image folder {folder} holds no readable picture"
+            + (f" ({len(unreadable)} unreadable, {unreadable[0]} first)" if unreadable else "")
+        )
+    return torch.stack(pictures), unreadable

@@ -1,17 +1,20 @@
 """timm models, by name, with weights from nowhere, a hub or a file."""
 
+import argparse
+import contextlib
 import difflib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import load_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
-from ..layering import Scale, check_rate, decayed_parameters, layers, layerwise_rates
+from ..layering import Scale, check_rate, clean_name, decayed_parameters, layers, layerwise_rates
 
 
 def create_model(
@@ -21,6 +24,7 @@ def create_model(
     img_size: int,
     pretrained: bool = False,
     checkpoint: Path | None = None,
+    reset_head: bool = False,
     check_size: bool = True,
 ) -> nn.Module:
     """A timm model for square images of ``img_size``, on the CPU.
@@ -31,6 +35,7 @@ def create_model(
         img_size: given to models that are built for one size (ViT, Swin, ...).
         pretrained: take timm's pretrained weights from the hub.
         checkpoint: take the weights of this safetensors or torch file.
+        reset_head: leave the classifier untrained where the checkpoint's has another shape.
         check_size: try one image, so that a model that cannot take the size is found out here.
 
     Raises:
@@ -58,7 +63,7 @@ def create_model(
     if pretrained and not (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
         raise InputError(f"timm has no pretrained weights for {name}; leave --pretrained out")
     if checkpoint is not None:
-        load_weights(model, checkpoint)
+        load_weights(model, checkpoint, reset_head=reset_head)
     if check_size:
         _check_size(model, name, img_size)
     return model
@@ -107,23 +112,36 @@ def _near(name: str) -> str:
     return near_names(name, timm.list_models()) or "; `timm.list_models()` names them all"
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, *, reset_head: bool = False) -> None:
     """Load a checkpoint into a model; every tensor must fit.
 
-    Pickles are read with ``weights_only=True``: a file with code in it is refused, not run.
+    Prefixes of DDP and `torch.compile` are taken off, half precision is widened, and an older
+    layout of the keys goes through timm's own filter for the model.
+
+    Args:
+        model: takes the weights.
+        path: a file, or a folder with ``model.safetensors`` or ``pytorch_model.bin``.
+        reset_head: leave the classifier as it is where its shape differs.
 
     Raises:
         InputError: the file is missing, damaged, holds code, or belongs to another model (the
             message names the keys that differ).
     """
-    state = read_weights(path)
-    own = model.state_dict()
+    state, own = dict(read_weights(path)[0]), model.state_dict()
+    old_layout = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if set(state) != set(own) and old_layout is not None:
+        with contextlib.suppress(Exception):  # what the filter cannot convert is named below
+            state = dict(old_layout(dict(state), model))
+    differing = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if reset_head:
+        for key in [k for k in differing if k.rpartition(".")[0] in classifiers(model)]:
+            state[key] = own[key]
+            differing.remove(key)
     missing = sorted(set(own) - set(state))
     unexpected = sorted(set(state) - set(own))
     shapes = [
         f"{key} is {tuple(state[key].shape)} there and {tuple(own[key].shape)} here"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        for key in differing
     ]
     complaints = [
         *([f"{len(missing)} missing ({_some(missing)})"] if missing else []),
@@ -135,22 +153,40 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
+def classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that make the classes, as timm knows them."""
+    names = (getattr(model, "default_cfg", None) or {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def _some(items: list[str]) -> str:
     return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
 
 
-def read_weights(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a safetensors or torch checkpoint, by name.
+def read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
+    """The tensors of a safetensors or torch checkpoint by name, and which entry they are.
+
+    Pickles are read with ``weights_only=True``: a file with code in it is refused, not run. Where
+    a training checkpoint keeps averaged weights beside the others, the averaged ones are taken, as
+    timm does.
 
     Raises:
         InputError: the file is missing, damaged, holds code or holds no weights.
     """
+    if path.is_dir():
+        inside = [path / "model.safetensors", path / "pytorch_model.bin"]
+        path = next((file for file in inside if file.is_file()), inside[0])
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist")
     try:
-        state = load_state_dict(str(path), use_ema=False, weights_only=True)
+        if path.suffix == ".safetensors":
+            held: Any = load_file(path)
+        else:
+            # timm's own checkpoints keep the training options beside the weights
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        if "pickle globals" in str(error) or "weights_only" in str(error).lower():
+        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
             raise InputError(
                 f"checkpoint {path} holds more than weights and is refused, since reading it could "
                 "run code; save its state_dict as safetensors"
@@ -158,9 +194,15 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
         raise InputError(
             f"checkpoint {path} is damaged or no checkpoint ({_first_line(error)})"
         ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    entry = ""
+    if isinstance(held, Mapping):
+        entries = ("state_dict_ema", "model_ema", "state_dict", "model")
+        entry = next((key for key in entries if isinstance(held.get(key), Mapping)), "")
+    state = held[entry] if entry else held
+    tensors = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
+    if not tensors or not state:
         raise InputError(f"checkpoint {path} holds no state_dict of tensors")
-    return state
+    return {clean_name(str(key)): value for key, value in state.items()}, entry
 
 
 def describe_layers(

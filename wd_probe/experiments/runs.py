@@ -21,6 +21,7 @@ from ..errors import InputError, WdProbeWarning
 T = TypeVar("T")
 
 _FLUSH_SECONDS = 2.0
+_TABLES = ("steps", "layers", "profile", "curve", "parts", "distortion")
 _MEASURED_WITH = ("wd-probe", "torch", "timm", "numpy")
 
 
@@ -161,10 +162,13 @@ class Run:
     path: Path
     config: Mapping[str, Any]
     summary: Mapping[str, Any] | None
+    layer_names: tuple[str, ...]
     steps: Mapping[str, list[float]]
     layers: Mapping[str, list[float]]
     profile: Mapping[str, list[float]]
-    layer_names: tuple[str, ...]
+    curve: Mapping[str, list[float]]
+    parts: Mapping[str, list[float]]
+    distortion: Mapping[str, list[float]]
 
 
 def read_run(path: Path) -> Run:
@@ -180,12 +184,10 @@ def read_run(path: Path) -> Run:
         summary_file = path / "summary.json"
         summary = json.loads(summary_file.read_text()) if summary_file.is_file() else None
         names = tuple(str(layer["name"]) for layer in config.get("layers", []))
-        steps, layers, profile = (
-            _columns(path / f"{name}.csv") for name in ("steps", "layers", "profile")
-        )
+        tables = {name: _columns(path / f"{name}.csv") for name in _TABLES}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
-    return Run(path, config, summary, steps, layers, profile, names)
+    return Run(path, config, summary, names, **tables)
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
