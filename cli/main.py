@@ -1,5 +1,6 @@
 """The `wdprobe` command."""
 
+import signal
 import sys
 from typing import Annotated
 
@@ -43,6 +44,7 @@ def main() -> None:
     """Run the command line; expected errors are one line: exit code 2 for input, 1 for a run."""
     from wd_probe.errors import InputError, WdProbeError
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C
     try:
         app()
     except WdProbeError as error:

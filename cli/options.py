@@ -79,7 +79,7 @@ DatasetDownload = Annotated[
 Hflip = Annotated[
     float | None,
     typer.Option(
-        help="Chance of a horizontal flip [default: 0.5; 0 for digits].",
+        help="Chance of a horizontal flip (default 0.5; 0 for digits).",
         rich_help_panel=_DATA,
         show_default=False,
     ),
@@ -88,7 +88,7 @@ Opt = Annotated[str, typer.Option(help="A timm optimizer.", rich_help_panel=_TRA
 Lr = Annotated[
     float | None,
     typer.Option(
-        help="Learning rate η, constant [default: 1e-4; 1e-2 for SGD].",
+        help="Learning rate η, constant (default 1e-4; 1e-2 for SGD).",
         rich_help_panel=_TRAINING,
         show_default=False,
     ),
@@ -147,7 +147,9 @@ Every = Annotated[int, typer.Option(help="Measure every so-many-th step.", rich_
 Output = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of this run [default: runs/...].", rich_help_panel=_OUTPUT, show_default=False
+        help="Folder of this run (default under runs/).",
+        rich_help_panel=_OUTPUT,
+        show_default=False,
     ),
 ]
 Json = Annotated[

@@ -19,14 +19,11 @@ err = Console(stderr=True, highlight=False)
 _LINE_SECONDS = 10.0  # between progress lines where stderr is no terminal
 
 
-def share(value: float | None, digits: int = 3) -> str:
-    """A fraction as per cent; a dash where there is none."""
+def share(value: float | None, digits: int | None = 3) -> str:
+    """A fraction as per cent, in scientific notation without ``digits``; a dash for none."""
     if value is None or value != value:
         return "–"
-    percent = 100 * value
-    if 0 < percent < 10**-digits:
-        return f"{percent:.1e} %"
-    return f"{percent:.{digits}f} %"
+    return f"{100 * value:.1e} %" if digits is None else f"{100 * value:.{digits}f} %"
 
 
 def loading() -> contextlib.AbstractContextManager[object]:
@@ -122,7 +119,7 @@ def rop_summary(summary: dict[str, Any]) -> None:
         table.add_column(title, justify="left" if not title else "right")
     for title, key, digits in (
         ("R_op, share of weights", "rate", 3),
-        ("R_op by size, share of Σ|P|", "mass", 4),
+        ("R_op by size, share of Σ|P|", "mass", None),
         ("sign flips by the step alone", "flip_rate", 3),
     ):
         values = summary[key]
@@ -158,7 +155,7 @@ def _worst_layers(layers: list[dict[str, Any]], definition: str) -> None:
             str(layer["index"]),
             escape(layer["name"]),
             share(layer["rate"]),
-            share(layer["mass"], 4),
+            share(layer["mass"], None),
             f"[blue]{bar}[/]",
         )
     out.print()
@@ -170,7 +167,8 @@ def layers_table(result: dict[str, Any]) -> None:
     """The result of `wdprobe layers` for a person."""
     out.print(
         f"[bold]{escape(result['model'])}[/] · n = {len(result['layers'])} layers "
-        f"({result['definition']}) · {result['weights']:,} weights · λ {result['weight_decay']:g}, "
+        f"({result['definition']}) · {result['weights']:,} weights with {result['classes']:,} "
+        f"classes · λ {result['weight_decay']:g}, "
         f"scale {result['scale']}, mean λᵢ {result['mean_rate']:.4g}"
     )
     table = Table(box=None, pad_edge=False, header_style="bold")

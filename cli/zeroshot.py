@@ -13,7 +13,7 @@ def zeroshot(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A timm model; may be given several times [default: convnext_tiny].",
+            help="A timm model; may be given several times (default convnext_tiny).",
             rich_help_panel="Model",
             show_default=False,
         ),
@@ -38,16 +38,14 @@ def zeroshot(
     img_size: Annotated[
         int | None,
         typer.Option(
-            help="Side of the square images [default: the run's or model's own, else 32].",
+            help="Side of the square images (default the run's or model's own, else 32).",
             rich_help_panel="Model",
             show_default=False,
         ),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(
-            help="Any pictures, unlabelled, instead of --dataset.", rich_help_panel="Data"
-        ),
+        typer.Option(help="Unlabelled pictures, instead of --dataset.", rich_help_panel="Data"),
     ] = None,
     dataset: o.Dataset = "digits",
     data_dir: o.DataDir = None,

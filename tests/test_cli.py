@@ -167,6 +167,7 @@ BAD = {
     "truncated safetensors": ([*ROP, "--checkpoint", "broken.safetensors"], "is damaged or no checkpoint", 2),  # noqa: E501
     "code": ([*ROP, "--checkpoint", "evil.pt"], "holds more than weights and is refused", 2),
     "code, new format": ([*ROP, "--checkpoint", "evil2.pt"], "holds more than weights and is refused", 2),  # noqa: E501
+    "c": ([*ROP, "--weight-decay", "2e4"], "a step would take off 2 times the weight", 2),
     "weight decay": ([*ROP, "--weight-decay", "-1"], "--weight-decay must be a finite number ≥ 0, got -1.0", 2),  # noqa: E501
     "lr": ([*ROP, "--lr", "nan"], "--lr must be a finite number > 0, got nan", 2),
     "batch size": ([*ROP, "--batch-size", "0"], "--batch-size must be at least 1, got 0", 2),
@@ -243,7 +244,8 @@ def test_a_loss_that_is_no_number_ends_the_run(wdprobe, tmp_path):
 
 
 def start(tmp_path, *arguments, limit=None):
-    def limited():
+    def prepare():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup and in CI
         if limit:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -254,18 +256,22 @@ def start(tmp_path, *arguments, limit=None):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=limited,
+        preexec_fn=prepare,
     )
 
 
-def test_ctrl_c_keeps_and_summarizes_what_was_measured(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_and_summarizes_what_was_measured(tmp_path, number):
     process = start(tmp_path, "rop", *FAST, "--epochs", "1000", "--output", "run", "--json")
     table = tmp_path / "run/steps.csv"
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not (table.exists() and table.stat().st_size > 500):
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    process.send_signal(number)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 1
     result = json.loads(out)
     assert result["status"] == "interrupted"

@@ -110,7 +110,8 @@ def test_layer_scales_are_named_in_the_findings():
         "they are usually left undecayed."
     )
     assert told[-1] == (
-        "The same updates under λ = 0.001 and λ = 0.1 would give R_op 0.500% and 0.900%."
+        "At the 1 steps asked, the same updates would give R_op 0.5 % under λ = 0.001 "
+        "and 0.9 % under λ = 0.1."
     )
     nothing = Tally(10, 0, 0, 0, 0.0, 1.0)
     assert findings({"a.weight": (2, nothing)}, [], 0.01) == []

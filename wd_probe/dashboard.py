@@ -109,6 +109,8 @@ def serve(folder: Path, port: int, host: str = "localhost") -> str:
             host,
             "--port",
             str(port),
+            "--load_fast",
+            "false",  # its default prints a note about itself
         )
         board.configure(argv=list(arguments))
         try:

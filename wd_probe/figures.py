@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _title(run: "Run") -> str:
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    window = max(1, min(_WINDOW, len(values) // 8))
+    window = max(1, min(_WINDOW, len(values) // 20))
     padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
     return np.convolve(padded, np.ones(window) / window, mode="valid")
 
@@ -52,14 +52,14 @@ def opposing_rate(run: "Run") -> Figure:
     figure = _figure(f"Opposing-penalty rate\n{_title(run)}", height=4.6)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1.5))
     _dress(upper, "share of weights")
-    _dress(lower, "share of Σ|P|", "step")
+    _dress(lower, "share of Σ|P|", "step").xaxis.set_major_locator(MaxNLocator(integer=True))
     known = np.isfinite(run.steps["rate"])
     steps = np.asarray(run.steps["step"])[known]
     for axes, name, colour in ((upper, "rate", _LINE), (lower, "mass", _SECOND)):
         values = np.asarray(run.steps[name])[known]
-        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.4)
+        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.4, label="each step")
         if len(values) >= 2:
-            axes.plot(steps, _smooth(values), color=colour, linewidth=1.8)
+            axes.plot(steps, _smooth(values), color=colour, linewidth=1.8, label="smoothed")
         axes.set_ylim(bottom=0)
         axes.margins(y=0.15)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -75,6 +75,7 @@ def opposing_rate(run: "Run") -> Figure:
                 textcoords="offset points",
                 fontsize=8,
             )
+    upper.legend(frameon=False, fontsize=8, loc="upper right")
     return figure
 
 
@@ -88,6 +89,7 @@ def layer_heatmap(run: "Run") -> Figure:
     figure = _figure(f"R_op by layer\n{_title(run)}", height=max(3.0, 1.1 + 0.17 * min(count, 60)))
     axes = _dress(figure.subplots(), "layer (1 = shallowest)", "step")
     axes.grid(visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     finite = grid[np.isfinite(grid)]
     # One extreme layer or step must not turn the rest into one colour.
     top = float(np.quantile(finite, 0.99)) if finite.size else 0.0
@@ -175,7 +177,7 @@ def zero_shot(runs: Sequence["Run"]) -> Figure:
     axes.set_xlim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
     return figure
 
 

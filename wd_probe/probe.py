@@ -184,7 +184,8 @@ class OpposingPenaltyProbe:
             self._tell(
                 f"{type(self.optimizer).__name__}, parameter group {number}: {_WHY_NOT[rule]}, so "
                 "R_op is not measured there; build it with weight_decay=0 and attach "
-                'wd_probe.WeightDecay(model, optimizer, "wd", rate=...) for the paper\'s decay'
+                'wd_probe.WeightDecay(model, optimizer, "wd", rate=...) for the paper\'s decay',
+                above=5,
             )
         return rule
 
@@ -203,10 +204,10 @@ class OpposingPenaltyProbe:
                     "wd_probe.WeightDecay: nothing is penalized, so R_op is undefined (NaN)"
                 )
 
-    def _tell(self, message: str) -> None:
+    def _tell(self, message: str, above: int = 4) -> None:
         if message not in self._told:
             self._told.add(message)
-            warnings.warn(message, WdProbeWarning, stacklevel=4)
+            warnings.warn(message, WdProbeWarning, stacklevel=above)
 
     def _take_profile(self, penalties: Sequence[tuple[Tensor, Any, float]]) -> None:
         total = torch.zeros(len(self.profile_rates), dtype=torch.int64)

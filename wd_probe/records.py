@@ -76,7 +76,7 @@ def summed(
     return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StepRecord:
     """One measured optimizer step.
 
@@ -91,6 +91,13 @@ class StepRecord:
     values: NDArray[np.float64]
     names: tuple[str, ...]
     groups: Layers
+
+    def __repr__(self) -> str:
+        """The step and its totals."""
+        return (
+            f"StepRecord(step={self.step}, rate={self.rate:.6g}, mass={self.mass:.6g}, "
+            f"flip_rate={self.flip_rate:.6g}, penalized={self.penalized})"
+        )
 
     @cached_property
     def total(self) -> Tally:

@@ -37,6 +37,10 @@ def findings(
     return [*_by_kind(tensors), *_small_ones(tensors), *_profile(profiles, rate)]
 
 
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
 def _pooled(tallies: Sequence[Tally]) -> Tally:
     return Tally(
         sum(t.penalized for t in tallies),
@@ -70,8 +74,8 @@ def _small_ones(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
     found = []
     if total.opposing >= 50 and total.rate > 5 * total.mass:
         found.append(
-            f"Opposing penalties fall on small weights: {total.rate:.2%} of the weights carry "
-            f"them, {total.mass:.1e} of all that is taken off."
+            f"Opposing penalties fall on small weights: {_percent(total.rate)} of the weights "
+            f"carry them, {_percent(total.mass)} of all that is taken off."
         )
     if total.opposing >= 50 and total.flipped / total.opposing > 0.95:
         found.append(
@@ -93,6 +97,6 @@ def _profile(profiles: Sequence[ProfileRecord], rate: float) -> list[str]:
         return []
     at = [sum(p.opposing[rates.index(r)] for p in profiles) / penalized for r in (low, high)]
     return [
-        f"The same updates under λ = {low:.2g} and λ = {high:.2g} would give R_op {at[0]:.3%} and "
-        f"{at[1]:.3%}."
+        f"At the {len(profiles)} steps asked, the same updates would give R_op "
+        f"{_percent(at[0])} under λ = {low:.2g} and {_percent(at[1])} under λ = {high:.2g}."
     ]

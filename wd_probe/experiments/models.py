@@ -224,6 +224,7 @@ def describe_layers(
         "command": "layers",
         "model": name,
         "definition": found.definition,
+        "classes": getattr(model, "num_classes", 1000),
         "weights": sum(sizes.values()),
         "weight_decay": weight_decay,
         "scale": scale,

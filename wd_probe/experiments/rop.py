@@ -102,6 +102,13 @@ class RopOptions:
                 "--method wd"
             )
 
+        taken = self.weight_decay * (1 if self.convention == "rate" else self.learning_rate)
+        if taken >= 1:
+            raise InputError(
+                f"a step would take off {taken:g} times the weight (--weight-decay "
+                f"{self.weight_decay:g}, --lr {self.learning_rate:g}); it must be less than 1"
+            )
+
     @property
     def learning_rate(self) -> float:
         """``lr``, or the paper's base rate for this optimizer."""
@@ -309,7 +316,8 @@ def _attach(
             parameters=chosen,
         )
     scale = 1.0 if options.convention == "rate" else options.learning_rate
-    rates = [rate for rate in PROFILE_RATES if rate * scale <= 1]
+    own_rates = [options.weight_decay * factor for factor in (0.1, 1, 10)]
+    rates = [rate for rate in (*PROFILE_RATES, *own_rates) if rate * scale <= 1]
     with warnings.catch_warnings():
         warnings.simplefilter("error", WdProbeWarning)
         try:
@@ -317,7 +325,7 @@ def _attach(
                 model,
                 optimizer,
                 every=options.every,
-                profile=sorted({*rates, options.weight_decay}),
+                profile=sorted(set(rates)),
                 profile_every=profile_every,
             )
         except WdProbeWarning as unmeasurable:
