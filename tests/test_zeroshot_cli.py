@@ -1,0 +1,245 @@
+import argparse
+import csv
+import json
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from tests.test_cli import wdprobe  # noqa: F401
+from wd_probe import figures
+from wd_probe.experiments import models, runs
+from wd_probe.experiments.data import HeldBatches
+from wd_probe.experiments.zeroshot import Judge, Subject, metrics
+
+SMALL = ["--num-samples", "64", "--steps", "10"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of `wdprobe rop`, made once."""
+    from tests.test_experiments import Silent
+    from wd_probe.experiments.rop import RopOptions, measure
+
+    path = tmp_path_factory.mktemp("trained") / "run"
+    measure(
+        RopOptions(model="test_convnext", batch_size=32, lr=1e-3, steps=60, output=path), Silent()
+    )
+    return path
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_is_scanned(wdprobe, trained, tmp_path):  # noqa: F811
+    code, out, err = wdprobe(
+        "zeroshot", "--run", trained, *SMALL, "--by", "layer", "--by-steps", 4, "--output", "z",
+        "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    assert set(result) >= {"command", "model", "curve", "half_life", "run"}
+    assert [p["step"] for p in result["curve"]] == list(range(11))
+    assert set(result["curve"][0]) == {"step", "scale", "top1", "loss", "agreement", "kl"}
+    first, last = result["curve"][0], result["curve"][-1]
+    assert (first["agreement"], first["kl"]) == (1, pytest.approx(0, abs=1e-6))
+    assert first["top1"] > 0.5
+    assert last["loss"] == pytest.approx(2.302585, abs=1e-4)  # all logits equal: ln 10
+    assert 0 < result["half_life"] < 1
+    lives = [part["half_life"] or 0 for part in result["parts"]]
+    assert lives == sorted(lives, reverse=True)
+    run = tmp_path / "z"
+    assert {p.name for p in (run / "figures").iterdir()} == {
+        "zeroshot.png", "zeroshot_by_part.png", "distortion.png",
+    }  # fmt: skip
+    assert len(rows(run / "curve.csv")) == 11
+    assert len(rows(run / "parts.csv")) == 5 * len(result["parts"])
+    assert len(rows(run / "distortion.csv")) == 11 * len(result["parts"])
+    assert not (run / "model.safetensors").exists()
+
+
+def test_nothing_given_trains_the_baseline_first_and_says_so(wdprobe, tmp_path):  # noqa: F811
+    models_ = ["--model", "test_convnext", "--model", "test_resnet"]
+    code, out, err = wdprobe(
+        "zeroshot", *models_, *SMALL, "--epochs", 1, "--no-distortion", "--output", "z"
+    )
+    assert code == 0, err
+    assert err.count("training test_convnext without decay (the paper's Baseline)") == 1
+    assert "Zero-shot decay" in out
+    assert "test_resnet" in out
+    assert (tmp_path / "z/figures/zeroshot.png").exists()
+    assert (tmp_path / "z/1/model.safetensors").exists()
+
+
+def pictures(folder, count=6):
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for k in range(count):
+        pixels = torch.randint(0, 256, (50 + k, 60, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{k}.png")
+    return folder
+
+
+def test_unlabelled_pictures_and_unreadable_ones_among_them(wdprobe, tmp_path):  # noqa: F811
+    folder = pictures(tmp_path / "photos")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:200])
+    (folder / "notes.txt").write_text("no picture")
+    model = timm.create_model("test_convnext", num_classes=5)
+    save_file(model.state_dict(), str(tmp_path / "five.safetensors"))
+    code, out, err = wdprobe(
+        "zeroshot", "--model", "test_convnext", "--checkpoint", "five.safetensors", "--images",
+        folder, "--img-size", 32, "--steps", 4, "--by", "kind", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "2 unreadable pictures are left out: broken.jpg, cut.png" in err
+    result = json.loads(out)
+    assert (result["images"], result["classes"], result["metric"]) == (6, 5, "agreement")
+    assert {p["top1"] for p in result["curve"]} == {None}
+    assert {p["loss"] for p in result["curve"]} == {None}
+    assert result["curve"][0]["agreement"] == 1
+    kinds = {part["name"] for part in result["parts"]}
+    assert {"head", "biases", "matrices and kernels", "norm weights"} <= kinds
+
+
+def judge_of(logits, labels, labelled=True):
+    data = HeldBatches(
+        torch.zeros(len(labels), 3, 2, 2, dtype=torch.uint8), labels, 4, device=torch.device("cpu")
+    )
+    return Judge(Subject("m", torch.nn.Identity(), data, labelled, "", len(labels)))
+
+
+def test_metrics_agree_with_plain_definitions():
+    labels = torch.tensor([0, 1, 2, 2])
+    whole, decayed = torch.randn(4, 3), torch.randn(4, 3)
+    judge = judge_of(whole, labels)
+    judge.count(whole, 0)
+    found = metrics(judge.count(decayed, 0).double())
+    p, q = F.softmax(whole.double(), 1), F.softmax(decayed.double(), 1)
+    assert found["top1"] == (decayed.argmax(1) == labels).float().mean()
+    assert found["loss"] == pytest.approx(F.cross_entropy(decayed, labels).item(), rel=1e-5)
+    assert found["agreement"] == (decayed.argmax(1) == whole.argmax(1)).float().mean()
+    assert found["kl"] == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-4)
+
+
+def test_outputs_that_are_no_numbers_are_kept_as_such():
+    judge = judge_of(None, torch.tensor([0, 1]))
+    judge.count(torch.randn(2, 3), 0)
+    found = metrics(judge.count(torch.tensor([[1.0, 2, 3], [1, float("nan"), 3]]), 0).double())
+    assert all(value != value for value in found.values())
+
+
+def test_a_gap_is_drawn_where_a_metric_is_no_number(trained, tmp_path):
+    path = tmp_path / "z"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model": "m", "source": "s", "layers": []}))
+    (path / "curve.csv").write_text(
+        "step,scale,top1,loss,agreement,kl\n0,1.0,0.9,1,1,0\n1,0.5,nan,nan,nan,nan\n2,0,0.1,2,0,1\n"
+    )
+    line = figures.zero_shot([runs.read_run(path)]).axes[0].lines[0]
+    assert [value == value for value in line.get_ydata()] == [True, False, True]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    state = timm.create_model("test_convnext", num_classes=10).state_dict()
+    ema = {key: value + 1 for key, value in state.items()}
+    return state, ema, tmp_path
+
+
+def loaded(path, **options):
+    model = timm.create_model("test_convnext", num_classes=10)
+    models.load_weights(model, path, **options)
+    return model.state_dict()
+
+
+def same(one, other, tolerance=0.0):
+    return all(torch.allclose(one[key], other[key], atol=tolerance, rtol=tolerance) for key in one)
+
+
+def test_checkpoints_people_really_have(checkpoint):
+    state, ema, folder = checkpoint
+    kept = {"arch": "test_convnext", "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    torch.save({**kept, "state_dict": state, "state_dict_ema": ema}, folder / "model_best.pth.tar")
+    assert same(loaded(folder / "model_best.pth.tar"), ema)
+    assert models.read_weights(folder / "model_best.pth.tar")[1] == "state_dict_ema"
+    torch.save({f"module._orig_mod.{k}": v for k, v in state.items()}, folder / "ddp.pt")
+    assert same(loaded(folder / "ddp.pt"), state)
+    save_file({k: v.half() for k, v in state.items()}, str(folder / "half.safetensors"))
+    half = loaded(folder / "half.safetensors")
+    assert {v.dtype for v in half.values()} == {torch.float32}
+    assert same(half, state, 1e-2)
+    (folder / "hub").mkdir()
+    save_file(state, str(folder / "hub/model.safetensors"))
+    assert same(loaded(folder / "hub"), state)
+
+
+def test_older_key_layouts_go_through_timms_own_filter(tmp_path):
+    """The layout of the original ConvNeXt repository."""
+    model = timm.create_model("convnext_atto", num_classes=10)
+    old = {}
+    for key, value in model.state_dict().items():
+        key = key.replace("stem.", "downsample_layers.0.").replace("conv_dw", "dwconv")
+        key = key.replace("mlp.fc1", "pwconv1").replace("mlp.fc2", "pwconv2")
+        key = key.replace("head.norm", "norm").replace("head.fc", "head")
+        if ".downsample." in key:
+            stage = int(key.split(".")[1])
+            key = f"downsample_layers.{stage}.{key.split('.downsample.')[1]}"
+        key = key.replace(".blocks.", ".")
+        old[key] = value.reshape(value.shape[:2]) if "pwconv" in key and value.ndim == 4 else value
+    torch.save({"model": old}, tmp_path / "old.pth")
+    fresh = timm.create_model("convnext_atto", num_classes=10)
+    models.load_weights(fresh, tmp_path / "old.pth")
+    assert same(fresh.state_dict(), model.state_dict())
+
+
+def test_the_head_is_replaced_only_when_asked(checkpoint, wdprobe, trained):  # noqa: F811
+    _, _, folder = checkpoint
+    seven = timm.create_model("test_convnext", num_classes=7).state_dict()
+    save_file(seven, str(folder / "seven.safetensors"))
+    given = ["zeroshot", "--model", "test_convnext", "--checkpoint", "seven.safetensors",
+             "--img-size", 32, "--no-distortion", *SMALL]  # fmt: skip
+    code, _, err = wdprobe(*given)
+    assert code == 2
+    assert "label 9 does not fit the head of test_convnext, which has 7 classes" in err
+    code, out, err = wdprobe(*given, "--reset-head", "--json")
+    assert code == 0, err
+    assert json.loads(out)["classes"] == 10
+
+
+BAD = {
+    "steps": (["--steps", "0"], "steps must be at least 1, got 0"),
+    "no folder": (["--images", "nowhere", "--checkpoint", "ten.safetensors"], "image folder nowhere does not exist"),  # noqa: E501
+    "empty folder": (["--images", "empty", "--checkpoint", "ten.safetensors"], "image folder empty holds no readable picture"),  # noqa: E501
+    "untrained": (["--images", "photos"], "--images needs a trained model"),
+    "two sources": (["--run", "a", "--pretrained"], "exclude each other"),
+    "no run": (["--run", "nowhere"], "nowhere is no run folder"),
+    "other version": (["--run", "old"], "old was made by another version of wd_probe (0.0.1)"),
+    "image size": (["--model", "inception_v3"], "inception_v3 cannot take 32×32 images"),
+    "epochs": (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+    "lr": (["--lr", "inf"], "--lr must be a finite number > 0, got inf"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_clear_line(wdprobe, tmp_path, case):  # noqa: F811
+    state = timm.create_model("test_convnext", num_classes=10).state_dict()
+    save_file(state, str(tmp_path / "ten.safetensors"))
+    (tmp_path / "empty").mkdir()
+    pictures(tmp_path / "photos", 1)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/config.json").write_text(
+        '{"command": "rop", "model": "test_convnext", "versions": {"wd-probe": "0.0.1"}}'
+    )
+    arguments, message = BAD[case]
+    own = [] if "--run" in arguments or "--model" in arguments else ["--model", "test_convnext"]
+    code, out, err = wdprobe("zeroshot", *own, *arguments)
+    assert message in err
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
