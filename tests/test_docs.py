@@ -16,6 +16,12 @@ ELSEWHERE = ("pip ", "uv ", "pytest", "python -m tests.benchmarks")
 #: Commands that serve until Ctrl-C are given a look at a folder that is not there.
 SERVES = "wdprobe dashboard"
 
+#: What makes the slow ones short.
+QUICKLY = {
+    "wdprobe rop": ["--steps", "1", "--batch-size", "4"],
+    "wdprobe zeroshot": ["--steps", "2", "--epochs", "1", "--num-samples", "32"],
+}
+
 
 def blocks(language):
     return [
@@ -60,7 +66,7 @@ def test_commands_parse_and_start(where, command, monkeypatch, tmp_path, capsys)
         assert run(command, monkeypatch) == 2
         assert "is no folder" in capsys.readouterr().err
         return
-    more = ["--steps", "1", "--batch-size", "4"] if command.startswith("wdprobe rop") else []
+    more = next((options for start, options in QUICKLY.items() if command.startswith(start)), [])
     if "/usr/share/datasets" in command and not Path("/usr/share/datasets/fashion-mnist").is_dir():
         pytest.skip("needs Debian's dataset-fashion-mnist")
     assert run(command, monkeypatch, *more) == 0, capsys.readouterr().err

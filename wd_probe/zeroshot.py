@@ -76,9 +76,11 @@ class Shrunk:
     @torch.no_grad()
     def to(self, scale: float) -> None:
         """Set every scaled weight to ``scale`` times its original, always from the original."""
-        torch._foreach_copy_(self._weights, self._kept)
-        if scale != 1:
-            torch._foreach_mul_(self._weights, scale)
+        if scale == 1:
+            torch._foreach_copy_(self._weights, self._kept)
+            return
+        for weight, kept in zip(self._weights, self._kept, strict=True):
+            torch.mul(kept, scale, out=weight)
 
     def __exit__(
         self,

@@ -1,6 +1,6 @@
 """What the probe costs, measured side by side in one run.
 
-    python -m tests.benchmarks [--model convnext_tiny] [--batch-size 64] [--rounds 25]
+    python -m tests.benchmarks [--scans] [--model convnext_tiny] [--batch-size 64] [--rounds 25]
 
 Prints Markdown tables. Every ratio is the median over rounds in which its two sides took turns.
 """
@@ -16,8 +16,9 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from wd_probe import OpposingPenaltyProbe, kernel
+from wd_probe import OpposingPenaltyProbe, kernel, layers, zero_shot_decay
 from wd_probe.hooks import StepHooks
+from wd_probe.prefix import PartScan
 
 
 def clock(device):
@@ -108,6 +109,58 @@ def probe_floor(model_name, rounds, device):
     return times, plain, sum(p.numel() for p in stepped)
 
 
+def scan_cost(model_name, images, steps, rounds, device):
+    """A scan against as many bare evaluation passes over the same data."""
+    size = {"img_size": 32} if "vit" in model_name else {}
+    model = timm.create_model(model_name, num_classes=10, **size).to(device).eval()
+    batches = torch.randn(images, 3, 32, 32, device=device).split(64)
+
+    @torch.no_grad()
+    def evaluate(m):
+        return {"sum": float(sum(m(batch).sum() for batch in batches))}
+
+    def bare():
+        for _ in range(steps + 1):
+            evaluate(model)
+
+    times = alternate(
+        {"bare": bare, "scan": lambda: zero_shot_decay(model, evaluate, steps)}, rounds, device, 1
+    )
+    return times, sum(p.numel() for p in model.parameters())
+
+
+def part_cost(model_name, images, rounds, device):
+    """A scan layer by layer with what does not change kept, against whole passes."""
+    model = timm.create_model(model_name, num_classes=10).to(device)
+    parts = {layer.name: layer.parameters for layer in layers(model)}
+    batches = torch.randn(images, 3, 32, 32, device=device).split(64)
+    scales = dict.fromkeys(parts, (0.8, 0.5, 0.2))
+
+    def side(reuse):
+        return lambda: PartScan(model, parts, reuse).run(
+            batches, scales, lambda logits, _: logits.sum().reshape(1)
+        )
+
+    return alternate({"whole": side(False), "kept": side(True)}, rounds, device, 0)
+
+
+def scans(rounds, device):
+    print("\n| scan | bare passes, s | scan, s | ratio |\n|---|---|---|---|")
+    for name, images, steps in (("convnext_tiny", 256, 20), ("vit_base_patch16_224", 256, 20)):
+        times, weights = scan_cost(name, images, steps, rounds, device)
+        print(
+            f"| {name}, {weights / 1e6:.0f} M, {steps + 1} passes of {images} "
+            f"| {milliseconds(times, 'bare') / 1e3:.1f} | {milliseconds(times, 'scan') / 1e3:.1f} "
+            f"| {ratio(times, 'scan', 'bare'):.3f} |"
+        )
+    print("\n| by layer, 3 scales | whole passes, s | kept, s | ratio |\n|---|---|---|---|")
+    times = part_cost("convnext_tiny", 128, max(1, rounds // 3), device)
+    print(
+        f"| convnext_tiny, 20 layers | {milliseconds(times, 'whole') / 1e3:.1f} "
+        f"| {milliseconds(times, 'kept') / 1e3:.1f} | {ratio(times, 'kept', 'whole'):.2f} |"
+    )
+
+
 def start_up(rounds):
     def run(*arguments):
         begun = time.perf_counter()
@@ -128,6 +181,7 @@ def main():
     parser.add_argument("--model", default="convnext_tiny")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[64])
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--scans", action="store_true", help="measure scans instead of the probe")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
@@ -136,6 +190,9 @@ def main():
         f"{torch.__version__}, timm {timm.__version__}, kernel "
         f"{'compiled' if kernel._passes() else 'plain'}, {options.rounds} rounds\n"
     )
+    if options.scans:
+        scans(max(3, options.rounds // 5), device)
+        return
     print("| training step, 32×32 | plain, ms | probed at every step, ms | ratio |")
     print("|---|---|---|---|")
     for size in options.batch_size:
