@@ -5,7 +5,6 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
@@ -40,21 +39,26 @@ def show_warnings() -> None:
     warnings.showwarning = show
 
 
+def _bar(title: str) -> Progress:
+    """A bar that takes what the terminal's width leaves for it, and goes away at the end."""
+    return Progress(
+        TextColumn(title),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=max(8, min(40, err.width - 68))),
+        TextColumn("{task.fields[numbers]}"),
+        TextColumn("·"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=err,
+        transient=True,
+    )
+
+
 class TrainingProgress:
     """A live bar on a terminal, a plain line now and then elsewhere."""
 
     def __init__(self) -> None:
-        self._bar = Progress(
-            TextColumn("[bold]step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=max(8, min(40, err.width - 68))),
-            TextColumn("{task.fields[numbers]}"),
-            TextColumn("·"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-            console=err,
-            transient=True,
-        )
+        self._bar = _bar("[bold]step")
         self._task = self._bar.add_task("train", total=None, numbers="")
         self._total = 0
         self._begun = self._told = time.monotonic()
@@ -64,12 +68,7 @@ class TrainingProgress:
         """Return itself; the bar appears when training starts."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Take the bar away."""
         if err.is_terminal:
             self._bar.stop()
@@ -212,17 +211,7 @@ class ScanProgress:
     """A live bar for each phase of a scan on a terminal, a plain line now and then elsewhere."""
 
     def __init__(self) -> None:
-        self._bar = Progress(
-            TextColumn("[bold]{task.description:<10}"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=max(8, min(40, err.width - 68))),
-            TextColumn("{task.fields[numbers]}"),
-            TextColumn("·"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-            console=err,
-            transient=True,
-        )
+        self._bar = _bar("[bold]{task.description:<10}")
         self._tasks: dict[str, Any] = {}
         self._told = time.monotonic()
 
@@ -232,12 +221,7 @@ class ScanProgress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Take the bar away."""
         if err.is_terminal:
             self._bar.stop()

@@ -1,7 +1,6 @@
 """Weight decay by name on any optimizer."""
 
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any, Literal, Self, get_args
 from weakref import WeakKeyDictionary
 
@@ -134,12 +133,7 @@ class WeightDecay:
         """Return itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Detach."""
         self.detach()
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -82,12 +81,7 @@ class Shrunk:
         for weight, kept in zip(self._weights, self._kept, strict=True):
             torch.mul(kept, scale, out=weight)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Put weights and modes back."""
         self.to(1)
         self._kept = []
