@@ -305,13 +305,23 @@ def _fragile(parts: list[dict[str, Any]]) -> None:
 
 def _distorted(found: list[dict[str, Any]]) -> None:
     known = [f for f in found if f["distortion"] is not None and f["distortion"] == f["distortion"]]
-    if known:
-        worst = max(known, key=lambda f: f["distortion"])
-        out.print(
-            f"At scale {worst['scale']:g} the output of layer {worst['index']} "
-            f"({escape(worst['name'])}) is distorted most: 1 − cos² = {worst['distortion']:.3g}, "
-            f"norm × {worst['norm_ratio']:.3g}."
-        )
+    if not known:
+        return
+    table = Table(
+        box=None, pad_edge=False, header_style="bold", title_justify="left", title_style="",
+        title=f"Output distorted most at scale {known[0]['scale']:g}",
+    )  # fmt: skip
+    table.add_column("layer", justify="right")
+    table.add_column("name", overflow="ellipsis", no_wrap=True, max_width=48)
+    table.add_column("1 − cos²", justify="right")
+    table.add_column("norm ratio", justify="right")
+    for layer in sorted(known, key=lambda f: -f["distortion"])[:5]:
+        table.add_row(
+            str(layer["index"]), escape(layer["name"]), number(layer["distortion"]),
+            number(layer["norm_ratio"]),
+        )  # fmt: skip
+    out.print()
+    out.print(table)
 
 
 def zeroshot_comparison(summaries: list[dict[str, Any]], folder: Path) -> None:

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from tests.test_cli import wdprobe  # noqa: F401
-from wd_probe import figures
+from wd_probe import RunError, figures
 from wd_probe.experiments import models, runs
 from wd_probe.experiments.data import HeldBatches
-from wd_probe.experiments.zeroshot import Judge, Subject, metrics
+from wd_probe.experiments.zeroshot import Judge, Subject, ZeroshotOptions, metrics, scan
 
 SMALL = ["--num-samples", "64", "--steps", "10"]
 
@@ -143,6 +143,21 @@ def test_a_gap_is_drawn_where_a_metric_is_no_number(trained, tmp_path):
     )
     line = figures.zero_shot([runs.read_run(path)]).axes[0].lines[0]
     assert [value == value for value in line.get_ydata()] == [True, False, True]
+
+
+def test_ctrl_c_leaves_what_was_measured(trained, tmp_path):
+    class Impatient:
+        def note(self, _):
+            pass
+
+        def progress(self, what, done, *_):
+            if what == "scan" and done == 4:
+                raise KeyboardInterrupt
+
+    options = ZeroshotOptions(run=trained, steps=10, num_samples=32, output=tmp_path / "z")
+    with pytest.raises(RunError, match="interrupted; what was measured stands in"):
+        scan(options, Impatient())
+    assert [row["step"] for row in rows(tmp_path / "z/curve.csv")] == ["0", "1", "2", "3"]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .. import figures
 from ..dashboard import Dashboard
 from ..distortion import LayerDistortion, feature_distortion
-from ..errors import InputError, WdProbeWarning
+from ..errors import InputError, RunError, WdProbeWarning
 from ..layering import Layers, clean_name, layers
 from ..prefix import PartScan
 from ..zeroshot import ScanPoint, bracket, check_steps, half_life, zero_shot_decay
@@ -328,6 +328,22 @@ def scan(options: ZeroshotOptions, listener: Listener) -> dict[str, Any]:
     groups = layers(subject.model)
     parts = _parts(subject.model, groups, options.by)
     folder = RunFolder(options.output or default_folder("zeroshot", subject.name))
+    try:
+        return _scan(options, subject, judge, groups, parts, folder, listener)
+    except KeyboardInterrupt:
+        folder.close()
+        raise RunError(f"interrupted; what was measured stands in {folder.path}") from None
+
+
+def _scan(
+    options: ZeroshotOptions,
+    subject: Subject,
+    judge: Judge,
+    groups: Layers,
+    parts: Mapping[str, Sequence[str]],
+    folder: RunFolder,
+    listener: Listener,
+) -> dict[str, Any]:
     with folder:
         folder.json("config.json", _config(options, subject, groups, parts))
         curve = _curve(options, subject, judge, folder, listener)
