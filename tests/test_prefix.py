@@ -60,3 +60,19 @@ def test_tied_weights_count_where_they_are_first_used():
     scan.run([torch.randn(3, 4)], {"tied": [0.5], "head": [0.5]}, sums)
     assert scan.skipped["tied"] == []
     assert set(scan.skipped["head"]) == {"0", "1", "2"}
+
+
+def test_kept_outputs_survive_in_place_operations():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.last(self.first(x).add_(1))
+
+    model, images = InPlace(), [torch.randn(3, 4)]
+    parts, scales = {"last": ["last.weight"]}, {"last": [0.9, 0.5, 0.1]}
+    scan, plain = PartScan(model, parts), PartScan(model, parts, reuse=False)
+    assert torch.equal(*(s.run(images, scales, sums)["last"] for s in (scan, plain)))
+    assert scan.skipped == {"last": ["first"]}
