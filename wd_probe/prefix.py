@@ -30,8 +30,8 @@ class PartScan:
     """Scales parts of a model one at a time and counts over its outputs.
 
     For each batch the modules that finish before a part's parameters are first needed hand back
-    what they returned without decay, instead of being run. Whether that is exact is tried on the
-    first batch for every part; where it is not, that part's passes are run whole.
+    what they returned without decay, instead of being run. Whether that is exact is tried on two
+    images for every part; where it is not, that part's passes are run whole.
 
     Args:
         model: a trained model; left as it was.
@@ -67,7 +67,7 @@ class PartScan:
         with evaluating(model), torch.no_grad():
             for number, images in enumerate(batches):
                 if not self._planned:
-                    self._plan(model, images)
+                    self._plan(model, images[:2])
                 wanted = {name for names in self.skipped.values() for name in names}
                 with _recorded(model, wanted) as outputs:
                     count(model(images), number)
