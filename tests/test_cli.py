@@ -234,7 +234,19 @@ def test_own_checkpoint_is_read_back(wdprobe, tmp_path):
 
 def test_a_loss_that_is_no_number_ends_the_run(wdprobe, tmp_path):
     code, out, err = wdprobe(
-        "rop", *FAST, "--opt", "sgd", "--method", "wd", "--lr", "1e25", "--output", "run", "--json"
+        "rop",
+        *FAST,
+        "--opt",
+        "sgd",
+        "--method",
+        "wd",
+        "--lr",
+        "1e25",
+        "--weight-decay",
+        "1e-28",
+        "--output",
+        "run",
+        "--json",
     )
     assert code == 1
     result = json.loads(out)
