@@ -119,8 +119,8 @@ def zero_shot_decay(
         >>> with torch.no_grad():
         ...     _ = net.weight.fill_(1.0)
         >>> curve = zero_shot_decay(net, lambda m: {"sum": m.weight.sum().item()}, steps=4)
-        >>> [(point.scale, point.metrics["sum"]) for point in curve]
-        [(1.0, 2.0), (0.75, 1.5), (0.5, 1.0), (0.25, 0.5), (0.0, 0.0)]
+        >>> print(*(point.metrics["sum"] for point in curve))
+        2.0 1.5 1.0 0.5 0.0
         >>> net.weight.sum().item()
         2.0
     """
