@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from .. import figures
 from ..dashboard import Dashboard
-from ..distortion import LayerDistortion, feature_distortion
+from ..distortion import feature_distortion
 from ..errors import InputError, RunError, WdProbeWarning
-from ..layering import Layers, clean_name, layers
+from ..layering import Layers, chosen_parameters, clean_name, layers
 from ..prefix import PartScan
 from ..zeroshot import ScanPoint, bracket, check_steps, half_life, zero_shot_decay
 from .data import Batches, HeldBatches, load_data, load_images
@@ -475,7 +475,7 @@ def _by_part(
         {
             "name": part,
             "half_life": sum(open_brackets[part][1:]) / 2 if part in open_brackets else math.nan,
-            "weights": sum(dict(subject.model.named_parameters())[n].numel() for n in names),
+            "weights": sum(p.numel() for p in chosen_parameters(subject.model, names).values()),
             "modules_not_run_again": len(scanner.skipped[part]),
         }
         for part, names in parts.items()
@@ -504,17 +504,7 @@ def _distortion(
         ("scale", "index", "distortion", "norm_ratio"),
         [(f.scale, f.index, f.distortion, f.norm_ratio) for f in found],
     )
-    return [_distorted(f) for f in found if f.scale == 0.9]
-
-
-def _distorted(found: LayerDistortion) -> dict[str, Any]:
-    return {
-        "index": found.index,
-        "name": found.name,
-        "scale": found.scale,
-        "distortion": found.distortion,
-        "norm_ratio": found.norm_ratio,
-    }
+    return [asdict(f) for f in found if f.scale == 0.9]
 
 
 def _draw(path: Path, curve: Sequence[ScanPoint], subject: Subject) -> None:
