@@ -1,7 +1,14 @@
 """Which decay rule an optimizer really runs, found by its effect on scratch weights."""
 
+import copy
+import inspect
+import math
+import random
+import sys
 import warnings
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,10 +17,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 #: "none": weight_decay changes nothing. "l2": the gradient becomes g + λθ. "wd": exactly ηλθ is
-#: taken off beside the step. "rwd": ηλû is taken off after it. "other": none of these.
-Rule = Literal["none", "l2", "wd", "rwd", "other"]
+#: taken off beside the step. "rwd": ηλû is taken off after it. "proximal": û is divided by 1 + ηλ
+#: after it. "scaled": another constant multiple of ηλθ is taken off beside the step, or one that
+#: follows another power of η. "other": none of these in every situation tried.
+Rule = Literal["none", "l2", "wd", "rwd", "proximal", "scaled", "other"]
 
-_STRENGTH = 0.1  # ηλ on the scratch weights: large enough to stand clear of rounding
+_STEPS = 12  # every pairing of what follows, and the periods of built-in lookaheads
+_LR_SCALES = (1.0, 0.5, 2.0)
+_STRENGTHS = (0.05, 0.02)  # ηλ on the scratch weights: large enough to stand clear of rounding
+_SIZES = (1.0, 0.01)  # of the weights: trust ratios are clipped on one side
+_DTYPES = (torch.float64, torch.float32)  # fused and 8-bit kernels may know only the second
 _HOOKS = (
     "_optimizer_step_pre_hooks",
     "_optimizer_step_post_hooks",
@@ -22,114 +35,279 @@ _HOOKS = (
 )
 
 
-def decay_rule(optimizer: Optimizer, group: dict[str, Any], like: Tensor) -> Rule:
-    """The rule by which one parameter group's own ``weight_decay`` acts.
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What one parameter group's ``weight_decay`` does in a step.
 
-    Steps a double of the optimizer, with no state and one scratch weight, with and without decay
-    from the same state, at two learning rates and at different ages; what decay changed tells the
-    rule. The optimizer, its state, its parameters and the random state are left alone.
+    Attributes:
+        rule: by which rule it acts.
+        multiplier: c / (ηλ) at the learning rate ``lr_seen``; 0 for "none", NaN where c is no
+            closed form of η and λ ("l2", "other"). "wd": 1.
+        power: c ∝ η**power: 1 as a rule, 2 for timm's corrected decay c = η²λ/η_max, 0 for c ∝ λ.
+        lr_seen: the learning rate at which the multiplier was found.
+    """
+
+    rule: Rule
+    multiplier: float
+    power: int
+    lr_seen: float
+
+    def factor(self, group: dict[str, Any]) -> float | Tensor:
+        """c at the group's live η and λ; on the device where the learning rate is a tensor.
+
+        The share of θ ("wd", "scaled") or û ("rwd") that a step takes off; "proximal" leaves
+        û / (1 + c).
+        """
+        nominal: float | Tensor = group["lr"] * group["weight_decay"]
+        if self.multiplier == 1 and self.power == 1:
+            return nominal
+        if self.power == 1:
+            return self.multiplier * nominal
+        against: float | Tensor = (group["lr"] / self.lr_seen) ** (self.power - 1)
+        return self.multiplier * nominal * against
+
+
+def decay_effect(
+    optimizer: Optimizer, group: dict[str, Any], like: Tensor, *, first_step: int = 1
+) -> Effect:
+    """By which rule, and how strongly, one parameter group's own ``weight_decay`` acts.
+
+    Steps a double of the optimizer, with no state and one scratch weight. Before each step the
+    double is copied, and the copies are stepped with and without decay, at several learning rates
+    and strengths, with ordinary gradients and with gradients orthogonal to the weights; what decay
+    changed tells the rule. The optimizer, its state, its parameters and the random state are left
+    alone.
 
     Args:
         optimizer: any optimizer whose ``step()`` needs no closure.
         group: one of its parameter groups.
         like: a parameter of that group: optimizers may treat matrices and vectors differently.
+        first_step: judge from this step of a fresh state on; some optimizers only set up their
+            state in the first.
 
     Returns:
-        The rule; "other" also where the double cannot be stepped.
+        The effect; "other" also where the double cannot be stepped.
+
+    Example:
+        >>> weights = [torch.zeros(4, 4, requires_grad=True)]
+        >>> adamw = torch.optim.AdamW(weights, lr=0.01, weight_decay=0.1)
+        >>> effect = decay_effect(adamw, adamw.param_groups[0], weights[0])
+        >>> effect.rule, round(effect.factor(adamw.param_groups[0]), 6)
+        ('wd', 0.001)
     """
     if "weight_decay" not in group:
-        return "none"
-    if any(isinstance(value, Optimizer) for value in vars(optimizer).values()):
-        return "other"  # a wrapper's double would step the wrapped optimizer itself
-    lr = float(group.get("lr") or 1e-3)
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = {
-                _rule_at(optimizer, group, like, lr * factor, age)
-                for factor, age in ((1.0, 1), (1.0, 3), (0.5, 2))
-            }
-    except Exception:  # an optimizer that a scratch weight cannot drive has no rule known here
-        return "other"
-    return found.pop() if len(found) == 1 else "other"
+        return Effect("none", 0.0, 1, math.nan)
+    lr = float(group["lr"] or 1e-3) if group.get("lr") is not None else math.nan
+    unknown = Effect("other", math.nan, 1, lr)
+    # A wrapper's double would step what it wraps; without a learning rate there is no ηλ.
+    if math.isnan(lr) or any(isinstance(value, Optimizer) for value in vars(optimizer).values()):
+        return unknown
+    for start in (_double, _rebuilt):
+        for dtype in _DTYPES:
+            try:
+                double = start(optimizer, group, _scratch(like, dtype))
+                seen = list(_observe(double, lr))
+            except Exception:
+                continue
+            return _judged(seen[first_step - 1 :], lr)
+    return unknown
 
 
-def _rule_at(
-    optimizer: Optimizer, group: dict[str, Any], like: Tensor, lr: float, age: int
-) -> Rule:
-    rate = _STRENGTH / lr
-    double = _Double(optimizer, group, like, lr, age, rate)
-    theta, decayed, memory = double.last_step(rate)
-    _, plain, plain_memory = double.last_step(0.0)
-    taken = plain - decayed
+def decay_rule(optimizer: Optimizer, group: dict[str, Any], like: Tensor) -> Rule:
+    """The rule alone of :func:`decay_effect`."""
+    return decay_effect(optimizer, group, like).rule
 
-    def close(expected: Tensor) -> bool:
-        return torch.allclose(taken, expected, rtol=1e-3, atol=1e-5 * _STRENGTH)
 
-    if close(torch.zeros_like(taken)):
-        return "none"
-    # L2 under momentum takes off the same at first, but leaves it in the momentum too.
-    unremembered = all(map(torch.allclose, memory, plain_memory))
-    if close(_STRENGTH * theta) and unremembered:
-        return "wd"
-    if close(_STRENGTH * plain) and unremembered:
-        return "rwd"
-    _, with_l2, _ = double.last_step(0.0, l2=rate)
-    return "l2" if close(plain - with_l2) else "other"
+# --- what is seen, and what it means ----------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Double:
-    """An optimizer of the same class and options over one scratch weight, stepped ``age`` times."""
+class _Seen:
+    """One step of the scratch weights: with decay, without, and with λθ in the gradient."""
 
-    optimizer: Optimizer
-    group: dict[str, Any]
-    like: Tensor
     lr: float
-    age: int
-    rate: float
+    strength: float
+    theta: Tensor
+    u_hat: Tensor
+    taken: Tensor
+    taken_by_l2: Tensor
+    unremembered: bool  # L2 stays in the momentum, decoupled decay does not
 
-    def last_step(self, rate: float, l2: float = 0.0) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Weights before and after the last step, and the state it leaves.
+    def is_taken(self, expected: Tensor) -> bool:
+        rounding = 4 * torch.finfo(self.theta.dtype).eps * float(self.u_hat.abs().max())
+        least = 1e-5 * self.strength * float(self.theta.abs().min())
+        return torch.allclose(self.taken, expected, rtol=1e-4, atol=least + rounding)
 
-        ``rate`` is the decay rate of that step alone; ``l2``·θ is added to its gradient.
-        """
-        generator = torch.Generator().manual_seed(0)
-        theta = self._scratch(generator).requires_grad_()
-        double = self._empty(theta)
-        before = theta.detach().clone()
-        for number in range(1, self.age + 1):
-            double.param_groups[0]["weight_decay"] = rate if number == self.age else self.rate
-            before = theta.detach().clone()
-            gradient = self._scratch(generator)
-            if self.age % 2:
-                # Some optimizers decay differently where the gradient is orthogonal to the weights.
-                row = tuple(range(1, theta.ndim)) or 0
-                along = (gradient * before).sum(row, keepdim=True) / before.square().sum(
-                    row, keepdim=True
+    def share_of(self, weights: Tensor) -> float:
+        """Which share of these weights was taken off; NaN if not the same from all."""
+        share = float((self.taken * weights).sum() / weights.square().sum())
+        return share if self.is_taken(share * weights) else math.nan
+
+
+def _judged(seen: Sequence[_Seen], lr: float) -> Effect:
+    if all(s.is_taken(torch.zeros_like(s.taken)) for s in seen):
+        return Effect("none", 0.0, 1, lr)
+    if all(s.unremembered for s in seen):
+        beside = [s.share_of(s.theta) for s in seen]
+        after = [s.share_of(s.u_hat) for s in seen]
+        divided = [share / (1 - share) for share in after]
+        closed: dict[Rule, list[float]] = {"scaled": beside, "rwd": after, "proximal": divided}
+        for rule, factors in closed.items():
+            for power in (1, 2, 0):
+                multiplier = _common(
+                    c / s.strength * (lr / s.lr) ** (power - 1)
+                    for c, s in zip(factors, seen, strict=True)
                 )
-                gradient = gradient - along * before
-            theta.grad = gradient + (l2 * before if number == self.age else 0)
-            double.step()
-        state = double.state[theta].values()
-        memory = [v for v in state if isinstance(v, Tensor) and v.is_floating_point()]
-        return before, theta.detach(), memory
+                if not math.isnan(multiplier):
+                    exact = rule == "scaled" and multiplier == 1 and power == 1
+                    return Effect("wd" if exact else rule, multiplier, power, lr)
+    if all(s.is_taken(s.taken_by_l2) for s in seen):
+        return Effect("l2", math.nan, 1, lr)
+    return Effect("other", math.nan, 1, lr)
 
-    def _scratch(self, generator: torch.Generator) -> Tensor:
-        shape = (4,) * min(self.like.ndim, 2) + (3,) * max(self.like.ndim - 2, 0)
-        values = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
-        signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
-        on_mps = self.like.device.type == "mps"
-        return (values * signs).to(self.like.device, torch.float32 if on_mps else torch.float64)
 
-    def _empty(self, theta: Tensor) -> Optimizer:
-        live_lr = self.group.get("lr", self.lr)
-        lr = torch.full_like(live_lr, self.lr) if isinstance(live_lr, Tensor) else self.lr
-        options = {k: list(v) if isinstance(v, list) else v for k, v in self.group.items()}
-        double: Optimizer = object.__new__(type(self.optimizer))
-        double.__dict__.update(vars(self.optimizer))
-        double.__dict__.pop("step", None)  # a scheduler's patch of it would step the original
-        double.__dict__.update({name: OrderedDict() for name in _HOOKS})
-        double.state = defaultdict(dict)
-        double.param_groups = [{**options, "params": [theta], "lr": lr}]
-        return double
+def _common(values: Iterable[float]) -> float:
+    """The value that all of these have, 1 if it is 1 up to rounding; NaN if they differ."""
+    found = list(values)
+    if not all(math.isclose(value, found[0], rel_tol=1e-4) for value in found):
+        return math.nan
+    return 1.0 if math.isclose(found[0], 1.0, rel_tol=1e-4) else found[0]
+
+
+# --- stepping a double ------------------------------------------------------------------------
+
+
+def _observe(double: Optimizer, lr: float) -> Iterator[_Seen]:
+    generator = torch.Generator().manual_seed(0)
+    for step in range(_STEPS):
+        live = lr * _LR_SCALES[step % 3]
+        strength = _STRENGTHS[step // 2 % 2]
+        before = _SIZES[step // 3 % 2] * _random_like(_weights(double).detach(), generator)
+        _weights(double).detach().copy_(before)
+        gradient = _random_like(before, generator)
+        if step % 2 == 0:
+            # Some optimizers decay differently where the gradient is orthogonal to the weights.
+            gradient = _orthogonal(gradient, before)
+        rate = strength / live
+        decayed = _stepped(double, live, rate, gradient)
+        plain = _stepped(double, live, 0.0, gradient)
+        sign = -1 if double.param_groups[0].get("maximize") else 1
+        with_l2 = _stepped(double, live, 0.0, gradient + sign * rate * before)
+        u_hat = _weights(plain).detach()
+        yield _Seen(
+            live,
+            strength,
+            before,
+            u_hat,
+            u_hat - _weights(decayed).detach(),
+            u_hat - _weights(with_l2).detach(),
+            all(map(torch.allclose, _memory(decayed), _memory(plain))),
+        )
+        double = decayed
+
+
+def _stepped(double: Optimizer, lr: float, rate: float, gradient: Tensor) -> Optimizer:
+    """A copy of the double after one step."""
+    group = double.param_groups[0]
+    twin = _double(double, group, _cloned(group["params"][0]), state=double.state)
+    (own,) = twin.param_groups
+    own["lr"] = torch.full_like(own["lr"], lr) if isinstance(own["lr"], Tensor) else lr
+    for holder in (own, twin.defaults, vars(twin)):
+        if "weight_decay" in holder:
+            holder["weight_decay"] = rate
+    theta = own["params"][0]
+    # The value of the gradient, with a graph behind it where the optimizer takes a Hessian.
+    theta.grad = gradient + (theta - theta.detach()) if hasattr(theta, "hess") else gradient
+    with _undisturbed(theta.device):
+        twin.step()
+    theta.grad = None
+    return twin
+
+
+def _double(
+    optimizer: Optimizer, group: dict[str, Any], theta: Tensor, state: Any = None
+) -> Optimizer:
+    """An optimizer of the same class and options over one weight, sharing nothing with it."""
+    double: Optimizer = object.__new__(type(optimizer))
+    # Whatever else holds the optimizer's weights gets weightless ones: nothing reaches the real.
+    memo: dict[int, Any] = {
+        id(p): torch.empty_like(p, device="meta")
+        for other in optimizer.param_groups
+        for p in other["params"]
+    }
+    memo |= {id(optimizer): double, id(group["params"][0]): theta}
+    own = {name: value for name, value in vars(optimizer).items() if name not in _REPLACED}
+    double.__dict__.update(copy.deepcopy(own, memo))
+    double.__dict__.update({name: OrderedDict() for name in _HOOKS})
+    double.state = defaultdict(dict) if state is None else copy.deepcopy(state, memo)
+    options = {name: value for name, value in group.items() if name != "params"}
+    if state is None:
+        options.pop("step", None)  # some count steps here, and set up their state at the first
+    double.param_groups = [{**copy.deepcopy(options, memo), "params": [theta]}]
+    return double
+
+
+# A scheduler's patch of "step" would step the original.
+_REPLACED = {"state", "param_groups", "step", *_HOOKS}
+
+
+def _rebuilt(optimizer: Optimizer, group: dict[str, Any], theta: Tensor) -> Optimizer:
+    """The same made by the class itself, for those that set up their state when they are made."""
+    accepted = inspect.signature(type(optimizer)).parameters
+    options = {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
+    defaults = {name: value for name, value in optimizer.defaults.items() if name in accepted}
+    make: Callable[..., Optimizer] = type(optimizer)
+    return make([{**options, "params": [theta]}], **defaults)
+
+
+def _weights(double: Optimizer) -> Tensor:
+    weights: Tensor = double.param_groups[0]["params"][0]
+    return weights
+
+
+def _memory(double: Optimizer) -> list[Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(list(double.state.values()))
+    return [leaf.double().cpu() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _cloned(theta: Tensor) -> Tensor:
+    clone = theta.detach().clone().requires_grad_()
+    clone.__dict__.update(theta.__dict__)  # AdaHessian keeps the Hessian on the weights
+    return clone
+
+
+def _scratch(like: Tensor, dtype: torch.dtype) -> Tensor:
+    shape = (4,) * min(like.ndim, 2) + (3,) * max(like.ndim - 2, 0)
+    if like.device.type == "mps":
+        dtype = torch.float32
+    empty = torch.empty(shape, device=like.device, dtype=dtype)
+    return _random_like(empty, torch.Generator().manual_seed(1)).requires_grad_()
+
+
+def _random_like(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers away from zero, of both signs."""
+    values = torch.rand(weights.shape, generator=generator, dtype=torch.float64) + 0.5
+    signs = torch.randint(0, 2, weights.shape, generator=generator) * 2 - 1
+    return (values * signs).to(weights)
+
+
+def _orthogonal(gradient: Tensor, weights: Tensor) -> Tensor:
+    """The gradient without what it has along each row of the weights."""
+    row = tuple(range(1, weights.ndim)) or 0
+    along = (gradient * weights).sum(row, keepdim=True) / weights.square().sum(row, keepdim=True)
+    return gradient - along * weights
+
+
+@contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """Leave the random states as they were, warn of nothing and compile nothing."""
+    python = random.getstate()
+    cuda = [device] if device.type == "cuda" else []
+    with ExitStack() as stack:
+        stack.callback(random.setstate, python)
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
