@@ -216,8 +216,9 @@ def _stepped(double: Optimizer, lr: float, rate: float, gradient: Tensor) -> Opt
         if "weight_decay" in holder:
             holder["weight_decay"] = rate
     theta = own["params"][0]
-    # The value of the gradient, with a graph behind it where the optimizer takes a Hessian.
-    theta.grad = gradient + (theta - theta.detach()) if hasattr(theta, "hess") else gradient
+    theta.grad = gradient.clone()  # some add λθ to it in place
+    if hasattr(theta, "hess"):  # AdaHessian needs a graph behind it
+        theta.grad = theta.grad + (theta - theta.detach())
     with _undisturbed(theta.device):
         twin.step()
     theta.grad = None
