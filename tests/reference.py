@@ -1,4 +1,5 @@
 """Slow oracles, written straight from the paper in Python floats (float64)."""
+# ruff: noqa: B905
 
 import math
 from fractions import Fraction
@@ -47,3 +48,72 @@ def near_boundary(theta: Tensor, stepped: Tensor, c: float, ulps: float = 4) -> 
     larger = new.abs().maximum(term)
     ulp = larger * 2.0**-23 + 2.0**-149
     return ((new.abs() - term / 2).abs() <= ulps * ulp) | ((new.abs() - term).abs() <= ulps * ulp)
+
+
+def decayed_training(method, theta, update, eta, lam, layers=None, scale="max2"):
+    """Eq. 1, Eq. 7 and Algorithms 1 to 3 as loops over lists of float64 numbers.
+
+    ``theta``: for each layer a list of weights. ``update(t, theta, penalty)`` gives U for the
+    gradient at theta, with ``penalty`` added to that gradient (for l1 and l2). Yields after every
+    step what an evaluation would see.
+    """
+    n = len(theta)
+    top = {"eq9": 1 / n, "max2": 2 / n, "mean": 2 / (n + 1)}[scale]
+    rates = [lam * (i + 1) * top if method == "lpwd" or layers else lam for i in range(n)]
+    sign = lambda x: (x > 0) - (x < 0)  # noqa: E731
+    t = 0
+    while True:
+        t += 1
+        added = [[0.0 for _ in layer] for layer in theta]
+        if method in ("pwd", "lpwd"):
+            theta = [[w - eta * lam_i * w for w in layer] for layer, lam_i in zip(theta, rates)]
+        if method == "l2":
+            added = [[lam_i * w for w in layer] for layer, lam_i in zip(theta, rates)]
+        if method == "l1":
+            added = [[lam_i * sign(w) for w in layer] for layer, lam_i in zip(theta, rates)]
+        u = update(t, theta, added)
+        u_hat = [[w - eta * d for w, d in zip(*pair)] for pair in zip(theta, u)]
+        if method == "wd":
+            theta = [
+                [a - eta * lam_i * w for a, w in zip(*pair)]
+                for *pair, lam_i in zip(u_hat, theta, rates)
+            ]
+        elif method == "rwd":
+            theta = [[a - eta * lam_i * a for a in layer] for layer, lam_i in zip(u_hat, rates)]
+        else:
+            theta = u_hat
+        yield [list(layer) for layer in theta]
+
+
+def adam(gradient, beta1=0.9, beta2=0.999, eps=1e-8):
+    """U of Adam (Kingma & Ba, Algorithm 1), as ``update`` for :func:`decayed_training`."""
+    m, v = {}, {}
+
+    def update(t, theta, added):
+        g = [[a + b for a, b in zip(*pair)] for pair in zip(gradient(t, theta), added)]
+        u = []
+        for i, layer in enumerate(g):
+            row = []
+            for j, x in enumerate(layer):
+                m[i, j] = beta1 * m.get((i, j), 0.0) + (1 - beta1) * x
+                v[i, j] = beta2 * v.get((i, j), 0.0) + (1 - beta2) * x * x
+                row.append(m[i, j] / (1 - beta1**t) / (math.sqrt(v[i, j] / (1 - beta2**t)) + eps))
+            u.append(row)
+        return u
+
+    return update
+
+
+def momentum(gradient, mu=0.9):
+    """U of SGD with momentum (Polyak), as ``update`` for :func:`decayed_training`."""
+    velocity = {}
+
+    def update(t, theta, added):
+        u = []
+        for i, layer in enumerate(gradient(t, theta)):
+            for j, x in enumerate(layer):
+                velocity[i, j] = mu * velocity.get((i, j), 0.0) + x + added[i][j]
+            u.append([velocity[i, j] for j in range(len(layer))])
+        return u
+
+    return update

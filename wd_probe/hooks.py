@@ -1,16 +1,20 @@
-"""Being called once before and once after every step of an optimizer."""
+"""Being called around every step of an optimizer, and ahead of a model's forward passes."""
 
 import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
+from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from .errors import InputError
 
 #: Under these names wrappers (timm's Lookahead, accelerate, SAM) keep the optimizer they wrap.
 _INNER = ("_base_optimizer", "base_optimizer", "optimizer")
+
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def hooked(optimizer: Optimizer) -> Optimizer:
@@ -38,11 +42,12 @@ def hooked(optimizer: Optimizer) -> Optimizer:
 
 
 class StepHooks:
-    """Calls ``before(has_closure)`` and ``after()`` around every outermost ``optimizer.step()``.
+    """Calls ``before``, ``graded`` and ``after`` around every outermost ``optimizer.step()``.
 
-    A subclass that calls ``super().step()`` fires torch's hooks twice, and a step that raises fires
-    the first and not the second; both are told apart by whether the earlier call is still on the
-    stack.
+    ``before(has_closure)`` comes first, ``graded()`` once the gradient is there (at once, or after
+    every call of the closure), ``after()`` last. A subclass that calls ``super().step()`` fires
+    torch's hooks twice, and a step that raises fires the first and not the second; both are told
+    apart by whether the earlier call is still on the stack.
     """
 
     def __init__(
@@ -51,10 +56,11 @@ class StepHooks:
         before: Callable[[bool], None],
         after: Callable[[], None],
         *,
+        graded: Callable[[], None] | None = None,
         outermost: bool = False,
     ) -> None:
         """Attach; ``outermost`` runs before every other hook, and after every other one."""
-        self._before, self._after = before, after
+        self._before, self._graded, self._after = before, graded, after
         self._frame: FrameType | None = None
         self._depth = 0
         pre = optimizer.register_step_pre_hook(self._pre)
@@ -65,14 +71,31 @@ class StepHooks:
         assert hooks is not None
         hooks.move_to_end(moved.id, last=False)
 
-    def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _pre(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Arguments | None:
         caller = sys._getframe(1)
         if self._frame is not None and _on_stack(self._frame, caller):
             self._depth += 1
-            return
+            return None
         self._frame, self._depth = caller, 1
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         self._before(closure is not None)
+        graded = self._graded
+        if graded is None:
+            return None
+        if closure is None:
+            graded()
+            return None
+
+        def then_graded() -> Any:
+            loss = closure()
+            graded()
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": then_graded}
+        return (args[0], then_graded, *args[2:]), kwargs
 
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth -= 1
@@ -93,3 +116,63 @@ def _on_stack(wanted: FrameType, frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+class ForwardHooks:
+    """Calls ``before()`` ahead of a model's forward passes in training mode.
+
+    A loop need not call the model itself: Lightning calls a method that calls a part of it. So
+    every module has a hook until the first pass shows which one is called; then that module and
+    the model keep theirs.
+    """
+
+    def __init__(self, model: nn.Module, before: Callable[[], None]) -> None:
+        """Attach."""
+        self._before, self._model = before, model
+        self._handles = {
+            module: module.register_forward_pre_hook(_ForwardHook(self, module is model))
+            for module in model.modules()
+        }
+
+    def called(self, module: nn.Module) -> None:
+        """A module is about to run."""
+        if not module.training:
+            return
+        for other in list(self._handles):
+            if other is not self._model and other is not module:
+                self._handles.pop(other).remove()
+        self._before()
+
+    def remove(self) -> None:
+        """Detach; safe to call twice."""
+        for handle in self._handles.values():
+            handle.remove()
+
+
+class _ForwardHook:
+    """One module's hook; a deep copy or pickle of the module carries a hook that does nothing."""
+
+    def __init__(self, owner: ForwardHooks, is_model: bool) -> None:
+        self._owner, self._is_model = owner, is_model
+
+    def __call__(self, module: nn.Module, _: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._owner.called(module)
+        elif self._is_model:  # compiled after attaching: one graph break, ahead of the forward
+            _outside_the_graph(self._owner, module)
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _inert_hook, ()
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _outside_the_graph(owner: ForwardHooks, module: nn.Module) -> None:
+    owner.called(module)
+
+
+def _inert(*_: Any) -> None:
+    pass
+
+
+def _inert_hook() -> Callable[..., None]:
+    return _inert

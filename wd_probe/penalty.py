@@ -125,6 +125,36 @@ def tally(theta: Tensor, stepped: Tensor, c: float | Tensor) -> Tensor:
     )
 
 
+def tally_exact(theta: Tensor, unpenalized: Tensor, stepped: Tensor) -> Tensor:
+    """As :func:`tally`, from û itself: for penalties that no closed rule gives.
+
+    The penalty is P = û − θ', and opposes exactly where |θ'| > |û| (Eq. 10).
+
+    Args:
+        theta: weights before the step.
+        unpenalized: û, where the same step without the penalty puts them; same shape.
+        stepped: θ', where the step put them.
+
+    Returns:
+        The six numbers of :func:`tally`; the two sums are Σ|P| itself.
+    """
+    old, u_hat, new = _wide(theta, unpenalized, stepped)
+    bad = ~(old.isfinite() & u_hat.isfinite() & new.isfinite())
+    size = torch.where(bad, 0.0, (u_hat - new).abs())
+    opposes = (new.abs() > u_hat.abs()) & ~bad
+    flipped = sign_flips(old, u_hat) & (size > 0)
+    return torch.stack(
+        [
+            size.count_nonzero().double(),
+            opposes.count_nonzero().double(),
+            flipped.count_nonzero().double(),
+            bad.count_nonzero().double(),
+            (size * opposes).sum(dtype=torch.float64),
+            size.sum(dtype=torch.float64),
+        ]
+    )
+
+
 def profile(theta: Tensor, stepped: Tensor, c: float, factors: Sequence[float]) -> Tensor:
     """How many weights would oppose at other decay factors, from one recorded step (fact 4).
 

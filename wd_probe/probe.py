@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -11,19 +11,54 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import kernel, penalty
-from .decay import attached, voided
+from .decay import Moment, WeightDecay, attached, voided
 from .errors import InputError, WdProbeWarning
 from .hooks import StepHooks, hooked
 from .layering import Layers, check_rate, clean_name, layers
 from .records import ProfileRecord, StepRecord
-from .rules import Rule, decay_rule
+from .rules import Effect, Rule, decay_effect
+from .twin import undecayed
 
+#: Which penalty Eq. 10 asks about where pwd decays before the forward pass (theory fact 9).
+Reading = Literal["paired", "literal"]
+#: How a tensor's penalty is had: P = cθ beside the step; P = cû after it, or û/(1 + c); P = cθ
+#: ahead of the gradient; or the step against the same step without decay.
+_Way = Literal["beside", "after", "proximal", "ahead", "exact"]
+
+_OWN_WAYS: dict[Rule, _Way] = {
+    "wd": "beside",
+    "scaled": "beside",
+    "rwd": "after",
+    "proximal": "proximal",
+    "l2": "exact",
+    "other": "exact",
+}
+_ATTACHED_WAYS: dict[Moment, _Way] = {
+    "step": "beside",
+    "update": "after",
+    "forward": "ahead",
+    "gradient": "exact",
+}
 _WHY_NOT: dict[Rule, str] = {
     "none": "its weight_decay changes nothing",
     "l2": "its weight_decay is L2 regularization (the gradient becomes g + λθ)",
-    "rwd": "it decays after the update, which never opposes",
     "other": "its decay rule is not known",
 }
+_EXACTLY = (
+    "measured against a copy of the optimizer that steps without decay: slower, with another copy "
+    "of weights, gradients and state in memory; "
+)
+_OPPOSING = [penalty.TALLY_FIELDS.index(name) for name in ("opposing", "opposing_size")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Penalty:
+    """What is taken off one tensor."""
+
+    parameter: Tensor
+    way: _Way
+    c: float | Tensor
+    rate: float  # λ
 
 
 @dataclass(slots=True)
@@ -32,7 +67,8 @@ class _Pending:
 
     step: int
     rows: list[int]
-    factors: list[float | Tensor]
+    sizes: list[float | Tensor]  # Σ|P| in units of the sums counted
+    opposes: list[bool]  # False where the penalty cannot oppose
     sums: Tensor  # float64 (len(rows), 6)
     voided: Tensor | None
 
@@ -45,8 +81,11 @@ class OpposingPenaltyProbe:
     Costs one copy of the weights, and about what reading them twice costs.
 
     What is taken as the penalty: the attached :class:`wd_probe.WeightDecay`, else the optimizer's
-    own ``weight_decay``, if by its effect that is the decoupled rule θ' = û − ηλθ. Where it is
-    another rule a :class:`wd_probe.WdProbeWarning` says so once, and nothing is measured there.
+    own ``weight_decay`` by the rule that its effect shows. Decay after the update (rwd) and before
+    the forward pass (pwd, lpwd) never opposes, since it falls on the weight that stands (Eq. 8):
+    R_op is 0 there by that law. Where no closed rule gives P (L2, L1, optimizers of their own
+    kind), every measured step is taken twice, on a copy of the optimizer without decay too, and P
+    is the difference; a :class:`wd_probe.WdProbeWarning` says so once.
 
     Args:
         model: the model; its parameters' names and layers label the results.
@@ -56,10 +95,14 @@ class OpposingPenaltyProbe:
         profile: decay rates λ to answer "what would R_op have been" for (theory fact 4).
         profile_every: answer that at every so-many-th measured step.
         groups: the model's layers, if not ``wd_probe.layers(model)``.
+        exact: True measures every rule against a copy of the optimizer; False never does, and
+            leaves unmeasured what only that can measure. Default: where it is needed.
+        reading: of Eq. 10 for pwd and lpwd. "paired" (default) compares the penalty with the weight
+            that it is taken from; "literal" takes P = cθ_t and û = θ_t − ηU as they are printed.
 
     Raises:
-        InputError: ``every`` < 1; the optimizer's hooks never fire; it holds none of the model's
-            parameters; it is LBFGS.
+        InputError: ``every`` < 1; an unknown reading; the optimizer's hooks never fire; it holds
+            none of the model's parameters; it is LBFGS.
 
     Example:
         >>> net = nn.Linear(64, 10)
@@ -82,11 +125,16 @@ class OpposingPenaltyProbe:
         profile: Sequence[float] = (),
         profile_every: int = 1,
         groups: Layers | None = None,
+        exact: bool | None = None,
+        reading: Reading = "paired",
     ) -> None:
+        if reading not in get_args(Reading):
+            raise InputError(f"unknown reading {reading!r}; choose from paired, literal")
         if every < 1 or profile_every < 1:
             raise InputError(f"every must be at least 1, got {min(every, profile_every)}")
         self.optimizer = hooked(optimizer)
         self.every, self.profile_every = every, profile_every
+        self.exact, self.reading = exact, reading
         self.profile_rates = tuple(check_rate(rate) for rate in profile)
         self.layers = layers(model) if groups is None else groups
         named = [(clean_name(name), p) for name, p in model.named_parameters()]
@@ -101,14 +149,18 @@ class OpposingPenaltyProbe:
         self.steps = 0
         self._copies: dict[Tensor, Tensor] = {}
         self._live: list[Tensor] = []
-        self._rules: dict[tuple[int, int], Rule] = {}
+        self._u_hat: dict[Tensor, Tensor] = {}
+        self._steps_twice = exact is not False
+        self._effects: dict[tuple[int, int], Effect] = {}
         self._told: set[str] = set()
         self._pending: list[_Pending] = []
         self._records: list[StepRecord] = []
         self._profiles: list[ProfileRecord] = []
         self._counted: dict[int, list[int]] = {}
         self._check_rules()
-        self._hooks = StepHooks(self.optimizer, self._before, self._after, outermost=True)
+        self._hooks = StepHooks(
+            self.optimizer, self._before, self._after, graded=self._step_twin, outermost=True
+        )
 
     # --- around the step, on the device -------------------------------------------------------
 
@@ -134,85 +186,154 @@ class OpposingPenaltyProbe:
             kernel.copy_all([self._copies[p] for p in chosen], chosen)
         self._live = live
 
+    def _step_twin(self) -> None:
+        """Where a closed rule will not do, take the step on a copy without decay first."""
+        self._u_hat = {}
+        if not self._live or not any(p.way == "exact" for p in self._penalties()):
+            return
+        try:
+            self._u_hat = undecayed(self.optimizer)
+        except Exception as error:  # what a copy cannot do must not end somebody's training
+            self._steps_twice = False
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._tell(
+                f"a copy of {type(self.optimizer).__name__} cannot be stepped ({reason}), so R_op "
+                "is not measured there",
+                above=6,
+            )
+
     @torch.no_grad()
     def _after(self) -> None:
         self.steps += 1
         if not self._live:
             return
-        wanted = set(self._live)
+        wanted = {p for p in self._live if p.grad is not None}
         self._live = []
-        penalties = [
-            (p, c, rate) for p, c, rate in self._penalties() if p in wanted and p.grad is not None
-        ]
-        jobs = [(self._copies[p], p.detach(), c) for p, c, _ in penalties]
+        found = [item for item in self._penalties() if item.parameter in wanted]
+        closed = [item for item in found if item.way != "exact"]
+        exact = [item for item in found if item.parameter in self._u_hat and item.way == "exact"]
+        jobs, sizes, opposes = [], [], []
+        for item in closed:
+            job, size, may_oppose = self._job(item)
+            jobs.append(job)
+            sizes.append(size)
+            opposes.append(may_oppose)
+        sums = [kernel.tally_all(jobs)] if jobs or not exact else []
+        for p in (item.parameter for item in exact):
+            counted = penalty.tally_exact(self._copies[p], self._u_hat[p], p)
+            sums.append(counted.unsqueeze(0))
+        self._u_hat = {}
         self._pending.append(
             _Pending(
                 self.steps,
-                [self._row[p] for p, _, _ in penalties],
-                [c for _, c, _ in penalties],
-                kernel.tally_all(jobs),
+                [self._row[item.parameter] for item in (*closed, *exact)],
+                [*sizes, *(1.0 for _ in exact)],
+                [*opposes, *(True for _ in exact)],
+                torch.cat(sums),
                 voided(self.optimizer),
             )
         )
         measured = (self.steps - 1) // self.every
-        if self.profile_rates and measured % self.profile_every == 0:
-            self._take_profile(penalties)
+        if (
+            self.profile_rates
+            and measured % self.profile_every == 0
+            and all(item.way == "beside" for item in found)
+        ):
+            self._take_profile(found)
 
-    def _penalties(self) -> list[tuple[Tensor, Any, float]]:
-        """Every penalized parameter with its factor c and its nominal rate λ, live."""
+    def _job(self, item: _Penalty) -> tuple[kernel.Job, float | Tensor, bool]:
+        """What to count for one tensor, Σ|P| in units of its sums, and whether it can oppose."""
+        before, after, c = self._copies[item.parameter], item.parameter.detach(), item.c
+        if item.way == "beside":
+            return (before, after, c), c, True
+        if item.way == "proximal":  # û/(1 + c) stands: P = c·θ'
+            return (after, before, 0.0), c, False
+        # (1 − c) of what was penalized stands: P is c/(1 − c) of that
+        share = c / (1 - c) if isinstance(c, Tensor) or c < 1 else 0.0
+        if item.way == "after":
+            return (after, before, 0.0), share, False
+        if self.reading == "paired":
+            return (before, after, 0.0), share, False
+        return (before, after, share), share, True
+
+    def _penalties(self) -> list[_Penalty]:
+        """Every penalized parameter, with its live factor."""
         decay = attached(self.optimizer)
         result = []
         for number, group in enumerate(self.optimizer.param_groups):
-            rate = decay.rate if decay is not None else float(group.get("weight_decay", 0))
-            if not rate:
-                continue
             for p in group["params"]:
-                if decay is not None:
-                    if decay.decays(p):
-                        result.append((p, decay.factor(p, group), rate))
-                elif self._rule(number, group, p) == "wd":
-                    result.append((p, group["lr"] * rate, rate))
+                found = (
+                    self._attached(decay, p, group)
+                    if decay is not None
+                    else self._own(number, group, p)
+                )
+                if found is not None and (found.way != "exact" or self._steps_twice):
+                    result.append(found)
         return result
 
-    def _rule(self, number: int, group: dict[str, Any], like: Tensor) -> Rule:
+    def _attached(self, decay: WeightDecay, p: Tensor, group: dict[str, Any]) -> _Penalty | None:
+        if not decay.decays(p):
+            return None
+        way = _ATTACHED_WAYS[decay.moment]
+        if self.exact and way != "ahead":
+            way = "exact"
+        return _Penalty(p, way, decay.factor(p, group), decay.rate)
+
+    def _own(self, number: int, group: dict[str, Any], p: Tensor) -> _Penalty | None:
+        rate = float(group.get("weight_decay", 0))
+        if not rate:
+            return None
+        effect = self._effect(number, group, p)
+        if effect.rule == "none":
+            return None
+        way = "exact" if self.exact else _OWN_WAYS[effect.rule]
+        return _Penalty(p, way, 0.0 if way == "exact" else effect.factor(group), rate)
+
+    def _effect(self, number: int, group: dict[str, Any], like: Tensor) -> Effect:
         key = (number, like.ndim)
-        if key not in self._rules:
-            self._rules[key] = decay_rule(self.optimizer, group, like)
-        rule = self._rules[key]
-        if rule != "wd":
+        if key not in self._effects:
+            self._effects[key] = decay_effect(self.optimizer, group, like)
+        effect = self._effects[key]
+        if effect.rule in _WHY_NOT:
+            unmeasured = effect.rule == "none" or self.exact is False
             self._tell(
-                f"{type(self.optimizer).__name__}, parameter group {number}: {_WHY_NOT[rule]}, so "
-                "R_op is not measured there; build it with weight_decay=0 and attach "
-                'wd_probe.WeightDecay(model, optimizer, "wd", rate=...) for the paper\'s decay',
-                above=5,
+                f"{type(self.optimizer).__name__}, parameter group {number}: "
+                f"{_WHY_NOT[effect.rule]}, so R_op is "
+                + ("not measured there; " if unmeasured else _EXACTLY)
+                + "build it with weight_decay=0 and attach wd_probe.WeightDecay(model, optimizer, "
+                '"wd", rate=...) for the paper\'s decay',
+                above=6,
             )
-        return rule
+        return effect
 
     def _check_rules(self) -> None:
         """Say at once, rather than at the first step, what will not be measured."""
         decay = attached(self.optimizer)
-        if decay is None:
-            groups = self.optimizer.param_groups
-            for number, group in enumerate(groups):
-                if group.get("weight_decay", 0):
-                    for p in group["params"]:
-                        self._rule(number, group, p)
-            if not any(group.get("weight_decay", 0) for group in groups):
-                self._tell(
-                    f"{type(self.optimizer).__name__} has weight_decay=0 in every group and no "
-                    "wd_probe.WeightDecay: nothing is penalized, so R_op is undefined (NaN)"
-                )
+        if decay is not None:
+            if decay.moment == "gradient" and self.exact is None and decay.rate:
+                self._tell(f"{decay.method} goes through the optimizer, so R_op is {_EXACTLY[:-2]}")
+            return
+        groups = self.optimizer.param_groups
+        for number, group in enumerate(groups):
+            for p in group["params"]:
+                self._own(number, group, p)
+        if not any(group.get("weight_decay", 0) for group in groups):
+            self._tell(
+                f"{type(self.optimizer).__name__} has weight_decay=0 in every group and no "
+                "wd_probe.WeightDecay: nothing is penalized, so R_op is undefined (NaN)"
+            )
 
     def _tell(self, message: str, above: int = 4) -> None:
         if message not in self._told:
             self._told.add(message)
             warnings.warn(message, WdProbeWarning, stacklevel=above)
 
-    def _take_profile(self, penalties: Sequence[tuple[Tensor, Any, float]]) -> None:
+    def _take_profile(self, penalties: Sequence[_Penalty]) -> None:
         total = torch.zeros(len(self.profile_rates), dtype=torch.int64)
-        for p, c, rate in penalties:
-            factors = [float(c) * wanted / rate for wanted in self.profile_rates]
-            total += penalty.profile(self._copies[p], p.detach(), float(c), factors).cpu()
+        for item in penalties:
+            c, p = float(item.c), item.parameter
+            factors = [c * wanted / item.rate for wanted in self.profile_rates]
+            total += penalty.profile(self._copies[p], p.detach(), c, factors).cpu()
         self._counted[self.steps] = total.tolist()
 
     # --- on the host, when asked --------------------------------------------------------------
@@ -230,7 +351,9 @@ class OpposingPenaltyProbe:
             if item.voided is not None and float(item.voided):
                 continue
             values = np.zeros((len(self.names), len(penalty.TALLY_FIELDS)))
-            rows[:, 4:] *= np.array([float(c) for c in item.factors]).reshape(-1, 1)
+            rows[:, 4:] *= np.array([float(size) for size in item.sizes]).reshape(-1, 1)
+            never = np.flatnonzero(~np.array(item.opposes, dtype=bool))
+            rows[never[:, None], _OPPOSING] = 0
             values[item.rows] = rows
             record = StepRecord(item.step, values, self.names, self.layers)
             self._records.append(record)
@@ -267,7 +390,7 @@ class OpposingPenaltyProbe:
         self._hooks.remove()
         self.flush()
         self._copies.clear()
-        self._live = []
+        self._live, self._u_hat = [], {}
 
     def __enter__(self) -> Self:
         """Return itself."""

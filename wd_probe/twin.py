@@ -1,0 +1,57 @@
+"""A step taken again on a copy of the optimizer, without the penalty."""
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+#: What torch keeps the hooks of an optimizer in.
+HOOKS = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+# A scheduler's patch of "step" would step the original.
+NOT_COPIED = {"step", *HOOKS}
+
+
+@torch.no_grad()
+def undecayed(optimizer: Optimizer) -> dict[Tensor, Tensor]:
+    """û of every parameter with a gradient: where this step would put it without weight decay.
+
+    Copies weights, gradients and state, sets ``weight_decay`` to 0 and steps the copy; the random
+    numbers it draws are those that the step itself will draw. Costs the step again, and memory for
+    all that is copied.
+
+    Args:
+        optimizer: about to step.
+
+    Returns:
+        For each parameter that has a gradient the weights after the copy's step.
+    """
+    twin: Optimizer = object.__new__(type(optimizer))
+    memo: dict[int, Any] = {id(optimizer): twin}
+    copies: dict[Tensor, Tensor] = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            copied = torch.nn.Parameter(p.detach().clone(), p.requires_grad)
+            if p.grad is not None:
+                copied.grad = p.grad.detach().clone()
+                copies[p] = copied
+            memo[id(p)] = copied
+    own = {name: value for name, value in vars(optimizer).items() if name not in NOT_COPIED}
+    twin.__dict__.update(copy.deepcopy(own, memo))
+    twin.__dict__.update({name: OrderedDict() for name in HOOKS})
+    for group in twin.param_groups:
+        if "weight_decay" in group:
+            group["weight_decay"] = 0.0
+    devices = {p.get_device() for p in copies if p.is_cuda}
+    with torch.random.fork_rng(devices=sorted(devices)):
+        twin.step()
+    return {p: copied.detach() for p, copied in copies.items()}
