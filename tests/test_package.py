@@ -73,8 +73,8 @@ def test_the_library_alone_loads_no_front_end():
 
 def test_imports_flow_one_way():
     """Formulas and layers know nothing of hooks, hooks nothing of experiments, none of the CLI."""
-    order = ["errors", "penalty", "layering", "kernel", "records", "hooks", "rules", "decay",
-             "probe", "zeroshot", "distortion", "prefix", "dashboard", "figures"]  # fmt: skip
+    order = ["errors", "penalty", "layering", "kernel", "records", "hooks", "twin", "rules",
+             "decay", "auditing", "probe", "zeroshot", "distortion", "prefix", "dashboard", "figures"]  # fmt: skip
     for path in (ROOT / "wd_probe").glob("*.py"):
         if path.stem == "__init__":
             continue

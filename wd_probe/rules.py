@@ -10,11 +10,13 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from .twin import HOOKS, NOT_COPIED
 
 #: "none": weight_decay changes nothing. "l2": the gradient becomes g + λθ. "wd": exactly ηλθ is
 #: taken off beside the step. "rwd": ηλû is taken off after it. "proximal": û is divided by 1 + ηλ
@@ -22,17 +24,13 @@ from torch.optim import Optimizer
 #: follows another power of η. "other": none of these in every situation tried.
 Rule = Literal["none", "l2", "wd", "rwd", "proximal", "scaled", "other"]
 
+T = TypeVar("T")
+
 _STEPS = 12  # every pairing of what follows, and the periods of built-in lookaheads
 _LR_SCALES = (1.0, 0.5, 2.0)
 _STRENGTHS = (0.05, 0.02)  # ηλ on the scratch weights: large enough to stand clear of rounding
 _SIZES = (1.0, 0.01)  # of the weights: trust ratios are clipped on one side
 _DTYPES = (torch.float64, torch.float32)  # fused and 8-bit kernels may know only the second
-_HOOKS = (
-    "_optimizer_step_pre_hooks",
-    "_optimizer_step_post_hooks",
-    "_optimizer_state_dict_pre_hooks",
-    "_optimizer_state_dict_post_hooks",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +43,14 @@ class Effect:
             closed form of η and λ ("l2", "other"). "wd": 1.
         power: c ∝ η**power: 1 as a rule, 2 for timm's corrected decay c = η²λ/η_max, 0 for c ∝ λ.
         lr_seen: the learning rate at which the multiplier was found.
+        why: for "other", why no effect could be seen, if none could.
     """
 
     rule: Rule
     multiplier: float
     power: int
     lr_seen: float
+    why: str = ""
 
     def factor(self, group: dict[str, Any]) -> float | Tensor:
         """c at the group's live η and λ; on the device where the learning rate is a tensor.
@@ -97,25 +97,55 @@ def decay_effect(
     """
     if "weight_decay" not in group:
         return Effect("none", 0.0, 1, math.nan)
-    lr = float(group["lr"] or 1e-3) if group.get("lr") is not None else math.nan
-    unknown = Effect("other", math.nan, 1, lr)
-    # A wrapper's double would step what it wraps; without a learning rate there is no ηλ.
-    if math.isnan(lr) or any(isinstance(value, Optimizer) for value in vars(optimizer).values()):
-        return unknown
-    for start in (_double, _rebuilt):
-        for dtype in _DTYPES:
-            try:
-                double = start(optimizer, group, _scratch(like, dtype))
-                seen = list(_observe(double, lr))
-            except Exception:
-                continue
-            return _judged(seen[first_step - 1 :], lr)
-    return unknown
+    if group.get("lr") is None:
+        return Effect("other", math.nan, 1, math.nan, "it chooses its own learning rate")
+    lr = float(group["lr"]) or 1e-3
+    for dtype in _DTYPES:
+        found = _tried(optimizer, group, _scratch(like, dtype), lambda d: list(_observe(d, lr)))
+        if not isinstance(found, str):
+            return _judged(found[first_step - 1 :], lr)
+    return Effect("other", math.nan, 1, lr, f"it cannot be stepped on scratch weights: {found}")
 
 
-def decay_rule(optimizer: Optimizer, group: dict[str, Any], like: Tensor) -> Rule:
-    """The rule alone of :func:`decay_effect`."""
-    return decay_effect(optimizer, group, like).rule
+def decay_share(optimizer: Optimizer, group: dict[str, Any], weights: Tensor, rule: Rule) -> float:
+    """The mean share of these very weights that decay takes off in one step, as they are stored.
+
+    The second step of a fresh double, at the group's own η and λ and in the weights' own dtype, so
+    that decay lost to rounding shows. For "rwd" and "proximal" it is the share of û, else of θ.
+
+    Returns:
+        The share; NaN for "l2", for weights that are all zero, and where no double can be stepped.
+    """
+    lr, rate = float(group["lr"]), float(group["weight_decay"])
+    generator = torch.Generator().manual_seed(0)
+    gradients = [0.01 * _random_like(weights, generator) for _ in range(2)]
+
+    def share(double: Optimizer) -> float:
+        double = _stepped(double, lr, rate, gradients[0])
+        decayed, plain = (_stepped(double, lr, r, gradients[1]) for r in (rate, 0.0))
+        u_hat = _weights(plain).detach().double()
+        of = u_hat if rule in ("rwd", "proximal") else _weights(double).detach().double()
+        taken = u_hat - _weights(decayed).detach().double()
+        return float((taken * of).sum() / of.square().sum())
+
+    if rule == "l2":
+        return math.nan
+    found = _tried(optimizer, group, weights.detach().clone().requires_grad_(), share)
+    return math.nan if isinstance(found, str) else found
+
+
+def is_adaptive(optimizer: Optimizer, group: dict[str, Any], like: Tensor) -> bool:
+    """Whether a step is not proportional to the gradient, as it is in SGD."""
+    theta = _scratch(like, torch.float64)
+    gradient = _random_like(theta.detach(), torch.Generator().manual_seed(0))
+
+    def update(double: Optimizer, size: float) -> Tensor:
+        return _weights(_stepped(double, 1.0, 0.0, size * gradient)).detach() - theta.detach()
+
+    def bent(double: Optimizer) -> bool:
+        return not torch.allclose(update(double, 2.0), 2 * update(double, 1.0))
+
+    return _tried(optimizer, group, theta, bent) is True
 
 
 # --- what is seen, and what it means ----------------------------------------------------------
@@ -177,6 +207,23 @@ def _common(values: Iterable[float]) -> float:
 # --- stepping a double ------------------------------------------------------------------------
 
 
+def _tried(
+    optimizer: Optimizer, group: dict[str, Any], theta: Tensor, use: Callable[[Optimizer], T]
+) -> T | str:
+    """What ``use`` makes of a double that holds these weights, or why there is none."""
+    if any(isinstance(value, Optimizer) for value in vars(optimizer).values()):
+        return "it wraps another optimizer"
+    first = ""
+    for with_graph in (False, True):  # some take a Hessian
+        theta.__dict__["with_graph"] = with_graph
+        for start in (_double, _rebuilt):
+            try:
+                return use(start(optimizer, group, theta))
+            except Exception as error:
+                first = first or f"{type(error).__name__}: {error}".splitlines()[0]
+    return first
+
+
 def _observe(double: Optimizer, lr: float) -> Iterator[_Seen]:
     generator = torch.Generator().manual_seed(0)
     for step in range(_STEPS):
@@ -217,7 +264,7 @@ def _stepped(double: Optimizer, lr: float, rate: float, gradient: Tensor) -> Opt
             holder["weight_decay"] = rate
     theta = own["params"][0]
     theta.grad = gradient.clone()  # some add λθ to it in place
-    if hasattr(theta, "hess"):  # AdaHessian needs a graph behind it
+    if theta.__dict__["with_graph"]:
         theta.grad = theta.grad + (theta - theta.detach())
     with _undisturbed(theta.device):
         twin.step()
@@ -230,26 +277,21 @@ def _double(
 ) -> Optimizer:
     """An optimizer of the same class and options over one weight, sharing nothing with it."""
     double: Optimizer = object.__new__(type(optimizer))
-    # Whatever else holds the optimizer's weights gets weightless ones: nothing reaches the real.
-    memo: dict[int, Any] = {
-        id(p): torch.empty_like(p, device="meta")
-        for other in optimizer.param_groups
-        for p in other["params"]
-    }
+    # Whatever else holds the optimizer's weights gets an empty one: nothing reaches the real ones.
+    blank = torch.empty(0, device="meta")
+    held = (p for other in optimizer.param_groups for p in other["params"])
+    memo: dict[int, Any] = dict.fromkeys(map(id, held), blank)
     memo |= {id(optimizer): double, id(group["params"][0]): theta}
-    own = {name: value for name, value in vars(optimizer).items() if name not in _REPLACED}
+    replaced = {"state", "param_groups", *NOT_COPIED}
+    own = {name: value for name, value in vars(optimizer).items() if name not in replaced}
     double.__dict__.update(copy.deepcopy(own, memo))
-    double.__dict__.update({name: OrderedDict() for name in _HOOKS})
+    double.__dict__.update({name: OrderedDict() for name in HOOKS})
     double.state = defaultdict(dict) if state is None else copy.deepcopy(state, memo)
     options = {name: value for name, value in group.items() if name != "params"}
     if state is None:
         options.pop("step", None)  # some count steps here, and set up their state at the first
     double.param_groups = [{**copy.deepcopy(options, memo), "params": [theta]}]
     return double
-
-
-# A scheduler's patch of "step" would step the original.
-_REPLACED = {"state", "param_groups", "step", *_HOOKS}
 
 
 def _rebuilt(optimizer: Optimizer, group: dict[str, Any], theta: Tensor) -> Optimizer:
@@ -273,7 +315,7 @@ def _memory(double: Optimizer) -> list[Tensor]:
 
 def _cloned(theta: Tensor) -> Tensor:
     clone = theta.detach().clone().requires_grad_()
-    clone.__dict__.update(theta.__dict__)  # AdaHessian keeps the Hessian on the weights
+    clone.__dict__.update(theta.__dict__)  # AdaHessian keeps a Hessian there
     return clone
 
 
