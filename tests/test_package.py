@@ -12,6 +12,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def test_the_public_names():
     assert sorted(wd_probe.__all__) == [
+        "AuditReport",
         "InputError",
         "Layer",
         "LayerDistortion",
@@ -20,9 +21,11 @@ def test_the_public_names():
         "ScanPoint",
         "StepRecord",
         "Tally",
+        "TensorAudit",
         "WdProbeError",
         "WdProbeWarning",
         "WeightDecay",
+        "audit",
         "feature_distortion",
         "half_life",
         "layers",
@@ -74,7 +77,8 @@ def test_the_library_alone_loads_no_front_end():
 def test_imports_flow_one_way():
     """Formulas and layers know nothing of hooks, hooks nothing of experiments, none of the CLI."""
     order = ["errors", "penalty", "layering", "kernel", "records", "hooks", "twin", "rules",
-             "decay", "auditing", "probe", "zeroshot", "distortion", "prefix", "dashboard", "figures"]  # fmt: skip
+             "decay", "auditing", "probe", "zeroshot", "distortion", "prefix", "dashboard",
+             "figures"]  # fmt: skip
     for path in (ROOT / "wd_probe").glob("*.py"):
         if path.stem == "__init__":
             continue

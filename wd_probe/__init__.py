@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .auditing import AuditReport, TensorAudit, audit
     from .decay import WeightDecay
     from .distortion import LayerDistortion, feature_distortion
     from .errors import InputError, RunError, WdProbeError, WdProbeWarning
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AuditReport": "auditing",
     "InputError": "errors",
     "Layer": "layering",
     "LayerDistortion": "distortion",
@@ -27,9 +29,11 @@ _HOME = {
     "ScanPoint": "zeroshot",
     "StepRecord": "records",
     "Tally": "records",
+    "TensorAudit": "auditing",
     "WdProbeError": "errors",
     "WdProbeWarning": "errors",
     "WeightDecay": "decay",
+    "audit": "auditing",
     "feature_distortion": "distortion",
     "half_life": "zeroshot",
     "layers": "layering",
@@ -39,6 +43,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AuditReport",
     "InputError",
     "Layer",
     "LayerDistortion",
@@ -47,9 +52,11 @@ __all__ = [
     "ScanPoint",
     "StepRecord",
     "Tally",
+    "TensorAudit",
     "WdProbeError",
     "WdProbeWarning",
     "WeightDecay",
+    "audit",
     "feature_distortion",
     "half_life",
     "layers",

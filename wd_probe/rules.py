@@ -43,7 +43,7 @@ class Effect:
             closed form of η and λ ("l2", "other"). "wd": 1.
         power: c ∝ η**power: 1 as a rule, 2 for timm's corrected decay c = η²λ/η_max, 0 for c ∝ λ.
         lr_seen: the learning rate at which the multiplier was found.
-        why: for "other", why no effect could be seen, if none could.
+        why: for "other", what was seen instead, or why nothing could be.
     """
 
     rule: Rule
@@ -114,7 +114,8 @@ def decay_share(optimizer: Optimizer, group: dict[str, Any], weights: Tensor, ru
     that decay lost to rounding shows. For "rwd" and "proximal" it is the share of û, else of θ.
 
     Returns:
-        The share; NaN for "l2", for weights that are all zero, and where no double can be stepped.
+        The share; NaN for "l2" and "other", whose share is the gradient's affair, for weights that
+        are all zero, and where no double can be stepped.
     """
     lr, rate = float(group["lr"]), float(group["weight_decay"])
     generator = torch.Generator().manual_seed(0)
@@ -128,7 +129,7 @@ def decay_share(optimizer: Optimizer, group: dict[str, Any], weights: Tensor, ru
         taken = u_hat - _weights(decayed).detach().double()
         return float((taken * of).sum() / of.square().sum())
 
-    if rule == "l2":
+    if rule in ("l2", "other"):
         return math.nan
     found = _tried(optimizer, group, weights.detach().clone().requires_grad_(), share)
     return math.nan if isinstance(found, str) else found
@@ -193,7 +194,14 @@ def _judged(seen: Sequence[_Seen], lr: float) -> Effect:
                     return Effect("wd" if exact else rule, multiplier, power, lr)
     if all(s.is_taken(s.taken_by_l2) for s in seen):
         return Effect("l2", math.nan, 1, lr)
-    return Effect("other", math.nan, 1, lr)
+    return Effect("other", math.nan, 1, lr, _why_not_closed(seen))
+
+
+def _why_not_closed(seen: Sequence[_Seen]) -> str:
+    multiples = sorted(s.share_of(s.theta) / s.strength for s in seen)
+    if any(map(math.isnan, multiples)):
+        return "a step takes off what is no share of the weights"
+    return f"a step takes off {multiples[0]:.2g} to {multiples[-1]:.2g} times ηλθ"
 
 
 def _common(values: Iterable[float]) -> float:
