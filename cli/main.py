@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import dashboard, layers, rop, zeroshot
+from . import audit, dashboard, layers, rop, train, zeroshot
 
 app = typer.Typer(
     name="wdprobe",
@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 app.command("rop")(rop.rop)
 app.command("zeroshot")(zeroshot.zeroshot)
+app.command("train")(train.train)
+app.command("audit")(audit.audit)
 app.command("layers")(layers.layers)
 app.command("dashboard")(dashboard.dashboard)
 

@@ -20,7 +20,13 @@ class Method(StrEnum):
     """Whose weight decay."""
 
     own = "own"
+    baseline = "baseline"
+    l1 = "l1"
+    l2 = "l2"
     wd = "wd"
+    rwd = "rwd"
+    pwd = "pwd"
+    lpwd = "lpwd"
 
 
 class Convention(StrEnum):
@@ -84,6 +90,13 @@ Hflip = Annotated[
         show_default=False,
     ),
 ]
+ValSplit = Annotated[
+    float,
+    typer.Option(help="Share of the training images to validate on.", rich_help_panel=_DATA),
+]
+TrainSamples = Annotated[
+    int | None, typer.Option(help="Train on so many images.", rich_help_panel=_DATA)
+]
 Opt = Annotated[str, typer.Option(help="A timm optimizer.", rich_help_panel=_TRAINING)]
 Lr = Annotated[
     float | None,
@@ -99,7 +112,7 @@ MethodOption = Annotated[
     Method,
     typer.Option(
         "--method",
-        help="own: the optimizer's weight_decay as it is; wd: the paper's, on any optimizer.",
+        help="own: the optimizer's weight_decay; or a method of the paper, on any optimizer.",
         rich_help_panel=_TRAINING,
     ),
 ]
@@ -111,10 +124,15 @@ ConventionOption = Annotated[
         rich_help_panel=_TRAINING,
     ),
 ]
-ScaleOption = Annotated[
-    Scale,
+_SCALE_HELP = "λ·i/n, 2λ·i/n (the paper's experiments), or 2λ·i/(n+1) whose mean is λ."
+ScaleOption = Annotated[Scale, typer.Option("--scale", help=_SCALE_HELP)]
+LayerScale = Annotated[
+    Scale | None,
     typer.Option(
-        "--scale", help="λ·i/n, 2λ·i/n (the paper's experiments), or 2λ·i/(n+1) whose mean is λ."
+        "--scale",
+        help=f"Layer-wise rates with any --method: {_SCALE_HELP}",
+        rich_help_panel=_TRAINING,
+        show_default=False,
     ),
 ]
 FilterBiasAndBn = Annotated[
@@ -142,6 +160,17 @@ AmpDtypeOption = Annotated[
 ChannelsLast = Annotated[
     bool,
     typer.Option("--channels-last", help="Channels-last memory format.", rich_help_panel=_TRAINING),
+]
+TorchCompile = Annotated[
+    bool, typer.Option("--torchcompile", help="torch.compile.", rich_help_panel=_TRAINING)
+]
+BothMoments = Annotated[
+    bool,
+    typer.Option(
+        "--both-moments",
+        help="Evaluate rwd before its decay too, and pwd after it.",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 Every = Annotated[int, typer.Option(help="Measure every so-many-th step.", rich_help_panel=_OUTPUT)]
 Output = Annotated[

@@ -105,14 +105,40 @@ class TrainingProgress:
         self._score = f" · top-1 {100 * score.top1:.1f} %"
 
 
-def rop_summary(summary: dict[str, Any]) -> None:
-    """The result of `wdprobe rop` for a person."""
-    top1 = "" if summary["top1"] is None else f"\ntop-1 {share(summary['top1'], 1)}"
+def training_summary(summary: dict[str, Any]) -> None:
+    """The result of `wdprobe train` and `wdprobe rop` for a person."""
+    title = "Opposing-penalty rate" if summary["command"] == "rop" else "Training"
+    scale = "" if summary["scale"] is None else f" ({summary['scale']})"
     out.print(
-        f"\n[bold]Opposing-penalty rate[/] · {escape(summary['model'])} on "
-        f"{escape(summary['dataset'])} · {escape(summary['optimizer'])} · η {summary['lr']:g} · "
-        f"λ {summary['weight_decay']:g} · {summary['steps']} steps{top1}"
+        f"\n[bold]{title}[/] · {escape(summary['model'])} on "
+        f"{escape(summary['dataset'])} · {escape(summary['optimizer'])} · "
+        f"{summary['method']}{scale} · η {summary['lr']:g} · "
+        f"λ {summary['weight_decay']:g} · {summary['steps']} steps"
     )
+    _scores(summary)
+    if "rate" in summary:
+        _rates(summary)
+        _worst_layers(summary["layers"], summary["layer_definition"])
+        for finding in summary["findings"]:
+            out.print(f"• {escape(finding)}")
+    out.print(f"\nRun folder: {escape(summary['run'])}", soft_wrap=True)
+
+
+def _scores(summary: dict[str, Any]) -> None:
+    found = [("top-1", summary["top1"])]
+    if summary["epochs"] > 1:
+        best = summary["best10"]
+        found.append((f"mean of the best {best['epochs']} epochs", best["mean"]))
+    found.append(("at the other moment", summary["other_top1"]))
+    if summary["chosen"] is not None:
+        where = f"at epoch {summary['chosen']['epoch']}, the best on validation"
+        found.append((where, summary["chosen"]["top1"]))
+    known = [(name, value) for name, value in found if value is not None and value == value]
+    if known:
+        out.print(" · ".join(f"{name} {share(value, 1)}" for name, value in known))
+
+
+def _rates(summary: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("", "mean", "max", "last"):
         table.add_column(title, justify="left" if not title else "right")
@@ -120,14 +146,12 @@ def rop_summary(summary: dict[str, Any]) -> None:
         ("R_op, share of weights", "rate", 3),
         ("R_op by size, share of Σ|P|", "mass", None),
         ("sign flips by the step alone", "flip_rate", 3),
+        ("R_op, Eq. 10 to the letter", "literal_rate", 3),
     ):
-        values = summary[key]
-        table.add_row(title, *(share(values[k], digits) for k in ("mean", "max", "last")))
+        if key in summary:
+            values = summary[key]
+            table.add_row(title, *(share(values[k], digits) for k in ("mean", "max", "last")))
     out.print(table)
-    _worst_layers(summary["layers"], summary["layer_definition"])
-    for finding in summary["findings"]:
-        out.print(f"• {escape(finding)}")
-    out.print(f"\nRun folder: {escape(summary['run'])}", soft_wrap=True)
 
 
 def _worst_layers(layers: list[dict[str, Any]], definition: str) -> None:
@@ -335,3 +359,83 @@ def zeroshot_comparison(summaries: list[dict[str, Any]], folder: Path) -> None:
     out.print()
     out.print(table)
     out.print(f"Figure: {escape(str(folder / 'figures' / 'zeroshot.png'))}", soft_wrap=True)
+
+
+def audit_report(result: dict[str, Any]) -> None:
+    """The result of `wdprobe audit --opt` for a person."""
+    out.print(
+        f"[bold]{escape(result['optimizer'])}[/] ({escape(result['name'])}) on "
+        f"{escape(result['model'])} · η {result['lr']:g} · λ {result['weight_decay']:g}\n"
+        f"[bold]{result['rule']}[/]: {_RULES[result['rule']]}"
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("group", justify="right")
+    table.add_column("tensors", justify="right")
+    table.add_column("such as", overflow="ellipsis", no_wrap=True, max_width=out.width // 3)
+    table.add_column("rule")
+    for title in ("ηλ", "takes off", "× ηλ"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for alike in _alike(result["tensors"]):
+        first, shares = alike[0], [t["observed"] for t in alike if t["observed"] == t["observed"]]
+        share = sum(shares) / len(shares) if shares else None
+        expected = first["expected"]
+        table.add_row(
+            str(first["group"]), str(len(alike)), escape(first["name"]), first["rule"],
+            f"{expected:.3g}",
+            "–" if share is None else f"{share:.3g}",
+            f"{share / expected:.3g}" if share is not None and expected else "–",
+        )  # fmt: skip
+    out.print(table)
+    for warning in result["warnings"]:
+        out.print(f"• {escape(warning)}")
+
+
+_RULES = {
+    "none": "nothing decays",
+    "baseline": "nothing decays",
+    "mixed": "tensors decay by several rules",
+    "l1": "L1: λ·sign(θ) is added to the gradient",
+    "l2": "L2: λθ is added to the gradient and goes through the step",
+    "wd": "decoupled: ηλθ is taken off beside the step",
+    "rwd": "decoupled: c·û is taken off after the step",
+    "pwd": "decoupled: c·θ is taken off before the forward pass",
+    "lpwd": "decoupled, with a rate for each layer: c·θ is taken off before the forward pass",
+    "proximal": "decoupled: û is divided by 1 + ηλ after the step",
+    "scaled": "decoupled: a multiple of ηλθ is taken off beside the step",
+    "other": "no closed rule",
+}
+
+
+def _alike(tensors: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Tensors of one group, one rule and one number of dimensions together."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for tensor in tensors:
+        kind = (tensor["group"], tensor["rule"], len(tensor["shape"]), tensor["expected"])
+        found.setdefault(kind, []).append(tensor)
+    return list(found.values())
+
+
+def survey_table(result: dict[str, Any]) -> None:
+    """The result of `wdprobe audit --all` for a person."""
+    rows = result["optimizers"]
+    audited = [row for row in rows if not row["error"]]
+    out.print(
+        f"{len(audited)} of {len(rows)} optimizers audited · η {result['lr']:g} · "
+        f"λ {result['weight_decay']:g}"
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("optimizer", no_wrap=True)
+    table.add_column("rule")
+    table.add_column("× ηλ", justify="right", no_wrap=True)
+    table.add_column("remarks")
+    for row in audited:
+        table.add_row(
+            escape(row["name"]), row["rule"], row["multiple"] or "–",
+            escape("; ".join(row["remarks"])),
+        )  # fmt: skip
+    out.print(table)
+    if len(audited) < len(rows):
+        out.print("\n[bold]Not audited here[/]")
+    for row in rows:
+        if row["error"]:
+            out.print(f"{escape(row['name'])}: {escape(row['error'])}", soft_wrap=True)

@@ -115,6 +115,81 @@ def test_ways_to_run(wdprobe, options):
     assert result["measured_steps"] == (3 if "--every" in options else 5)
 
 
+@pytest.mark.parametrize("method", ["l1", "l2", "rwd", "pwd", "lpwd"])
+@pytest.mark.filterwarnings("ignore:.*measured against a copy:wd_probe.WdProbeWarning")
+def test_every_method_can_be_measured(wdprobe, tmp_path, method):
+    code, out, err = wdprobe(
+        "rop", *FAST, "--opt", "adam", "--method", method, "--steps", 4, "--lr", 0.01, "--json",
+        "--output", "run",
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["method"] == method
+    assert (result["rate"]["mean"] > 0) == (method in ("l1", "l2"))
+    assert ("literal_rate" in result) == ("literal_rate" in rows(tmp_path / "run/steps.csv")[0])
+    if method in ("pwd", "lpwd"):
+        assert result["literal_rate"]["mean"] > 0
+    assert result["scale"] == ("max2" if method == "lpwd" else None)
+
+
+@pytest.mark.filterwarnings("ignore:.*measured against a copy:wd_probe.WdProbeWarning")
+def test_the_optimizers_own_l2_is_measured_and_named(wdprobe):
+    code, out, _ = wdprobe("rop", *FAST, "--opt", "momentum", "--steps", 3, "--json")
+    assert code == 0
+    assert json.loads(out)["method"] == "l2"
+
+
+def test_train_keeps_checkpoint_curves_and_config(wdprobe, tmp_path):
+    code, out, err = wdprobe(
+        "train", *FAST, "--method", "pwd", "--scale", "mean", "--epochs", 3, "--lr", 1e-3,
+        "--weight-decay", 5, "--val-split", 0.25, "--train-samples", 320, "--both-moments",
+        "--every", 5, "--json", "--output", "run",
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    run = tmp_path / "run"
+    assert json.loads((run / "summary.json").read_text()) == result
+    config = json.loads((run / "config.json").read_text())
+    assert (config["method"], config["scale"], config["command"]) == ("pwd", "mean", "train")
+    assert (config["train_size"], config["validation_size"]) == (320, 359)
+    epochs = rows(run / "epochs.csv")
+    assert [int(e["step"]) for e in epochs] == [10, 20, 30]
+    assert result["steps"] == 30
+    assert result["measured_steps"] == 6
+    top1 = [float(e["top1"]) for e in epochs]
+    assert result["top1"] == top1[-1]
+    assert result["best10"]["mean"] == pytest.approx(sum(top1) / 3)
+    chosen = max(epochs, key=lambda e: float(e["val_top1"]))
+    assert result["chosen"]["top1"] == float(chosen["top1"])
+    assert all(e["other_top1"] and e["other_loss"] != e["loss"] for e in epochs)
+    losses = [float(s["loss"]) for s in rows(run / "steps.csv")]
+    assert float(epochs[0]["train_loss"]) == pytest.approx(sum(losses[:10]) / 10)
+    assert (run / "figures" / "training.png").is_file()
+    assert set(load_file(run / "model.safetensors"))
+    assert result["images_per_second"] > 0
+
+
+def test_train_for_a_person_and_without_measuring(wdprobe, tmp_path):
+    code, out, _ = wdprobe("train", *FAST, "--epochs", 2, "--output", "run")
+    assert code == 0
+    assert "Training · test_convnext on digits · adam · lpwd (max2) · η 0.0001" in " ".join(
+        out.split()
+    )
+    assert "mean of the best 2 epochs" in out
+    assert "R_op" not in out
+    assert not (tmp_path / "run" / "layers.csv").exists()
+    assert "rate" not in rows(tmp_path / "run" / "steps.csv")[0]
+
+
+def test_a_compiled_model_trains_to_the_same_weights(wdprobe, tmp_path):
+    for name, more in (("plain", []), ("compiled", ["--torchcompile"])):
+        options = ["--method", "pwd", "--weight-decay", 50, "--steps", 3, "--seed", 2]
+        assert wdprobe("train", *FAST, *options, *more, "--output", name)[0] == 0
+    one, other = (load_file(tmp_path / n / "model.safetensors") for n in ("plain", "compiled"))
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=1e-3, atol=1e-4)
+
+
 def test_spared_tensors_are_not_penalized(wdprobe, tmp_path):
     full = json.loads(wdprobe("rop", *FAST, "--steps", 1, "--json")[1])
     code, out, _ = wdprobe(
@@ -172,8 +247,13 @@ BAD = {
     "lr": ([*ROP, "--lr", "nan"], "--lr must be a finite number > 0, got nan", 2),
     "batch size": ([*ROP, "--batch-size", "0"], "--batch-size must be at least 1, got 0", 2),
     "no decay": ([*ROP, "--weight-decay", "0"], "nothing would be penalized", 2),
-    "l2": ([*ROP, "--opt", "momentum"], "L2 regularization (the gradient becomes g + λθ); use --method wd", 2),  # noqa: E501
-    "convention": ([*ROP, "--convention", "rate"], "--convention rate needs --method wd", 2),
+    "convention": ([*ROP, "--convention", "rate"], "--convention rate and --scale need a --method", 2),  # noqa: E501
+    "scale": ([*ROP, "--scale", "mean"], "--convention rate and --scale need a --method", 2),
+    "lpwd": ([*ROP, "--method", "lpwd", "--weight-decay", "7", "--lr", "0.1"], "lpwd with rate 7 would take off 1.4 times layer 11 of 11 (head), which flips signs; the largest allowed rate here is 5", 2),  # noqa: E501
+    "moments": (["train", *FAST, "--method", "wd", "--both-moments"], "--both-moments compares rwd, pwd and lpwd", 2),  # noqa: E501
+    "validation": (["train", *FAST, "--val-split", "1"], "--val-split must be a share below 1", 2),
+    "samples": (["train", *FAST, "--train-samples", "5000"], "1437 training images are left beside the validation split; 5000 are asked for", 2),  # noqa: E501
+    "every": (["train", *FAST, "--every", "-1"], "--every must be at least 0, got -1", 2),
     "cuda": ([*ROP, "--device", "cuda"], "device cuda is asked for, and this machine has none", 2),
     "output": ([*ROP, "--output", "file/run"], "output folder file/run cannot be written to", 2),
     "size": (["rop", "--model", "inception_v3", "--steps", "1"], "cannot take 32×32 images", 2),

@@ -10,7 +10,8 @@ from PIL import Image
 from wd_probe import InputError, figures
 from wd_probe.experiments import data, runs
 from wd_probe.experiments.findings import findings, kind_of
-from wd_probe.experiments.rop import RopOptions, measure
+from wd_probe.experiments.options import TrainOptions
+from wd_probe.experiments.train import train
 from wd_probe.records import ProfileRecord, Tally
 
 CPU = torch.device("cpu")
@@ -139,8 +140,17 @@ class Silent:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "one"
-    measure(
-        RopOptions(model="test_convnext", batch_size=32, lr=1e-3, steps=6, output=path), Silent()
+    train(
+        TrainOptions(
+            command="rop",
+            every=1,
+            model="test_convnext",
+            batch_size=32,
+            lr=1e-3,
+            steps=6,
+            output=path,
+        ),
+        Silent(),
     )
     return runs.read_run(path)
 
@@ -153,7 +163,7 @@ def test_a_run_is_read_back(run):
 
 @pytest.mark.parametrize("name", [name for name, _, _ in figures.ROP_FIGURES])
 def test_every_figure_is_drawn_from_the_files_alone(run, name, tmp_path):
-    drawn = figures.draw_rop(run)[name]
+    drawn = figures.draw_training(run)[name]
     axes = drawn.axes[0]
     assert axes.lines or axes.images
     assert run.config["model"] in drawn.get_suptitle()
@@ -173,7 +183,7 @@ def test_a_run_cut_short_is_readable(run, tmp_path):
     read = runs.read_run(cut)
     assert read.summary is None
     assert read.steps["step"] == [1, 2]
-    assert list(figures.draw_rop(read)) == ["rop_over_steps"]
+    assert list(figures.draw_training(read)) == ["rop_over_steps"]
 
 
 def test_damaged_runs_are_named(tmp_path):

@@ -22,11 +22,21 @@ SMALL = ["--num-samples", "64", "--steps", "10"]
 def trained(tmp_path_factory):
     """A run of `wdprobe rop`, made once."""
     from tests.test_experiments import Silent
-    from wd_probe.experiments.rop import RopOptions, measure
+    from wd_probe.experiments.options import TrainOptions
+    from wd_probe.experiments.train import train
 
     path = tmp_path_factory.mktemp("trained") / "run"
-    measure(
-        RopOptions(model="test_convnext", batch_size=32, lr=1e-3, steps=60, output=path), Silent()
+    train(
+        TrainOptions(
+            command="rop",
+            every=1,
+            model="test_convnext",
+            batch_size=32,
+            lr=1e-3,
+            steps=60,
+            output=path,
+        ),
+        Silent(),
     )
     return path
 

@@ -5,6 +5,7 @@ A method is two choices: *when* a share of a weight is taken off, and *how stron
 
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Self, get_args
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -278,6 +279,26 @@ class WeightDecay:
         if self._due:
             self._due = False
             self._take_off(self._void, needs_grad=False)
+
+    @contextmanager
+    def at_other_moment(self) -> Iterator[None]:
+        """The weights as the other of rwd and pwd has them between two steps (theory fact 8).
+
+        For pwd and lpwd: decayed already, with the next step's c. For rwd: not yet. They are back,
+        bit for bit, on leaving; do not step inside.
+        """
+        scale = {"forward": 1, "update": -1}.get(self.moment, 0)
+        kept = []
+        with torch.no_grad():
+            for c, chosen in self._jobs(needs_grad=False):
+                kept += [(p, p.clone()) for p in chosen]
+                torch._foreach_mul_(chosen, (1 - c) ** scale)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, was in kept:
+                    p.copy_(was)
 
     # --- state --------------------------------------------------------------------------------
 

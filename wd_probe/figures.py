@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .experiments.runs import Run
 
 _INK = "#222222"
-_LINE, _SECOND = "#0b5fa5", "#d1495b"
+_SERIES = ("#0b5fa5", "#d1495b", "#3a7d44", "#8a5fbf", "#c77f1a", "#4b4b4b")
+_LINE, _SECOND = _SERIES[:2]
 _WINDOW = 25  # points a smoothed curve is averaged over, at most
 
 
@@ -36,9 +37,14 @@ def _dress(axes: Any, ylabel: str, xlabel: str = "") -> Any:
 def _title(run: "Run") -> str:
     c = run.config
     return (
-        f"{c['model']} on {c['dataset']} · {c['opt']} · η {c['lr']:g} · λ {c['weight_decay']:g} "
-        f"· batch {c['batch_size']}"
+        f"{c['model']} on {c['dataset']} · {c['opt']} · {_method(c)}η {c['lr']:g} "
+        f"· λ {c['weight_decay']:g} · batch {c['batch_size']}"
     )
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    method = config.get("method", "own")
+    return "" if method == "own" else f"{method} · "
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -140,6 +146,26 @@ def decay_profile(run: "Run") -> Figure:
     return figure
 
 
+def training_curves(run: "Run") -> Figure:
+    """Training loss and top-1 after every epoch."""
+    figure = _figure(f"Training\n{_title(run)}", height=4.6)
+    upper, lower = figure.subplots(2, sharex=True)
+    _dress(upper, "training loss")
+    _dress(lower, "top-1", "epoch").xaxis.set_major_locator(MaxNLocator(integer=True))
+    epochs = run.epochs["epoch"]
+    upper.plot(epochs, run.epochs["train_loss"], color=_LINE, linewidth=1.8)
+    for name, label, colour in (
+        ("top1", "test", _LINE),
+        ("other_top1", "test, at the other moment", _SECOND),
+        ("val_top1", "validation", _SERIES[2]),
+    ):
+        if np.isfinite(run.epochs[name]).any():
+            lower.plot(epochs, run.epochs[name], color=colour, linewidth=1.8, label=label)
+    lower.yaxis.set_major_formatter(PercentFormatter(1.0))
+    lower.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
 #: The figures of `wdprobe rop`: file name, the table each needs, and what draws it.
 ROP_FIGURES: tuple[tuple[str, str, Callable[["Run"], Figure]], ...] = (
     ("rop_over_steps", "steps", opposing_rate),
@@ -148,12 +174,16 @@ ROP_FIGURES: tuple[tuple[str, str, Callable[["Run"], Figure]], ...] = (
 )
 
 
-def draw_rop(run: "Run") -> dict[str, Figure]:
-    """Every figure of `wdprobe rop` that the run has numbers for, by name."""
-    return {name: draw(run) for name, table, draw in ROP_FIGURES if getattr(run, table).get("step")}
-
-
-_SERIES = ("#0b5fa5", "#d1495b", "#3a7d44", "#8a5fbf", "#c77f1a", "#4b4b4b")
+def draw_training(run: "Run") -> dict[str, Figure]:
+    """Every figure of `wdprobe train` and `rop` that the run has numbers for, by name."""
+    drawn = {
+        name: draw(run)
+        for name, table, draw in ROP_FIGURES
+        if getattr(run, table).get("step") and (table != "steps" or "rate" in run.steps)
+    }
+    if len(run.epochs.get("epoch", ())) > 1:
+        drawn["training"] = training_curves(run)
+    return drawn
 
 
 def zero_shot(runs: Sequence["Run"]) -> Figure:

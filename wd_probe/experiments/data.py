@@ -48,7 +48,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """A dataset ready for training: ``train`` shuffles and flips, ``test`` does neither."""
+    """A dataset ready for training: ``train`` shuffles and flips, the others do neither."""
 
     name: str
     num_classes: int
@@ -57,6 +57,8 @@ class Data:
     train_size: int
     test_size: int
     hflip: float
+    validation: Batches | None = None
+    validation_size: int = 0
 
 
 class HeldBatches:
@@ -148,6 +150,8 @@ def load_data(
     data_dir: Path | None = None,
     download: bool = False,
     hflip: float | None = None,
+    val_split: float = 0.0,
+    train_samples: int | None = None,
     channels_last: bool = False,
 ) -> Data:
     """Open a dataset.
@@ -165,10 +169,12 @@ def load_data(
             gzipped or not, will do too.
         download: let timm fetch it.
         hflip: probability of a horizontal flip; default 0.5, and 0 for digits and signs.
+        val_split: share of the training images to hold out for validation, the same by every seed.
+        train_samples: train on so many of the rest, the same by every seed.
         channels_last: memory format of the batches.
 
     Raises:
-        InputError: an unknown name, data that is not there.
+        InputError: an unknown name, data that is not there, a split of data too large to hold.
     """
     if hflip is None:
         hflip = 0.0 if name.rpartition("/")[2].lower() in _NO_FLIP else 0.5
@@ -181,32 +187,54 @@ def load_data(
             for split in ("train", "validation")
         )
         if not _can_be_held(train, test, img_size):
+            if val_split or train_samples:
+                raise InputError(
+                    "--val-split and --train-samples need a dataset small enough to be held in "
+                    "memory"
+                )
             return _streamed(name, train, test, batch_size, img_size, device, hflip, channels_last)
         splits = (_held(train, img_size), _held(test, img_size))
-    (train_images, train_labels), (test_images, test_labels) = splits
+    whole, tested = splits
+    kept, held_out = _parted(whole, val_split, train_samples)
+
+    def still(images: Tensor, labels: Tensor) -> HeldBatches:
+        size = max(batch_size, 256)
+        return HeldBatches(images, labels, size, device=device, channels_last=channels_last)
+
     return Data(
         name,
-        int(torch.cat([train_labels, test_labels]).max()) + 1,
+        int(torch.cat([whole[1], tested[1]]).max()) + 1,
         HeldBatches(
-            train_images,
-            train_labels,
+            *kept,
             batch_size,
             device=device,
             hflip=hflip,
             generator=generator,
             channels_last=channels_last,
         ),
-        HeldBatches(
-            test_images,
-            test_labels,
-            max(batch_size, 256),
-            device=device,
-            channels_last=channels_last,
-        ),
-        len(train_images),
-        len(test_images),
+        still(*tested),
+        len(kept[0]),
+        len(tested[0]),
         hflip,
+        still(*held_out) if len(held_out[0]) else None,
+        len(held_out[0]),
     )
+
+
+def _parted(whole: Batch, val_split: float, train_samples: int | None) -> tuple[Batch, Batch]:
+    """What is trained on and what is held out; one shuffled order serves every seed."""
+    images, labels = whole
+    if not val_split and train_samples is None:
+        return whole, (images[:0], labels[:0])
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    held_out = order[: round(val_split * len(labels))]
+    kept = order[len(held_out) :][:train_samples]
+    if not len(kept) or (train_samples or 0) > len(kept):
+        raise InputError(
+            f"{len(order) - len(held_out)} training images are left beside the validation split; "
+            f"{train_samples or 'some'} are asked for"
+        )
+    return (images[kept], labels[kept]), (images[held_out], labels[held_out])
 
 
 def _digits(img_size: int) -> tuple[Batch, Batch]:

@@ -20,7 +20,7 @@ from ..errors import InputError, WdProbeWarning
 T = TypeVar("T")
 
 _FLUSH_SECONDS = 2.0
-_TABLES = ("steps", "layers", "profile", "curve", "parts", "distortion")
+_TABLES = ("steps", "epochs", "layers", "profile", "curve", "parts", "distortion")
 _MEASURED_WITH = ("wd-probe", "torch", "timm", "numpy")
 
 
@@ -158,6 +158,7 @@ class Run:
     summary: Mapping[str, Any] | None
     layer_names: tuple[str, ...]
     steps: Mapping[str, list[float]]
+    epochs: Mapping[str, list[float]]
     layers: Mapping[str, list[float]]
     profile: Mapping[str, list[float]]
     curve: Mapping[str, list[float]]

@@ -1,0 +1,244 @@
+"""What a training run has measured so far: in memory, in its folder, on its dashboard."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..dashboard import Dashboard
+from ..penalty import TALLY_FIELDS
+from ..probe import OpposingPenaltyProbe
+from ..records import StepRecord, Tally, fields, summed
+from .runs import RunFolder
+from .training import Score, Step
+
+_SHARES = ("rate", "mass", "flip_rate")
+_COUNTS = ("penalized", "opposing", "flipped", "nonfinite")
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What an epoch came to: scores on the test images, at the other moment, on the held-out part.
+
+    ``other`` is what an evaluation sees of rwd's weights before their decay, or of pwd's after it
+    (theory fact 8).
+    """
+
+    epoch: int
+    step: int
+    train_loss: float
+    test: Score
+    other: Score
+    validation: Score
+
+
+class Journal:
+    """Writes what a run measures, as it is measured.
+
+    Args:
+        folder: the run folder.
+        board: the dashboard, if there is one.
+        probe: measures R_op; None where nothing is measured.
+        literal: measures it by the literal reading of Eq. 10, for pwd and lpwd.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        board: Dashboard | None,
+        probe: OpposingPenaltyProbe | None,
+        literal: OpposingPenaltyProbe | None,
+    ) -> None:
+        self.folder, self.board, self.probe, self.literal = folder, board, probe, literal
+        self.series: dict[str, list[float]] = {name: [] for name in (*_SHARES, "literal_rate")}
+        self.epochs: list[Epoch] = []
+        self.penalized = 0
+        names = () if probe is None else probe.names
+        self.values = np.zeros((len(names), len(TALLY_FIELDS)))
+        self.steps = 0
+        self._losses: list[float] = []
+        self._records: dict[int, StepRecord] = {}
+        self._literals: dict[int, StepRecord] = {}
+        self._profiles_written = 0
+
+    def show(self, draw: Callable[[Dashboard], None]) -> None:
+        """Draw on the dashboard, if it can be written."""
+        board = self.board
+        if board is not None:
+            self.folder.guard(lambda: draw(board))
+
+    def step(self, step: Step) -> StepRecord | None:
+        """A step was trained; returns what was measured of it."""
+        self.steps = step.step
+        self._losses.append(step.loss)
+        record = _of(self.probe, self._records, step)
+        literal = _of(self.literal, self._literals, step)
+        columns: dict[str, Any] = {
+            "step": step.step,
+            "epoch": step.epoch,
+            "loss": step.loss,
+            "lr": step.lr,
+        }
+        if self.probe is not None:
+            columns |= {name: _cell(getattr(record, name, math.nan)) for name in _SHARES}
+            total = None if record is None else record.total
+            columns |= {name: "" if total is None else getattr(total, name) for name in _COUNTS}
+        if self.literal is not None:
+            columns["literal_rate"] = _cell(getattr(literal, "rate", math.nan))
+        self.folder.rows("steps.csv", tuple(columns), [tuple(columns.values())])
+        scalars = {"train/loss": step.loss, "train/lr": step.lr}
+        self.show(lambda board: board.scalars(step.step, scalars))
+        if record is not None:
+            self._measured(step.step, record)
+        if literal is not None:
+            self.series["literal_rate"].append(literal.rate)
+        return record
+
+    def _measured(self, step: int, record: StepRecord) -> None:
+        for name in _SHARES:
+            self.series[name].append(getattr(record, name))
+        self.penalized = record.penalized
+        self.values += record.values
+        self.folder.rows(
+            "layers.csv",
+            ("step", "index", *_SHARES, "penalized", "nonfinite"),
+            [
+                (step, t.index, *(_cell(getattr(t, n)) for n in _SHARES), t.penalized, t.nonfinite)
+                for t in record.layers
+            ],
+        )
+        self.show(lambda board: board.record(step, record))
+        assert self.probe is not None
+        for profile in self.probe.profiles[self._profiles_written :]:
+            self._profiles_written += 1
+            self.folder.rows(
+                "profile.csv",
+                ("step", "rate", "opposing", "penalized"),
+                [
+                    (profile.step, rate, count, profile.penalized)
+                    for rate, count in zip(profile.rates, profile.opposing, strict=True)
+                ],
+            )
+
+    def epoch(self, number: int, test: Score, other: Score, validation: Score) -> None:
+        """An epoch was trained and evaluated."""
+        train_loss = statistics.fmean(self._losses) if self._losses else math.nan
+        self._losses = []
+        self.epochs.append(Epoch(number, self.steps, train_loss, test, other, validation))
+        columns = {
+            "train_loss": train_loss,
+            "top1": test.top1,
+            "loss": test.loss,
+            "other_top1": other.top1,
+            "other_loss": other.loss,
+            "val_top1": validation.top1,
+            "val_loss": validation.loss,
+        }
+        self.folder.rows(
+            "epochs.csv",
+            ("epoch", "step", *columns),
+            [(number, self.steps, *map(_cell, columns.values()))],
+        )
+        scalars = {
+            "test/top1": test.top1,
+            "test/loss": test.loss,
+            "test/top1 at the other moment": other.top1,
+            "validation/top1": validation.top1,
+        }
+        self.show(lambda board: board.scalars(self.steps, scalars))
+
+    # --- at the end ---------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tally]:
+        """The tally of each tensor over the whole run."""
+        names = () if self.probe is None else self.probe.names
+        return {name: Tally(*fields(row)) for name, row in zip(names, self.values, strict=True)}
+
+    def write_tensors(self) -> None:
+        """Write ``tensors.csv``."""
+        self.folder.rows(
+            "tensors.csv",
+            ("name", "penalized", "opposing", "flipped", "nonfinite", "rate", "mass"),
+            [
+                (name, *(getattr(t, count) for count in _COUNTS), _cell(t.rate), _cell(t.mass))
+                for name, t in self.tensors().items()
+            ],
+        )
+
+    def rates(self) -> dict[str, Any]:
+        """What the summary says of R_op."""
+        if self.probe is None:
+            return {}
+        rows = summed(self.probe.layers, self.probe.names, self.values)
+        found = {
+            "measured_steps": len(self.series["rate"]),
+            "penalized": self.penalized,
+            "nonfinite": int(self.values[:, TALLY_FIELDS.index("nonfinite")].sum()),
+            **{name: statistics_of(self.series[name]) for name in _SHARES},
+            "layers": [
+                {"index": layer.index, "name": layer.name}
+                | {name: getattr(Tally(*fields(row)), name) for name in _SHARES}
+                for layer, row in zip(self.probe.layers, rows, strict=True)
+            ],
+        }
+        if self.literal is not None:
+            found["literal_rate"] = statistics_of(self.series["literal_rate"])
+        return found
+
+    def scores(self) -> dict[str, Any]:
+        """What the summary says of accuracy: the last epoch, the best ten, the best by validation.
+
+        ``best10`` is the mean and standard deviation of the ten best test top-1 (the paper's
+        figure); ``chosen`` the test top-1 of the epoch that is best on the validation split.
+        """
+        last = Epoch(0, 0, math.nan, NOT_EVALUATED, NOT_EVALUATED, NOT_EVALUATED)
+        if self.epochs and self.epochs[-1].step == self.steps:  # of the weights that stand
+            last = self.epochs[-1]
+        best = sorted(e.test.top1 for e in self.epochs if math.isfinite(e.test.top1))[-10:]
+        validated = [e for e in self.epochs if math.isfinite(e.validation.top1)]
+        chosen = max(validated, key=lambda e: e.validation.top1) if validated else None
+        return {
+            "epochs": len(self.epochs),
+            "train_loss": last.train_loss,
+            "top1": last.test.top1,
+            "loss": last.test.loss,
+            "other_top1": last.other.top1,
+            "val_top1": last.validation.top1,
+            "best10": {
+                "mean": statistics.fmean(best) if best else math.nan,
+                "std": statistics.stdev(best) if len(best) > 1 else math.nan,
+                "epochs": len(best),
+            },
+            "chosen": None
+            if chosen is None
+            else {"epoch": chosen.epoch, "val_top1": chosen.validation.top1,
+                  "top1": chosen.test.top1},
+        }  # fmt: skip
+
+
+NOT_EVALUATED = Score(math.nan, math.nan)
+
+
+def _of(
+    probe: OpposingPenaltyProbe | None, waiting: dict[int, StepRecord], step: Step
+) -> StepRecord | None:
+    """What a probe measured of a step; its own numbers may come some steps ahead."""
+    if probe is None:
+        return None
+    waiting |= {record.step: record for record in probe.drain()}
+    return None if step.update is None else waiting.pop(step.update, None)
+
+
+def _cell(value: float) -> float | str:
+    return value if math.isfinite(value) else ""
+
+
+def statistics_of(values: Sequence[float]) -> dict[str, float]:
+    """Mean, maximum and last of those that are numbers."""
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return {"mean": math.nan, "max": math.nan, "last": math.nan}
+    return {"mean": statistics.fmean(known), "max": max(known), "last": values[-1]}

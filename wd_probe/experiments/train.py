@@ -1,0 +1,342 @@
+"""`wdprobe train` and `wdprobe rop`: train by a decay method, and measure R_op on the way."""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from .. import figures
+from ..dashboard import Dashboard
+from ..decay import WeightDecay
+from ..layering import Layers, decayed_parameters, layers
+from ..probe import OpposingPenaltyProbe
+from ..records import StepRecord
+from ..rules import decay_effect
+from .data import Data, load_data
+from .findings import findings
+from .journal import NOT_EVALUATED, Journal
+from .models import create_model
+from .options import TrainOptions
+from .runs import RunFolder, default_folder, environment, read_run
+from .training import Score, Step, Trainer, create_optimizer, evaluate, pick_device
+
+#: Decay rates that the λ-profile asks about.
+PROFILE_RATES = tuple(float(f"{10 ** (k / 4):.3g}") for k in range(-16, 9))
+#: Steps in a run at which the λ-profile is taken, about.
+PROFILE_STEPS = 20
+
+Status = Literal["finished", "interrupted", "diverged"]
+
+
+class Listener(Protocol):
+    """Is told how a run goes."""
+
+    def started(self, total_steps: int, folder: Path, data: Data, layer_count: int) -> None:
+        """Everything is ready; training begins."""
+
+    def stepped(self, step: Step, record: StepRecord | None) -> None:
+        """A step was trained, and measured unless ``record`` is None."""
+
+    def scored(self, epoch: int, score: Score) -> None:
+        """An epoch ended and was evaluated."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """What a run is made of."""
+
+    options: TrainOptions
+    data: Data
+    model: nn.Module
+    called: nn.Module  # the model, or what torch.compile made of it
+    optimizer: Optimizer
+    decay: WeightDecay | None
+    layers: Layers
+    device: torch.device
+    total: int
+
+    def trainer(self) -> Trainer:
+        amp_dtype = getattr(torch, self.options.amp_dtype) if self.options.amp else None
+        return Trainer(self.called, self.optimizer, self.data.train, amp_dtype=amp_dtype)
+
+    def method(self) -> str:
+        """The rule at work: the attached method, or the optimizer's own by its effect."""
+        if self.decay is not None:
+            return self.decay.method
+        decaying = [
+            (group, max(group["params"], key=lambda p: p.ndim))
+            for group in self.optimizer.param_groups
+            if group.get("weight_decay")
+        ]
+        if not decaying:
+            return "baseline"
+        return decay_effect(self.optimizer, *decaying[0]).rule
+
+
+def train(options: TrainOptions, listener: Listener) -> dict[str, Any]:
+    """Train, measure and evaluate; returns the summary, which also stands in the run folder.
+
+    Ctrl-C and a loss that is not a number end the run early; what was measured is kept and
+    summarized, and ``status`` says "interrupted" or "diverged".
+
+    Raises:
+        InputError: options that do not fit each other or this machine.
+        RunError: the pretrained weights could not be had.
+    """
+    run = _prepare(options)
+    probe, literal = _probes(run)
+    folder = RunFolder(options.output or default_folder(options.command, options.model))
+    with folder:
+        folder.json("config.json", _config(run))
+        board = folder.guard(lambda: Dashboard(folder.path, layers(run.model, coarse=True)))
+        journal = Journal(folder, board, probe, literal)
+        listener.started(run.total, folder.path, run.data, len(run.layers))
+        begun = time.monotonic()
+        status = _train(run, journal, listener)
+        seconds = time.monotonic() - begun
+        for attached in (probe, literal):
+            if attached is not None:
+                attached.close()
+        summary = _summary(run, journal, status, seconds)
+        folder.json("summary.json", summary)
+        folder.guard(lambda: _save_weights(run.model, folder.path / "model.safetensors"))
+        if probe is not None:
+            journal.write_tensors()
+    if folder.failure is None:
+        folder.guard(lambda: _draw(folder.path, board, options, summary))
+    if board is not None:
+        folder.guard(board.close)
+    return summary | {"write_failure": folder.failure} if folder.failure else summary
+
+
+def _prepare(options: TrainOptions) -> _Run:
+    device = pick_device(options.device)
+    torch.manual_seed(options.seed)
+    data = load_data(
+        options.dataset,
+        batch_size=options.batch_size,
+        img_size=options.img_size,
+        device=device,
+        seed=options.seed,
+        data_dir=options.data_dir,
+        download=options.dataset_download,
+        hflip=options.hflip,
+        val_split=options.val_split,
+        train_samples=options.train_samples,
+        channels_last=options.channels_last,
+    )
+    model = create_model(
+        options.model,
+        num_classes=data.num_classes,
+        img_size=options.img_size,
+        pretrained=options.pretrained,
+        checkpoint=options.checkpoint,
+    ).to(device)
+    if options.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    called: Any = torch.compile(model) if options.torchcompile else model
+    optimizer, decay = _optimizer(options, called)
+    total = options.epochs * len(data.train) if options.steps is None else options.steps
+    return _Run(options, data, model, called, optimizer, decay, layers(model), device, total)
+
+
+def _optimizer(options: TrainOptions, model: nn.Module) -> tuple[Optimizer, WeightDecay | None]:
+    own = options.method == "own"
+    optimizer = create_optimizer(
+        model,
+        options.opt,
+        lr=options.learning_rate,
+        weight_decay=options.weight_decay if own else 0.0,
+        momentum=options.momentum,
+    )
+    chosen = decayed_parameters(model, filter_bias_and_bn=options.filter_bias_and_bn)
+    if own:
+        _spare(optimizer, model, set(chosen))
+        return optimizer, None
+    return optimizer, WeightDecay(
+        model,
+        optimizer,
+        options.method,  # type: ignore[arg-type]
+        rate=options.weight_decay,
+        scale=options.scale,
+        convention=options.convention,
+        parameters=chosen,
+    )
+
+
+def _spare(optimizer: Optimizer, model: nn.Module, chosen: set[str]) -> None:
+    """Put what is not to decay into a parameter group of its own."""
+    if all(name in chosen for name, _ in model.named_parameters()):
+        return
+    spared = {id(p) for name, p in model.named_parameters() if name not in chosen}
+    for group in list(optimizer.param_groups):
+        kept = [p for p in group["params"] if id(p) not in spared]
+        rest = [p for p in group["params"] if id(p) in spared]
+        group["params"] = kept
+        optimizer.add_param_group({**group, "params": rest, "weight_decay": 0.0})
+
+
+def _probes(run: _Run) -> tuple[OpposingPenaltyProbe | None, OpposingPenaltyProbe | None]:
+    """The probe, and for pwd one more that reads Eq. 10 to the letter."""
+    options = run.options
+    if not options.every or not options.weight_decay or options.method == "baseline":
+        return None, None
+    scale = 1.0 if options.convention == "rate" else options.learning_rate
+    own_rates = [options.weight_decay * factor for factor in (0.1, 1, 10)]
+    rates = [rate for rate in (*PROFILE_RATES, *own_rates) if rate * scale <= 1]
+    probe = OpposingPenaltyProbe(
+        run.model,
+        run.optimizer,
+        every=options.every,
+        profile=sorted(set(rates)),
+        profile_every=max(1, run.total // options.every // PROFILE_STEPS),
+        groups=run.layers,
+    )
+    if run.decay is None or run.decay.moment != "forward":
+        return probe, None
+    literal = OpposingPenaltyProbe(
+        run.model, run.optimizer, every=options.every, groups=run.layers, reading="literal"
+    )
+    return probe, literal
+
+
+def _train(run: _Run, journal: Journal, listener: Listener) -> Status:
+    trainer, epoch = run.trainer(), 0
+    try:
+        while journal.steps < run.total:
+            epoch += 1
+            for step in trainer.epoch(epoch, journal.steps + 1, run.total):
+                record = journal.step(step)
+                listener.stepped(step, record)
+                if not math.isfinite(step.loss):
+                    return "diverged"
+            test = evaluate(trainer.model, run.data.test, trainer.autocast)
+            journal.epoch(epoch, test, _other_moment(run, trainer), _validated(run, trainer))
+            listener.scored(epoch, test)
+    except KeyboardInterrupt:
+        return "interrupted"
+    return "finished"
+
+
+def _other_moment(run: _Run, trainer: Trainer) -> Score:
+    if not run.options.both_moments or run.decay is None:
+        return NOT_EVALUATED
+    with run.decay.at_other_moment():
+        return evaluate(trainer.model, run.data.test, trainer.autocast)
+
+
+def _validated(run: _Run, trainer: Trainer) -> Score:
+    if run.data.validation is None:
+        return NOT_EVALUATED
+    return evaluate(trainer.model, run.data.validation, trainer.autocast)
+
+
+def _config(run: _Run) -> dict[str, Any]:
+    options = run.options
+    return {
+        **asdict(options),
+        "lr": options.learning_rate,
+        "scale": None if run.decay is None else run.decay.scale,
+        "hflip": run.data.hflip,
+        "c": "lr*rate: c = ηλ, η live"
+        if options.convention == "lr*rate"
+        else "rate: c = λ, as Eq. 1 prints it",
+        "num_classes": run.data.num_classes,
+        "train_size": run.data.train_size,
+        "validation_size": run.data.validation_size,
+        "test_size": run.data.test_size,
+        "weights": sum(p.numel() for p in run.model.parameters()),
+        "layer_definition": run.layers.definition,
+        "layers": [
+            {"index": layer.index, "name": layer.name, "parameters": layer.parameters}
+            for layer in run.layers
+        ],
+        **environment(run.device),
+    }
+
+
+def _summary(run: _Run, journal: Journal, status: Status, seconds: float) -> dict[str, Any]:
+    options, probe = run.options, journal.probe
+    ndims = {} if probe is None else {name: p.ndim for name, p in probe.named_parameters()}
+    tensors = {name: (ndims[name], tally) for name, tally in journal.tensors().items()}
+    return {
+        "command": options.command,
+        "model": options.model,
+        "dataset": options.dataset,
+        "method": run.method(),
+        "decay": "optimizer" if options.method == "own" else "attached",
+        "optimizer": options.opt,
+        "lr": options.learning_rate,
+        "weight_decay": options.weight_decay,
+        "scale": None if run.decay is None else run.decay.scale,
+        "convention": options.convention,
+        "seed": options.seed,
+        "steps": journal.steps,
+        **journal.rates(),
+        "layer_definition": run.layers.definition,
+        "findings": []
+        if probe is None
+        else findings(tensors, probe.profiles, options.weight_decay),
+        **journal.scores(),
+        "status": status,
+        "seconds": seconds,
+        "images_per_second": journal.steps * options.batch_size / seconds if seconds else math.nan,
+        "run": str(journal.folder.path),
+    }
+
+
+def _save_weights(model: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_model
+
+    save_model(model, str(path))
+
+
+def _draw(
+    path: Path, board: Dashboard | None, options: TrainOptions, summary: dict[str, Any]
+) -> None:
+    drawn = figures.draw_training(read_run(path))
+    figures.save(drawn, path / "figures")
+    if board is None:
+        return
+    for name, figure in drawn.items():
+        board.figure(f"figures/{name}", figure, summary["steps"])
+    board.text("summary", markdown(summary))
+    results = {"hparams/top1": summary["top1"]}
+    if "rate" in summary:
+        results |= {
+            "hparams/R_op mean": summary["rate"]["mean"],
+            "hparams/R_op max": summary["rate"]["max"],
+        }
+    board.hparams(options.hparams(), results)
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """The summary as Markdown, for TensorBoard."""
+    lines = [
+        f"**{summary['model']}** on {summary['dataset']}, {summary['optimizer']}, method "
+        f"{summary['method']}, η {summary['lr']:g}, λ {summary['weight_decay']:g}, "
+        f"{summary['steps']} steps, top-1 {summary['top1']:.2%} ({summary['status']})",
+    ]
+    if "rate" not in summary:
+        return lines[0]
+    lines += ["", "| | mean | max | last |", "|---|---|---|---|"]
+    for title, key in (
+        ("R_op (share of weights)", "rate"),
+        ("R_op by size (share of penalty)", "mass"),
+        ("sign flips by the step alone", "flip_rate"),
+    ):
+        values = summary[key]
+        lines.append(f"| {title} | " + " | ".join(f"{v:.4%}" for v in values.values()) + " |")
+    lines += ["", *(f"- {finding}" for finding in summary["findings"])]
+    worst = sorted(
+        (layer for layer in summary["layers"] if math.isfinite(layer["rate"])),
+        key=lambda layer: -layer["rate"],
+    )[:5]
+    lines += ["", "| layer | R_op |", "|---|---|"]
+    lines += [f"| {layer['index']} {layer['name']} | {layer['rate']:.4%} |" for layer in worst]
+    return "\n".join(lines)
