@@ -250,7 +250,6 @@ BAD = {
     "convention": ([*ROP, "--convention", "rate"], "--convention rate and --scale need a --method", 2),  # noqa: E501
     "scale": ([*ROP, "--scale", "mean"], "--convention rate and --scale need a --method", 2),
     "lpwd": ([*ROP, "--method", "lpwd", "--weight-decay", "7", "--lr", "0.1"], "lpwd with rate 7 would take off 1.4 times layer 11 of 11 (head), which flips signs; the largest allowed rate here is 5", 2),  # noqa: E501
-    "moments": (["train", *FAST, "--method", "wd", "--both-moments"], "--both-moments compares rwd, pwd and lpwd", 2),  # noqa: E501
     "validation": (["train", *FAST, "--val-split", "1"], "--val-split must be a share below 1", 2),
     "samples": (["train", *FAST, "--train-samples", "5000"], "1437 training images are left beside the validation split; 5000 are asked for", 2),  # noqa: E501
     "every": (["train", *FAST, "--every", "-1"], "--every must be at least 0, got -1", 2),

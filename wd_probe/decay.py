@@ -280,6 +280,11 @@ class WeightDecay:
             self._due = False
             self._take_off(self._void, needs_grad=False)
 
+    @property
+    def has_other_moment(self) -> bool:
+        """Whether the method is one of rwd, pwd and lpwd, which are one trajectory read twice."""
+        return self.moment in ("update", "forward")
+
     @contextmanager
     def at_other_moment(self) -> Iterator[None]:
         """The weights as the other of rwd and pwd has them between two steps (theory fact 8).
@@ -287,12 +292,11 @@ class WeightDecay:
         For pwd and lpwd: decayed already, with the next step's c. For rwd: not yet. They are back,
         bit for bit, on leaving; do not step inside.
         """
-        scale = {"forward": 1, "update": -1}.get(self.moment, 0)
         kept = []
         with torch.no_grad():
-            for c, chosen in self._jobs(needs_grad=False):
+            for c, chosen in self._jobs(needs_grad=False) if self.has_other_moment else ():
                 kept += [(p, p.clone()) for p in chosen]
-                torch._foreach_mul_(chosen, (1 - c) ** scale)
+                torch._foreach_mul_(chosen, 1 - c if self.moment == "forward" else 1 / (1 - c))
         try:
             yield
         finally:

@@ -1,5 +1,6 @@
 """Image classification data: the embedded digits, and everything timm can name."""
 
+import functools
 import gzip
 import hashlib
 import shutil
@@ -179,21 +180,17 @@ def load_data(
     if hflip is None:
         hflip = 0.0 if name.rpartition("/")[2].lower() in _NO_FLIP else 0.5
     generator = torch.Generator().manual_seed(seed)
-    if name == "digits":
-        splits = _digits(img_size)
-    else:
+    splits = _splits(name, img_size, data_dir, download)
+    if splits is None:
+        if val_split or train_samples:
+            raise InputError(
+                "--val-split and --train-samples need a dataset small enough to be held in memory"
+            )
         train, test = (
             _open(name, split, data_dir, download, batch_size, seed)
             for split in ("train", "validation")
         )
-        if not _can_be_held(train, test, img_size):
-            if val_split or train_samples:
-                raise InputError(
-                    "--val-split and --train-samples need a dataset small enough to be held in "
-                    "memory"
-                )
-            return _streamed(name, train, test, batch_size, img_size, device, hflip, channels_last)
-        splits = (_held(train, img_size), _held(test, img_size))
+        return _streamed(name, train, test, batch_size, img_size, device, hflip, channels_last)
     whole, tested = splits
     kept, held_out = _parted(whole, val_split, train_samples)
 
@@ -235,6 +232,21 @@ def _parted(whole: Batch, val_split: float, train_samples: int | None) -> tuple[
             f"{train_samples or 'some'} are asked for"
         )
     return (images[kept], labels[kept]), (images[held_out], labels[held_out])
+
+
+@functools.lru_cache(maxsize=2)  # a sweep opens the same data for every run
+def _splits(
+    name: str, img_size: int, data_dir: Path | None, download: bool
+) -> tuple[Batch, Batch] | None:
+    """Training and test images, decoded and resized; None where they are too many to hold."""
+    if name == "digits":
+        return _digits(img_size)
+    train, test = (
+        _open(name, split, data_dir, download, 1, 0) for split in ("train", "validation")
+    )
+    if not _can_be_held(train, test, img_size):
+        return None
+    return _held(train, img_size), _held(test, img_size)
 
 
 def _digits(img_size: int) -> tuple[Batch, Batch]:

@@ -127,7 +127,8 @@ def _groups(
         return list(model.parameters())
     from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
-    spared = model.no_weight_decay() if callable(getattr(model, "no_weight_decay", None)) else ()
+    wish = getattr(model, "no_weight_decay", None)
+    spared = wish() if callable(wish) else ()
     if layer_decay is not None:
         return list(
             param_groups_layer_decay(
@@ -209,7 +210,9 @@ def survey(
                 name, "", "", (), str(error).removeprefix(f"{name} cannot be built here: ")
             )
             continue
-        yield Surveyed(name, _rules(report), _multiple(report), _remarks(report), "")
+        has_decay = any("weight_decay" in group for group in optimizer.param_groups)
+        remarks = _remarks(report) if has_decay else ("it has no weight_decay",)
+        yield Surveyed(name, _rules(report), _multiple(report), remarks, "")
 
 
 def _rules(report: AuditReport) -> str:

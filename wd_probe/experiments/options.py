@@ -88,8 +88,6 @@ class TrainOptions:
                 "an optimizer's own weight_decay takes off lr*rate, the same from every layer; "
                 "--convention rate and --scale need a --method"
             )
-        if self.both_moments and self.method not in ("rwd", "pwd", "lpwd"):
-            raise InputError("--both-moments compares rwd, pwd and lpwd; give one as --method")
         taken = self.weight_decay * (1 if self.convention == "rate" else self.learning_rate)
         if taken >= 1 and self.method not in ("baseline", "l1", "l2"):
             raise InputError(

@@ -224,9 +224,10 @@ def _train(run: _Run, journal: Journal, listener: Listener) -> Status:
 
 
 def _other_moment(run: _Run, trainer: Trainer) -> Score:
-    if not run.options.both_moments or run.decay is None:
+    decay = run.decay
+    if not run.options.both_moments or decay is None or not decay.has_other_moment:
         return NOT_EVALUATED
-    with run.decay.at_other_moment():
+    with decay.at_other_moment():
         return evaluate(trainer.model, run.data.test, trainer.autocast)
 
 
