@@ -369,7 +369,7 @@ def audit_report(result: dict[str, Any]) -> None:
         f"[bold]{result['rule']}[/]: {_RULES[result['rule']]}"
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("group", justify="right")
+    table.add_column("groups", justify="right", no_wrap=True)
     table.add_column("tensors", justify="right")
     table.add_column("such as", overflow="ellipsis", no_wrap=True, max_width=out.width // 3)
     table.add_column("rule")
@@ -380,7 +380,8 @@ def audit_report(result: dict[str, Any]) -> None:
         share = sum(shares) / len(shares) if shares else None
         expected = first["expected"]
         table.add_row(
-            str(first["group"]), str(len(alike)), escape(first["name"]), first["rule"],
+            _span([t["group"] for t in alike]), str(len(alike)), escape(first["name"]),
+            first["rule"],
             f"{expected:.3g}",
             "–" if share is None else f"{share:.3g}",
             f"{share / expected:.3g}" if share is not None and expected else "–",
@@ -407,12 +408,17 @@ _RULES = {
 
 
 def _alike(tensors: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Tensors of one group, one rule and one number of dimensions together."""
+    """Tensors of one rule, one strength and one number of dimensions together."""
     found: dict[Any, list[dict[str, Any]]] = {}
     for tensor in tensors:
-        kind = (tensor["group"], tensor["rule"], len(tensor["shape"]), tensor["expected"])
+        kind = (tensor["rule"], len(tensor["shape"]), tensor["expected"])
         found.setdefault(kind, []).append(tensor)
     return list(found.values())
+
+
+def _span(numbers: list[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return str(least) if least == most else f"{least}–{most}"
 
 
 def survey_table(result: dict[str, Any]) -> None:

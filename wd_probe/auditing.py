@@ -287,9 +287,8 @@ def _without_effect(audited: _Audit, tensors: Sequence[TensorAudit]) -> Iterator
 def _l2_in_adaptive(audited: _Audit, _: Sequence[TensorAudit]) -> Iterator[str]:
     if audited.is_adaptive_l2():
         yield (
-            f"the weight_decay of {audited.title} is L2 inside an adaptive step: weights with "
-            "large gradients hardly decay; take a decoupled optimizer (AdamW for Adam) or attach "
-            "wd_probe.WeightDecay"
+            f"L2 inside an adaptive step: in {audited.title} weights with large gradients hardly "
+            "decay; take a decoupled optimizer (AdamW for Adam) or attach wd_probe.WeightDecay"
         )
 
 
@@ -345,12 +344,12 @@ def _unknown(audited: _Audit, tensors: Sequence[TensorAudit]) -> Iterator[str]:
     other = [t for t in tensors if t.rule == "other"]
     if other:
         why = audited.effects[other[0].group, len(other[0].shape)].why
-        yield f"no closed rule in {_some(other)}: {why}; attach wd_probe.WeightDecay"
+        yield f"{why} in {_some(other)}: no closed rule; attach wd_probe.WeightDecay for one"
 
 
 def _starts_late(audited: _Audit, _: Sequence[TensorAudit]) -> Iterator[str]:
     if audited.late:
-        yield f"the first step of {audited.title} takes nothing off: decay begins with the second"
+        yield f"the first step takes nothing off: decay in {audited.title} begins with the second"
 
 
 def _layer_decay(audited: _Audit, _: Sequence[TensorAudit]) -> Iterator[str]:

@@ -72,11 +72,11 @@ def decay_effect(
 ) -> Effect:
     """By which rule, and how strongly, one parameter group's own ``weight_decay`` acts.
 
-    Steps a double of the optimizer, with no state and one scratch weight. Before each step the
-    double is copied, and the copies are stepped with and without decay, at several learning rates
-    and strengths, with ordinary gradients and with gradients orthogonal to the weights; what decay
-    changed tells the rule. The optimizer, its state, its parameters and the random state are left
-    alone.
+    Steps doubles of the optimizer, with no state and one scratch tensor, a wide and a tall one.
+    Before each step the double is copied, and the copies are stepped with and without decay, at
+    several learning rates and strengths, on large and small weights, with ordinary gradients and
+    with gradients orthogonal to the weights; what decay changed tells the rule. The optimizer, its
+    state, its parameters and the random state are left alone.
 
     Args:
         optimizer: any optimizer whose ``step()`` needs no closure.
@@ -101,10 +101,16 @@ def decay_effect(
         return Effect("other", math.nan, 1, math.nan, "it chooses its own learning rate")
     lr = float(group["lr"]) or 1e-3
     for dtype in _DTYPES:
-        found = _tried(optimizer, group, _scratch(like, dtype), lambda d: list(_observe(d, lr)))
-        if not isinstance(found, str):
-            return _judged(found[first_step - 1 :], lr)
-    return Effect("other", math.nan, 1, lr, f"it cannot be stepped on scratch weights: {found}")
+        seen: list[_Seen] = []
+        for shape in _shapes(like.ndim):  # some scale the learning rate by the shape
+            theta = _scratch(shape, like.device, dtype)
+            found = _tried(optimizer, group, theta, lambda double: list(_observe(double, lr)))
+            if isinstance(found, str):
+                break
+            seen += found[first_step - 1 :]
+        else:
+            return _judged(seen, lr)
+    return Effect("other", math.nan, 1, lr, f"it cannot be stepped alone ({found})")
 
 
 def decay_share(optimizer: Optimizer, group: dict[str, Any], weights: Tensor, rule: Rule) -> float:
@@ -136,17 +142,18 @@ def decay_share(optimizer: Optimizer, group: dict[str, Any], weights: Tensor, ru
 
 
 def is_adaptive(optimizer: Optimizer, group: dict[str, Any], like: Tensor) -> bool:
-    """Whether a step is not proportional to the gradient, as it is in SGD."""
-    theta = _scratch(like, torch.float64)
-    gradient = _random_like(theta.detach(), torch.Generator().manual_seed(0))
+    """Whether larger gradients do not make proportionally larger steps, as they do in SGD."""
 
-    def update(double: Optimizer, size: float) -> Tensor:
-        return _weights(_stepped(double, 1.0, 0.0, size * gradient)).detach() - theta.detach()
+    def updates(double: Optimizer) -> list[Tensor]:
+        return [_eighth_update(double, size) for size in (1.0, 2.0, 3.0)]
 
-    def bent(double: Optimizer) -> bool:
-        return not torch.allclose(update(double, 2.0), 2 * update(double, 1.0))
-
-    return _tried(optimizer, group, theta, bent) is True
+    theta = _scratch(_shapes(like.ndim)[0], like.device, torch.float64)
+    found = _tried(optimizer, group, theta, updates)
+    if isinstance(found, str):
+        return False
+    single, twice, thrice = found
+    straight = torch.allclose(thrice - twice, twice - single)
+    return not straight or torch.allclose(single, twice)
 
 
 # --- what is seen, and what it means ----------------------------------------------------------
@@ -198,9 +205,11 @@ def _judged(seen: Sequence[_Seen], lr: float) -> Effect:
 
 
 def _why_not_closed(seen: Sequence[_Seen]) -> str:
+    if not all(s.unremembered for s in seen):
+        return "what is taken off stays in the optimizer's state"
     multiples = sorted(s.share_of(s.theta) / s.strength for s in seen)
     if any(map(math.isnan, multiples)):
-        return "a step takes off what is no share of the weights"
+        return "a step takes off no fixed share of the weights"
     return f"a step takes off {multiples[0]:.2g} to {multiples[-1]:.2g} times ηλθ"
 
 
@@ -228,7 +237,7 @@ def _tried(
             try:
                 return use(start(optimizer, group, theta))
             except Exception as error:
-                first = first or f"{type(error).__name__}: {error}".splitlines()[0]
+                first = first or (str(error) or type(error).__name__).splitlines()[0]
     return first
 
 
@@ -280,6 +289,16 @@ def _stepped(double: Optimizer, lr: float, rate: float, gradient: Tensor) -> Opt
     return twin
 
 
+def _eighth_update(double: Optimizer, size: float) -> Tensor:
+    """The last of eight: ADOPT begins to adapt at the second step, RAdam at the sixth."""
+    generator = torch.Generator().manual_seed(0)
+    before = _weights(double).detach()
+    for _ in range(8):
+        before = _weights(double).detach()
+        double = _stepped(double, 1e-3, 0.0, size * _random_like(before, generator))
+    return _weights(double).detach() - before
+
+
 def _double(
     optimizer: Optimizer, group: dict[str, Any], theta: Tensor, state: Any = None
 ) -> Optimizer:
@@ -327,11 +346,16 @@ def _cloned(theta: Tensor) -> Tensor:
     return clone
 
 
-def _scratch(like: Tensor, dtype: torch.dtype) -> Tensor:
-    shape = (4,) * min(like.ndim, 2) + (3,) * max(like.ndim - 2, 0)
-    if like.device.type == "mps":
+def _shapes(ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A wide and a tall one."""
+    kernel = (3,) * (ndim - 2)
+    return ((4, 6)[:ndim] + kernel, (5, 3)[:ndim] + kernel)
+
+
+def _scratch(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    if device.type == "mps":
         dtype = torch.float32
-    empty = torch.empty(shape, device=like.device, dtype=dtype)
+    empty = torch.empty(shape, device=device, dtype=dtype)
     return _random_like(empty, torch.Generator().manual_seed(1)).requires_grad_()
 
 
