@@ -34,7 +34,7 @@ class TensorAudit:
             has none ("l2", "other").
         observed: the mean share that a step really takes off a sample of the stored weights: of û
             for "rwd" and "proximal" (c / (1 + c) there), of θ else. NaN for "l2" and "other",
-            where it is the gradient's affair, and for weights that are all zero.
+            where it is the gradient's affair.
         rule: by which rule it decays; "none" if it does not.
         power: c ∝ η**power.
     """

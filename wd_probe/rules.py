@@ -120,8 +120,8 @@ def decay_share(optimizer: Optimizer, group: dict[str, Any], weights: Tensor, ru
     that decay lost to rounding shows. For "rwd" and "proximal" it is the share of û, else of θ.
 
     Returns:
-        The share; NaN for "l2" and "other", whose share is the gradient's affair, for weights that
-        are all zero, and where no double can be stepped.
+        The share; NaN for "l2" and "other", whose share is the gradient's affair, and where no
+        double can be stepped.
     """
     lr, rate = float(group["lr"]), float(group["weight_decay"])
     generator = torch.Generator().manual_seed(0)
@@ -375,11 +375,13 @@ def _orthogonal(gradient: Tensor, weights: Tensor) -> Tensor:
 
 @contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Leave the random states as they were, warn of nothing and compile nothing."""
+    """Leave the random states as they were, warn of nothing, compile nothing, use one thread."""
     python = random.getstate()
     cuda = [device] if device.type == "cuda" else []
     with ExitStack() as stack:
         stack.callback(random.setstate, python)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)  # for so few numbers, waking others takes longer than the work
         stack.enter_context(torch.random.fork_rng(devices=cuda))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")

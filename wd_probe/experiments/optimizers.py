@@ -42,11 +42,8 @@ class Surveyed:
 
 def tiny_model() -> nn.Module:
     """A convolution, a norm and a linear layer: tensors of 4, 2 and 1 dimensions."""
-    norm = nn.BatchNorm2d(8)
-    nn.init.constant_(norm.bias, 0.1)  # nothing can be taken off zeros
-    return nn.Sequential(
-        OrderedDict(conv=nn.Conv2d(3, 8, 3), norm=norm, flat=nn.Flatten(), head=nn.Linear(8, 10))
-    )
+    conv, norm, head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 10)
+    return nn.Sequential(OrderedDict(conv=conv, norm=norm, flat=nn.Flatten(), head=head))
 
 
 def known_optimizers() -> tuple[str, ...]:

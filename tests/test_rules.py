@@ -1,0 +1,244 @@
+"""Rules of optimizers written here, whose rule is known, and of real ones."""
+
+import copy
+import math
+import random
+import warnings
+
+import pytest
+import timm.optim
+import torch
+from torch import nn
+
+from wd_probe.rules import decay_effect, decay_share
+
+
+class Bent(torch.optim.Optimizer):
+    """SGD whose decay is whatever ``take`` says."""
+
+    def __init__(self, params, take, lr=0.1, weight_decay=0.01, **options):
+        self.take = take
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "top": lr, **options})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self.state[p]
+                    state["step"] = state.get("step", 0) + 1
+                    u_hat = p - group["lr"] * p.grad
+                    c = group["lr"] * group["weight_decay"]
+                    p.copy_(u_hat - self.take(c, p, u_hat, state, group))
+
+
+def weights(*shape):
+    return nn.Parameter(torch.randn(shape or (4, 4)))
+
+
+def effect(optimizer, like=None, **options):
+    (group,) = optimizer.param_groups
+    return decay_effect(optimizer, group, group["params"][0] if like is None else like, **options)
+
+
+CLOSED = {
+    "none": (lambda c, p, u, s, g: 0 * p, ("none", 0, 1)),
+    "wd": (lambda c, p, u, s, g: c * p, ("wd", 1, 1)),
+    "rwd": (lambda c, p, u, s, g: c * u, ("rwd", 1, 1)),
+    "proximal": (lambda c, p, u, s, g: u - u / (1 + c), ("proximal", 1, 1)),
+    "seven": (lambda c, p, u, s, g: 7 * c * p, ("scaled", 7, 1)),
+    "corrected": (lambda c, p, u, s, g: c * g["lr"] / g["top"] * p, ("scaled", 1, 2)),
+    "fixed": (lambda c, p, u, s, g: g["weight_decay"] * p, ("scaled", 10, 0)),
+    "late corrected": (lambda c, p, u, s, g: c * g["lr"] / g["top"] * u, ("rwd", 1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_rules(name):
+    take, expected = CLOSED[name]
+    found = effect(Bent([weights()], take))
+    assert (found.rule, pytest.approx(found.multiplier), found.power) == expected
+    assert found.lr_seen == 0.1
+
+
+OTHER = {
+    "only where the gradient pulls": lambda c, p, u, s, g: c * p * ((p - u) * p > 0),
+    "one side of a threshold": lambda c, p, u, s, g: c * p * (1 if p.norm() > 1 else 2),
+    "by the gradient's direction": lambda c, p, u, s, g: (
+        c * p * (1 if abs(float(((p - u) * p).sum())) > 1e-9 else 0.1)
+    ),
+    "by the shape": lambda c, p, u, s, g: c * p * max(1, p.shape[0] / p.shape[1]) ** 0.5,
+    "every sixth step half": lambda c, p, u, s, g: c * p * (1 if s["step"] % 6 else 0.5),
+    "not linear in λ": lambda c, p, u, s, g: c**2 * p,
+    "to the sign": lambda c, p, u, s, g: c * p.sign(),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_what_no_closed_rule_fits_is_other(name):
+    found = effect(Bent([weights()], OTHER[name]))
+    assert found.rule == "other"
+    assert math.isnan(found.multiplier)
+    assert found.why.startswith(("a step takes off", "what is taken off"))
+
+
+def test_the_live_factor():
+    w = weights()
+    for take, c in (
+        (CLOSED["seven"][0], 7),
+        (CLOSED["corrected"][0], 0.5),
+        (CLOSED["fixed"][0], 20),
+    ):
+        optimizer = Bent([w], take)
+        found = effect(optimizer)
+        group = {"lr": 0.05, "weight_decay": 0.02}
+        assert found.factor(group) == pytest.approx(c * 0.05 * 0.02, rel=1e-6)
+        on_device = found.factor({"lr": torch.tensor(0.05), "weight_decay": 0.02})
+        assert isinstance(on_device, torch.Tensor)
+        assert float(on_device) == pytest.approx(c * 0.05 * 0.02, rel=1e-5)
+    assert effect(Bent([w], CLOSED["wd"][0])).factor({"lr": 0.3, "weight_decay": 0.1}) == 0.3 * 0.1
+
+
+TORCH = {
+    "plain sgd": (lambda ps: torch.optim.SGD(ps, lr=0.1, weight_decay=0.1), "wd"),
+    "momentum": (lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, weight_decay=0.1), "l2"),
+    "maximize": (lambda ps: torch.optim.Adam(ps, maximize=True, weight_decay=0.1), "l2"),
+    "adagrad": (lambda ps: torch.optim.Adagrad(ps, weight_decay=0.1), "l2"),
+    "adamw": (lambda ps: torch.optim.AdamW(ps), "wd"),
+    "tensor lr": (lambda ps: torch.optim.AdamW(ps, lr=torch.tensor(0.1)), "wd"),
+    "lr 0 in a warm-up": (lambda ps: torch.optim.AdamW(ps, lr=0.0), "wd"),
+    "fused": (lambda ps: torch.optim.AdamW(ps, fused=True), "wd"),
+    "one by one": (lambda ps: torch.optim.AdamW(ps, foreach=False, amsgrad=True), "wd"),
+    "adam by flag": (lambda ps: torch.optim.Adam(ps, decoupled_weight_decay=True), "wd"),
+    "no decay": (lambda ps: torch.optim.Rprop(ps), "none"),
+}
+
+
+@pytest.mark.parametrize("name", TORCH)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torchs_own(name, dtype):
+    make, rule = TORCH[name]
+    w = nn.Parameter(torch.randn(3, 5).to(dtype))
+    optimizer = make([w])
+    assert effect(optimizer).rule == rule
+    if name not in ("tensor lr", "lr 0 in a warm-up"):
+        w.grad = torch.ones_like(w)
+        optimizer.step()
+        assert effect(optimizer).rule == rule  # a used one as well
+
+
+TIMM = {
+    "adahessian": ("wd", 1, 1),  # steps only a gradient that has a graph
+    "kron": ("wd", 1, 1),  # draws random numbers
+    "laprop": ("rwd", 1, 1),
+    "lapropc": ("rwd", 1, 2),
+    "adan": ("proximal", 1, 1),
+    "adamc": ("scaled", 1, 2),
+    "madgradw": ("scaled", 0.9, 1),
+    "adamp": ("other", None, 1),
+    "sgdp": ("other", None, 1),
+    "lamb": ("other", None, 1),
+    "lambcw": ("other", None, 1),  # decoupled, if its trust ratio is clipped
+    "lars": ("other", None, 1),
+    "lookahead_adamw": ("other", None, 1),
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timms(name):
+    w = weights(4, 3, 2, 2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*opt_einsum.*")
+        optimizer = timm.optim.create_optimizer_v2([w], name, lr=0.1, weight_decay=0.01)
+    found = effect(optimizer)
+    rule, multiplier, power = TIMM[name]
+    assert (found.rule, found.power) == (rule, power)
+    if multiplier is not None:
+        assert found.multiplier == pytest.approx(multiplier)
+
+
+def test_why_nothing_is_known():
+    w = weights()
+    adopt = timm.optim.create_optimizer_v2([w], "adoptw", lr=0.1, weight_decay=0.01)
+    assert effect(adopt).why == "a step takes off 0 to 1 times ηλθ"
+    assert effect(adopt, first_step=2).rule == "wd"
+    wrapped = timm.optim.create_optimizer_v2([w], "lookahead_adamw", lr=0.1, weight_decay=0.01)
+    assert effect(wrapped).why == "it cannot be stepped alone (it wraps another optimizer)"
+
+    class Broken(torch.optim.AdamW):
+        def step(self, closure=None):
+            raise RuntimeError("out of order\nhere")
+
+    assert effect(Broken([w])).why == "it cannot be stepped alone (out of order)"
+    own_pace = torch.optim.AdamW([w])
+    own_pace.param_groups[0]["lr"] = None
+    assert effect(own_pace).why == "it chooses its own learning rate"
+
+
+class Counting(torch.optim.AdamW):
+    """Keeps its own counter, its own random numbers and the weights themselves on itself."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+        self.count, self.rng = 0, random.Random(0)
+        self.kept = [p for group in self.param_groups for p in group["params"]]
+        self.log = []
+
+    def step(self, closure=None):
+        self.count += 1
+        self.log.append(self.rng.random() + random.random() + float(torch.rand(())))
+        with torch.no_grad():
+            for p in self.kept:
+                p.add_(0.0 if p.is_meta else 0.1)
+        return super().step(closure)
+
+
+def test_nothing_is_disturbed():
+    w = weights()
+    optimizer = Counting([w], lr=0.1, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    w.grad = torch.randn_like(w)
+    optimizer.step()
+    schedule.step()
+    fired = []
+    optimizer.register_step_post_hook(lambda *_: fired.append(1))
+
+    def everything():
+        own = {
+            k: v for k, v in vars(optimizer).items() if k in ("count", "log", "state", "defaults")
+        }
+        return repr(
+            (own, optimizer.param_groups, w, w.grad, optimizer.rng.getstate(), random.getstate(),
+             torch.get_rng_state().tolist())
+        )  # fmt: skip
+
+    before = everything()
+    group = optimizer.param_groups[0]
+    decay_effect(optimizer, group, w)
+    decay_share(optimizer, group, w, "wd")
+    assert everything() == before
+    assert fired == []
+    copied = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(copied)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "c", "share"),
+    [
+        (torch.float32, 1e-3, 1e-3),
+        (torch.float32, 1e-8, 0.0),  # 1 - 1e-8 == 1
+        (torch.bfloat16, 1e-3, 0.0),
+        (torch.bfloat16, 0.1, 0.1),
+    ],
+)
+def test_the_share_of_stored_weights(dtype, c, share):
+    w = nn.Parameter(torch.randn(64, 64).to(dtype))
+    optimizer = torch.optim.AdamW([w], lr=0.01, weight_decay=c / 0.01)
+    found = decay_share(optimizer, optimizer.param_groups[0], w, "wd")
+    assert found == pytest.approx(share, rel=0.02)
+
+
+def test_l2_has_no_share_of_its_own():
+    w = weights()
+    optimizer = torch.optim.Adam([w], weight_decay=0.1)
+    assert math.isnan(decay_share(optimizer, optimizer.param_groups[0], w, "l2"))
