@@ -211,13 +211,19 @@ class WeightDecay:
     def _jobs(self, needs_grad: bool = True) -> Iterator[tuple[float | Tensor, list[Tensor]]]:
         """Every factor and the parameters it falls on."""
         for group in self.optimizer.param_groups:
-            by_share: dict[float, list[Tensor]] = {}
-            for p in group["params"]:
-                wanted = p.grad is not None if needs_grad else p.requires_grad
-                if wanted and self.decays(p):
-                    by_share.setdefault(self._shares[p], []).append(p)
-            for chosen in by_share.values():
+            for _, chosen in self._by_share(group, needs_grad):
                 yield self.factor(chosen[0], group), chosen
+
+    def _by_share(
+        self, group: dict[str, Any], needs_grad: bool = True
+    ) -> Iterable[tuple[float, list[Tensor]]]:
+        """The parameters of a group that decay, by their layer's share of λ."""
+        found: dict[float, list[Tensor]] = {}
+        for p in group["params"]:
+            wanted = p.grad is not None if needs_grad else p.requires_grad
+            if wanted and self.decays(p):
+                found.setdefault(self._shares[p], []).append(p)
+        return found.items()
 
     def _take_off(self, void: Tensor | None, needs_grad: bool = True) -> None:
         for c, chosen in self._jobs(needs_grad):
@@ -240,17 +246,15 @@ class WeightDecay:
         """Give the optimizer g + λθ, or g + λ·sign(θ), in the place of g."""
         scale = getattr(self.optimizer, "grad_scale", None)  # of gradients not yet unscaled
         for group in self.optimizer.param_groups:
-            chosen = [p for p in group["params"] if p.grad is not None and self.decays(p)]
-            if not chosen:
-                continue
-            terms = chosen if self.method == "l2" else torch._foreach_sign(chosen)
-            terms = torch._foreach_mul(terms, [self.rate * self._shares[p] for p in chosen])
-            if scale is not None:
-                torch._foreach_mul_(terms, scale)
-            plain = [p.grad for p in chosen]
-            for p, g, ours in zip(chosen, plain, torch._foreach_add(plain, terms), strict=True):
-                p.grad = ours
-                self._plain.append((p, g, ours))
+            for share, chosen in self._by_share(group):
+                terms = chosen if self.method == "l2" else torch._foreach_sign(chosen)
+                if scale is not None:
+                    terms = torch._foreach_mul(terms, scale)
+                plain = [p.grad for p in chosen if p.grad is not None]
+                added = torch._foreach_add(plain, terms, alpha=self.rate * share)
+                for p, g, ours in zip(chosen, plain, added, strict=True):
+                    p.grad = ours
+                    self._plain.append((p, g, ours))
 
     @torch.no_grad()
     def _after(self) -> None:

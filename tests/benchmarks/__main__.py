@@ -1,6 +1,6 @@
 """What the probe costs, measured side by side in one run.
 
-    python -m tests.benchmarks [--scans] [--model convnext_tiny] [--batch-size 64] [--rounds 25]
+    python -m tests.benchmarks [--scans | --methods] [--model NAME] [--batch-size N] [--rounds N]
 
 Prints Markdown tables. Every ratio is the median over rounds in which its two sides took turns.
 """
@@ -16,7 +16,7 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from wd_probe import OpposingPenaltyProbe, kernel, layers, zero_shot_decay
+from wd_probe import OpposingPenaltyProbe, WeightDecay, kernel, layers, zero_shot_decay
 from wd_probe.hooks import StepHooks
 from wd_probe.prefix import PartScan
 
@@ -73,6 +73,39 @@ def step_cost(model_name, batch_size, rounds, device):
         probe._hooks.remove()
 
     return alternate({"plain": step, "probed": probed}, rounds, device)
+
+
+def method_cost(model_name, batch_size, rounds, device):
+    """A training step by each method against the same step with AdamW's own decay."""
+
+    def side(method):
+        torch.manual_seed(0)
+        model = timm.create_model(model_name, num_classes=10).to(device)
+        own = method == "adamw"
+        kind = torch.optim.AdamW if own else torch.optim.Adam
+        optimizer = kind(model.parameters(), lr=1e-4, weight_decay=0.01 if own else 0.0)
+        if not own:
+            WeightDecay(model, optimizer, method, rate=0.01)
+
+        def step():
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    images = torch.randn(batch_size, 3, 32, 32, device=device)
+    labels = torch.randint(0, 10, (batch_size,), device=device)
+    names = ("adamw", "baseline", "l2", "wd", "rwd", "pwd", "lpwd")
+    return alternate({name: side(name) for name in names}, rounds, device)
+
+
+def methods(model_name, batch_size, rounds, device):
+    times = method_cost(model_name, batch_size, rounds, device)
+    print(f"\n| training step, {model_name}, batch {batch_size} | ms | of AdamW's |\n|---|---|---|")
+    for name in times:
+        title = "AdamW, its own decay" if name == "adamw" else f"Adam, {name}"
+        print(f"| {title} | {milliseconds(times, name):.0f} | {ratio(times, name, 'adamw'):.3f} |")
 
 
 def probe_floor(model_name, rounds, device):
@@ -181,6 +214,7 @@ def main():
     parser.add_argument("--model", default="convnext_tiny")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[64])
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--methods", action="store_true", help="measure the decay methods")
     parser.add_argument("--scans", action="store_true", help="measure scans instead of the probe")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -190,6 +224,9 @@ def main():
         f"{torch.__version__}, timm {timm.__version__}, kernel "
         f"{'compiled' if kernel._passes() else 'plain'}, {options.rounds} rounds\n"
     )
+    if options.methods:
+        methods(options.model, options.batch_size[0], options.rounds, device)
+        return
     if options.scans:
         scans(max(3, options.rounds // 8), device)
         return
