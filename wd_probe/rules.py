@@ -284,6 +284,10 @@ def _stepped(double: Optimizer, lr: float, rate: float, gradient: Tensor) -> Opt
     if theta.__dict__["with_graph"]:
         theta.grad = theta.grad + (theta - theta.detach())
     with _undisturbed(theta.device):
+        # The same numbers for every copy, and others in every step.
+        seed = int(1e6 * float(theta.detach().abs().sum()))
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
         twin.step()
     theta.grad = None
     return twin
