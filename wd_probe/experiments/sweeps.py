@@ -1,5 +1,7 @@
 """Grids of training runs: one run folder a cell, to be killed and gone on with at any time."""
 
+import contextlib
+import gc
 import hashlib
 import itertools
 import json
@@ -11,19 +13,21 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from ..errors import InputError, RunError
-from .data import load_data
-from .models import create_model
+from .ledger import Ledger
 from .options import TrainOptions
 from .runs import dumps
-from .train import train
-from .training import pick_device
+from .train import _prepare, train
 
 #: More cells than this want a word of consent.
 MANY = 10_000
 #: What does not change a cell's result, or only where it lies.
-_ELSEWHERE = ("output", "device", "data_dir", "dataset_download")
+ELSEWHERE = ("output", "device", "data_dir", "dataset_download")
 _AXES = ("dataset", "model", "opt", "method", "lr", "weight_decay", "seed")
+#: Lies in a cell's folder until all of its files are written.
+_INCOMPLETE = "incomplete"
 
 Summary = Mapping[str, Any]
 
@@ -91,7 +95,7 @@ def _cell(options: TrainOptions) -> Cell:
     chosen = {
         field.name: value
         for field in fields(options)
-        if field.name not in _ELSEWHERE and (value := getattr(options, field.name)) != field.default
+        if field.name not in ELSEWHERE and (value := getattr(options, field.name)) != field.default
     }
     key = hashlib.sha256(dumps(chosen).encode()).hexdigest()[:8]
     shown = f"{options.model}-{options.dataset}-{options.opt}-{options.method}"
@@ -128,11 +132,10 @@ def sweep(
     """
     if not cells:
         raise InputError("the grid is empty")
-    if len(cells) > MANY and not consent:
-        raise InputError(f"the grid has {len(cells):,} cells; --yes runs them all the same")
+    require_consent(len(cells), consent)
     done = {cell.name: found for cell in cells if (found := _finished(folder, cell)) is not None}
     missing = [cell for cell in cells if cell.name not in done]
-    _check_ahead([cell.options for cell in missing])
+    _check_ahead([cell.options for cell in missing], elsewhere=runner is not None)
     try:
         (folder / "cells").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -140,54 +143,57 @@ def sweep(
             f"output folder {folder} cannot be written to ({error.strerror}); choose another "
             "--output"
         ) from error
+    ledger = Ledger(folder / "cells.csv", rows(cells, [done.get(cell.name) for cell in cells]))
+    place = {cell.name: number for number, cell in enumerate(cells)}
     listener.begun(len(cells), len(done))
     try:
         for cell, summary in (runner or in_turn)(missing, folder / "cells", listener):
-            done[cell.name] = summary
             listener.cell_ended(cell, summary)
+            ledger.update(place[cell.name], figures(summary))
             if summary["status"] == "interrupted":
                 raise KeyboardInterrupt
+            done[cell.name] = summary
     except KeyboardInterrupt:
+        ended = sum(summary["status"] != "failed" for summary in done.values())
         raise RunError(
-            f"interrupted: {len(done)} of {len(cells)} cells are in {folder}; the same command "
+            f"interrupted: {ended} of {len(cells)} cells are in {folder}; the same command "
             "goes on with the rest"
         ) from None
     return [done[cell.name] for cell in cells]
 
 
+def require_consent(count: int, consent: bool) -> None:
+    """Refuse more than ``MANY`` cells without consent.
+
+    Raises:
+        InputError: they are too many.
+    """
+    if count > MANY and not consent:
+        raise InputError(f"the grid has {count:,} cells; --yes runs them all the same")
+
+
 def _finished(folder: Path, cell: Cell) -> Summary | None:
     """The summary of a cell that needs no more running."""
+    own = folder / "cells" / cell.name
     try:
-        summary: Summary = json.loads((folder / "cells" / cell.name / "summary.json").read_text())
+        summary: Summary = json.loads((own / "summary.json").read_text())
     except (OSError, ValueError):
         return None
-    return summary if summary.get("status") in ("finished", "diverged") else None
+    whole = summary.get("status") in ("finished", "diverged") and not (own / _INCOMPLETE).exists()
+    return summary if whole else None
 
 
-def _check_ahead(options: Iterable[TrainOptions]) -> None:
-    """Open every dataset and build every model once, before hours are spent on the others."""
-    seen: dict[Any, TrainOptions] = {}
-    for o in options:
-        seen.setdefault((o.dataset, o.model, o.img_size, o.pretrained, o.checkpoint, o.device), o)
-    for o in seen.values():
-        data = load_data(
-            o.dataset,
-            batch_size=o.batch_size,
-            img_size=o.img_size,
-            device=pick_device(o.device),
-            seed=o.seed,
-            data_dir=o.data_dir,
-            download=o.dataset_download,
-            val_split=o.val_split,
-            train_samples=o.train_samples,
-        )
-        create_model(
-            o.model,
-            num_classes=data.num_classes,
-            img_size=o.img_size,
-            pretrained=o.pretrained,
-            checkpoint=o.checkpoint,
-        )
+def _check_ahead(options: Iterable[TrainOptions], elsewhere: bool) -> None:
+    """Open every dataset, build every model and optimizer, before hours are spent on the others.
+
+    Of the cells that differ in nothing but η, λ and seed, the one that decays most is tried.
+    """
+    strongest: dict[TrainOptions, TrainOptions] = {}
+    for o in sorted(options, key=lambda o: o.learning_rate * o.weight_decay):
+        strongest[replace(o, lr=None, weight_decay=0.0, seed=0)] = o
+    for o in strongest.values():
+        _prepare(replace(o, device="cpu", torchcompile=False) if elsewhere else o)
+        _clear(o)
 
 
 def in_turn(
@@ -211,25 +217,94 @@ def run_cell(cell: Cell, folder: Path) -> Summary:
     """Train one cell in ``folder/NAME``, anew if it was begun before; never raises for a failure.
 
     Returns:
-        The run's summary; one with status "failed" and the reason where training raised.
+        The run's summary; one with status "failed" and the reason where training raised or the
+        files could not be written.
     """
     own = folder / cell.name
     shutil.rmtree(own, ignore_errors=True)
     begun = time.monotonic()
     try:
-        return train(replace(cell.options, output=own), _Quiet())
+        own.mkdir(parents=True)
+        (own / _INCOMPLETE).touch()
+        summary = train(replace(cell.options, output=own), _Quiet())
+        if "write_failure" in summary:
+            raise RunError(f"files could not be written: {summary['write_failure']}")
+        (own / _INCOMPLETE).unlink()
+        return summary
     except Exception as error:  # the other cells go on
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        failed = {
-            **{name: getattr(cell.options, name) for name in (*_AXES, "scale", "command")},
-            "status": "failed",
-            "error": lines[0],
-            "seconds": time.monotonic() - begun,
-            "run": str(own),
-        }
+        return failure(cell, folder, lines[0], time.monotonic() - begun)
+    finally:
+        _clear(cell.options)
+
+
+def _clear(options: TrainOptions) -> None:
+    """Let go of what a run leaves in this process: cycles with its model, compiled code."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if options.torchcompile:
+        torch.compiler.reset()
+
+
+def failure(cell: Cell, folder: Path, reason: str, seconds: float) -> Summary:
+    """The summary of a cell that could not be run, which also stands in its folder."""
+    own, options = folder / cell.name, cell.options
+    failed = {
+        **{name: getattr(options, name) for name in (*_AXES, "scale", "command")},
+        "optimizer": options.opt,
+        "lr": options.learning_rate,
+        "status": "failed",
+        "error": reason,
+        "seconds": seconds,
+        "run": str(own),
+    }
+    with contextlib.suppress(OSError):  # a full disk
         own.mkdir(parents=True, exist_ok=True)
         (own / "summary.json").write_text(dumps(failed, indent=2) + "\n")
-        return failed
+    return failed
+
+
+# --- a row for each cell --------------------------------------------------------------------------
+
+
+def rows(cells: Sequence[Cell], summaries: Sequence[Summary | None]) -> list[dict[str, Any]]:
+    """What ``cells.csv`` says of each cell: its place in the grid, status and main figures.
+
+    Args:
+        cells: of a grid.
+        summaries: of each; None for a cell that is not finished.
+    """
+    others = _other_axes(cells)
+    return [
+        {
+            "cell": cell.name,
+            **{name: getattr(cell.options, name) for name in (*_AXES, *others)},
+            "lr": cell.options.learning_rate,
+            **figures(summary),
+        }
+        for cell, summary in zip(cells, summaries, strict=True)
+    ]
+
+
+def figures(summary: Summary | None) -> dict[str, Any]:
+    """Status and main figures of a run; None where it has none."""
+    of = summary or {"status": "waiting"}
+    return {
+        "status": of["status"],
+        "top1": of.get("top1"),
+        "best10": (of.get("best10") or {}).get("mean"),
+        "val_top1": of.get("val_top1"),
+        "R_op": (of.get("rate") or {}).get("mean"),
+        "seconds": of.get("seconds"),
+        "error": of.get("error"),
+    }
+
+
+def _other_axes(cells: Sequence[Cell]) -> list[str]:
+    """The options besides the usual ones in which cells differ."""
+    names = [f.name for f in fields(TrainOptions) if f.name not in (*_AXES, *ELSEWHERE)]
+    return [name for name in names if len({getattr(c.options, name) for c in cells}) > 1]
 
 
 # --- what a grid came to --------------------------------------------------------------------------
@@ -237,7 +312,10 @@ def run_cell(cell: Cell, folder: Path) -> Summary:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The cells of a grid that differ in nothing but their seed, by rising seed."""
+    """The cells of a grid that differ in nothing but their seed, by rising seed.
+
+    ``others`` are the further options in which the grid's settings differ, e.g. ``batch_size``.
+    """
 
     dataset: str
     model: str
@@ -246,6 +324,7 @@ class Setting:
     lr: float
     weight_decay: float
     cells: tuple[Summary, ...]
+    others: tuple[tuple[str, Any], ...] = ()
 
     def values(self, *path: str) -> list[float]:
         """A figure of every cell, NaN where it has none, e.g. ``("best10", "mean")``."""
@@ -265,12 +344,19 @@ class Setting:
 
 def settings(cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Setting]:
     """The cells of a grid gathered over seeds, in the order of the grid."""
-    gathered: dict[tuple[str, str, str, str, float, float], list[tuple[int, Summary]]] = {}
+    others = _other_axes(cells)
+    gathered: dict[tuple[tuple[str, Any], ...], list[tuple[int, Summary]]] = {}
     for cell, summary in zip(cells, summaries, strict=True):
         o = cell.options
-        key = (o.dataset, o.model, o.opt, o.method, o.learning_rate, o.weight_decay)
+        own = replace(o, lr=o.learning_rate)
+        key = tuple((name, getattr(own, name)) for name in (*_AXES[:-1], *others))
         gathered.setdefault(key, []).append((o.seed, summary))
+    count = len(_AXES) - 1
     return [
-        Setting(*key, cells=tuple(s for _, s in sorted(found, key=lambda item: item[0])))
+        Setting(
+            **dict(key[:count]),
+            cells=tuple(s for _, s in sorted(found, key=lambda item: item[0])),
+            others=key[count:],
+        )
         for key, found in gathered.items()
     ]
