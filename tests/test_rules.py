@@ -175,6 +175,20 @@ def test_why_nothing_is_known():
     assert effect(own_pace).why == "it chooses its own learning rate"
 
 
+def test_l2_added_to_the_gradient_in_place():
+    class InPlace(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {"lr": 0.1, "weight_decay": 0.1})
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.sub_(p.grad.add_(p, alpha=group["weight_decay"]).sign(), alpha=group["lr"])
+
+    assert effect(InPlace([weights()])).rule == "l2"
+
+
 class Counting(torch.optim.AdamW):
     """Keeps its own counter, its own random numbers and the weights themselves on itself."""
 
