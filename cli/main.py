@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import audit, dashboard, layers, rop, train, zeroshot
+from . import audit, dashboard, layers, report, rop, train, zeroshot
 
 app = typer.Typer(
     name="wdprobe",
@@ -22,6 +22,7 @@ app.command("zeroshot")(zeroshot.zeroshot)
 app.command("train")(train.train)
 app.command("audit")(audit.audit)
 app.command("layers")(layers.layers)
+app.command("report")(report.report)
 app.command("dashboard")(dashboard.dashboard)
 
 

@@ -361,6 +361,11 @@ def zeroshot_comparison(summaries: list[dict[str, Any]], folder: Path) -> None:
     out.print(f"Figure: {escape(str(folder / 'figures' / 'zeroshot.png'))}", soft_wrap=True)
 
 
+def report_written(result: dict[str, Any]) -> None:
+    """Where `wdprobe report` wrote its page."""
+    out.print(f"Report: {escape(result['page'])}", soft_wrap=True)
+
+
 def audit_report(result: dict[str, Any]) -> None:
     """The result of `wdprobe audit --opt` for a person."""
     out.print(

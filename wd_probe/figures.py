@@ -1,5 +1,6 @@
 """A run's records as figures."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 _INK = "#222222"
 _SERIES = ("#0b5fa5", "#d1495b", "#3a7d44", "#8a5fbf", "#c77f1a", "#4b4b4b")
 _LINE, _SECOND = _SERIES[:2]
+_RULE = "#e6e6e6"
+_RING, _DARK, _LIGHT = "#e8453c", "#111111", "#fefefe"  # on a colour map
+#: The colours of lines and text by their part, for a page that exchanges them in the dark.
+PALETTE = {"ink": _INK, "rule": _RULE} | {f"series-{k}": c for k, c in enumerate(_SERIES, start=1)}
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _WINDOW = 25  # points a smoothed curve is averaged over, at most
 
 
@@ -29,7 +35,7 @@ def _dress(axes: Any, ylabel: str, xlabel: str = "") -> Any:
     axes.set_ylabel(ylabel, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
+    axes.grid(axis="y", color=_RULE, linewidth=0.7)
     axes.set_axisbelow(True)
     return axes
 
@@ -37,7 +43,7 @@ def _dress(axes: Any, ylabel: str, xlabel: str = "") -> Any:
 def _title(run: "Run") -> str:
     c = run.config
     return (
-        f"{c['model']} on {c['dataset']} · {c['opt']} · {_method(c)}η {c['lr']:g} "
+        f"{_short(str(c['model']))} on {c['dataset']} · {c['opt']} · {_method(c)}η {c['lr']:g} "
         f"· λ {c['weight_decay']:g} · batch {c['batch_size']}"
     )
 
@@ -119,7 +125,8 @@ def layer_heatmap(run: "Run") -> Figure:
 
 
 def _short(text: str, most: int = 40) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    """A name as a label: not too long, and its dollar signs are no formula."""
+    return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
 
 
 def decay_profile(run: "Run") -> Figure:
@@ -159,7 +166,7 @@ def training_curves(run: "Run") -> Figure:
         ("other_top1", "test, at the other moment", _SECOND),
         ("val_top1", "validation", _SERIES[2]),
     ):
-        if np.isfinite(run.epochs[name]).any():
+        if np.isfinite(run.epochs.get(name, [])).any():
             lower.plot(epochs, run.epochs[name], color=colour, linewidth=1.8, label=label)
     lower.yaxis.set_major_formatter(PercentFormatter(1.0))
     lower.legend(frameon=False, fontsize=8, loc="lower right")
@@ -197,7 +204,7 @@ def zero_shot(runs: Sequence["Run"]) -> Figure:
         kinds.add({"top1": "top-1", "agreement": "agreement with the undecayed model"}[kind])
         taken = 1 - np.asarray(run.curve["scale"])
         life = (run.summary or {}).get("half_life")
-        label = str(run.config["model"]) + (f" · half-life {life:.3f}" if life else "")
+        label = _short(str(run.config["model"])) + (f" · half-life {life:.3f}" if life else "")
         # NaN draws as a gap
         axes.plot(taken, run.curve[kind], color=colour, linewidth=1.8, label=label)
         if life:
@@ -239,7 +246,7 @@ def _part_map(
     every = max(1, -(-count // 40))
     axes.set_yticks(range(0, count, every), [_short(names[int(k) - 1]) for k in indices[::every]])
     axes.set_xticks(range(len(scales)), [f"{s:.3g}" for s in scales])
-    axes.tick_params(axis="y", labelsize=6.5)
+    axes.tick_params(labelsize=6.5)
     bar = figure.colorbar(image, ax=axes, pad=0.01)
     bar.ax.tick_params(labelsize=7)
     bar.set_label(label, fontsize=8)
@@ -261,8 +268,12 @@ def distortion_map(run: "Run") -> Figure:
     names = [f"{k} {name}" for k, name in enumerate(run.layer_names, start=1)]
     return _part_map(
         run, "Feature distortion (1 − cos²) under decay", run.distortion, "distortion", names,
-        "1 − cos²", cmap="magma", vmin=0, vmax=1,
+        "1 − cos²", cmap="magma", vmin=0, vmax=_top(run.distortion["distortion"]),
     )  # fmt: skip
+
+
+def _top(values: Sequence[float]) -> float:
+    return max((value for value in values if math.isfinite(value)), default=0.0) or 1e-9
 
 
 def draw_zeroshot(runs: Sequence["Run"]) -> dict[str, Figure]:
@@ -273,6 +284,149 @@ def draw_zeroshot(runs: Sequence["Run"]) -> dict[str, Figure]:
     if len(runs) == 1 and runs[0].distortion.get("scale"):
         drawn["distortion"] = distortion_map(runs[0])
     return drawn
+
+
+def overlay(
+    runs: Mapping[str, "Run"], table: str, column: str, title: str, label: str, *, share: bool
+) -> Figure:
+    """One column of a table, a line for each run.
+
+    Args:
+        runs: by the label of their line.
+        table: "steps" or "epochs".
+        column: the column drawn; a run without it has no line.
+        title: of the figure.
+        label: of the axis.
+        share: whether the column holds shares of 1, shown in per cent.
+    """
+    figure = _figure(title)
+    axes = _dress(figure.subplots(), label, table[:-1])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for number, (name, run) in enumerate(runs.items()):
+        columns = getattr(run, table)
+        values = np.asarray(columns.get(column, []), dtype=float)
+        known = np.isfinite(values)
+        if known.any():
+            where = np.asarray(columns[table[:-1]])[known]
+            values = _smooth(values[known]) if table == "steps" else values[known]
+            axes.plot(where, values, label=_short(name, 60), **_line(number))
+    if share:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _line(number: int) -> dict[str, Any]:
+    """The look of a line; colours come again with other dashes."""
+    return {
+        "color": _SERIES[number % len(_SERIES)],
+        "linestyle": _DASHES[number // len(_SERIES) % len(_DASHES)],
+        "linewidth": 1.8,
+    }
+
+
+def lr_decay_map(
+    values: Mapping[tuple[float, float], float],
+    title: str,
+    *,
+    label: str = "top-1",
+    best: tuple[float, float] | None = None,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """A share over the learning rate and the decay rate of a grid (the form of Fig. 4).
+
+    Args:
+        values: by (η, λ); NaN for a setting without a usable model, drawn as a cross. What the
+            grid does not have stays empty.
+        title: of the figure.
+        label: what the share is.
+        best: the setting that gets a ring.
+        limits: of the colours, so that several maps can be compared; default this map's own.
+    """
+    rates = sorted({lr for lr, _ in values}, reverse=True)
+    decays = sorted({decay for _, decay in values})
+    grid = np.array([[values.get((lr, decay), math.inf) for decay in decays] for lr in rates])
+    figure = _figure(title, width=max(4.8, 1.6 + 0.55 * len(decays)), height=1.6 + 0.4 * len(rates))
+    axes = _dress(figure.subplots(), "learning rate η", "weight decay λ")
+    axes.grid(visible=False)
+    low, high = limits or _span(grid)
+    shown = np.where(np.isfinite(grid), grid, np.nan)
+    image = axes.imshow(
+        shown, aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high
+    )
+    for (row, column), value in np.ndenumerate(grid):
+        if not math.isinf(value):
+            axes.text(column, row, *_cell(value, low, high), ha="center", va="center", fontsize=8)
+    if best is not None:
+        axes.scatter(
+            decays.index(best[1]), rates.index(best[0]), s=560, facecolors="none",
+            edgecolors=_RING, linewidths=1.8, clip_on=False,
+        )  # fmt: skip
+    axes.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
+    axes.set_yticks(range(len(rates)), [f"{lr:g}" for lr in rates])
+    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1.0), pad=0.02)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label(label, fontsize=8)
+    return figure
+
+
+def _span(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The least and the largest of those that are numbers, at least a point apart."""
+    known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    return low, max(high, low + 0.01)
+
+
+def _cell(value: float, low: float, high: float) -> tuple[str, dict[str, str]]:
+    """A cell's text in per cent, dark on the light end of the colours; a cross for none."""
+    if math.isnan(value):
+        return "×", {"color": _INK}
+    bright = value > low + 0.6 * (high - low)
+    return f"{100 * value:.1f}", {"color": _DARK if bright else _LIGHT}
+
+
+def top1_by_decay_rate(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    title: str,
+    *,
+    marks: Mapping[str, float] | None = None,
+) -> Figure:
+    """Top-1 against the decay rate, one line for each method.
+
+    Args:
+        curves: by method, (λ, top-1); a method with the one λ of 0 is a level line.
+        title: of the figure.
+        marks: by method, the λ that gets a filled point.
+    """
+    figure = _figure(title)
+    axes = _dress(figure.subplots(), "top-1", "weight decay λ")
+    for number, (name, points) in enumerate(curves.items()):
+        look = _line(number)
+        drawn = [(decay, top1) for decay, top1 in sorted(points) if decay > 0]
+        if not drawn:
+            axes.axhline(points[0][1], label=_short(name), **look | {"linewidth": 1.0})
+            continue
+        axes.plot(*zip(*drawn, strict=True), marker="o", markersize=4, markerfacecolor="none",
+                  label=_short(name), **look)  # fmt: skip
+        chosen = [(d, t) for d, t in drawn if d == (marks or {}).get(name)]
+        axes.plot(*zip(*chosen, strict=True) if chosen else ((), ()), "o", color=look["color"])
+    axes.set_xscale("log")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def opposing_beside_top1(points: Mapping[str, Sequence[tuple[float, float]]], title: str) -> Figure:
+    """Mean R_op against top-1, a point for each setting, a colour for each method."""
+    figure = _figure(title)
+    axes = _dress(figure.subplots(), "top-1", "mean R_op")
+    for number, (name, pairs) in enumerate(points.items()):
+        colour = _line(number)["color"]
+        axes.scatter(*zip(*pairs, strict=True), s=22, alpha=0.75, color=colour, label=_short(name))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(frameon=False, fontsize=8)
+    return figure
 
 
 def save(figures: Mapping[str, Figure], folder: Path) -> None:
