@@ -5,6 +5,7 @@ import math
 import random
 import warnings
 
+import numpy as np
 import pytest
 import timm.optim
 import torch
@@ -189,6 +190,18 @@ def test_l2_added_to_the_gradient_in_place():
     assert effect(InPlace([weights()])).rule == "l2"
 
 
+def test_random_steps_are_the_same_with_and_without_decay():
+    class Noisy(Bent):
+        def step(self, closure=None):
+            (group,) = self.param_groups
+            (p,) = group["params"]
+            if p.grad is not None:
+                p.grad.add_(random.random() + np.random.random() + torch.rand(()))
+            super().step(closure)
+
+    assert effect(Noisy([weights()], CLOSED["wd"][0])).rule == "wd"
+
+
 class Counting(torch.optim.AdamW):
     """Keeps its own counter, its own random numbers and the weights themselves on itself."""
 
@@ -200,7 +213,8 @@ class Counting(torch.optim.AdamW):
 
     def step(self, closure=None):
         self.count += 1
-        self.log.append(self.rng.random() + random.random() + float(torch.rand(())))
+        self.log.append(self.rng.random() + float(torch.rand(())))
+        self.log.append(random.random() + np.random.random())
         with torch.no_grad():
             for p in self.kept:
                 p.add_(0.0 if p.is_meta else 0.1)
@@ -223,7 +237,8 @@ def test_nothing_is_disturbed():
         }
         return repr(
             (own, optimizer.param_groups, w, w.grad, optimizer.rng.getstate(), random.getstate(),
-             torch.get_rng_state().tolist())
+             torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(),
+             np.random.get_state()[2])
         )  # fmt: skip
 
     before = everything()

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -288,6 +289,7 @@ def _stepped(double: Optimizer, lr: float, rate: float, gradient: Tensor) -> Opt
         seed = int(1e6 * float(theta.detach().abs().sum()))
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
+        np.random.seed(seed % 2**32)
         twin.step()
     theta.grad = None
     return twin
@@ -384,6 +386,7 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
     cuda = [device] if device.type == "cuda" else []
     with ExitStack() as stack:
         stack.callback(random.setstate, python)
+        stack.callback(np.random.set_state, np.random.get_state())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # for so few numbers, waking others takes longer than the work
         stack.enter_context(torch.random.fork_rng(devices=cuda))
