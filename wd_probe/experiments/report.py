@@ -1,7 +1,7 @@
 """`wdprobe report`: runs and sweeps on one page that needs nothing else."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,9 @@ def report(folders: Sequence[Path], output: Path | None = None) -> dict[str, Any
     Raises:
         InputError: no folder holds a run that can be read, or the file cannot be written.
     """
-    parts = [_part(folder) for folder in _expanded(folders)]
+    paths = _expanded(folders)
+    detailed = sum(not _is_sweep(path) for path in paths) <= _OWN_SECTIONS
+    parts = [_part(path, detailed) for path in paths]
     shown = [part for part in parts if part.content is not None]
     if not shown:
         first = next(part.trouble for part in parts)
@@ -85,20 +87,19 @@ def _expanded(folders: Sequence[Path]) -> list[Path]:
 
 
 def _holds(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / "cells").is_dir()
+    return (folder / "config.json").is_file() or _is_sweep(folder)
 
 
-def _part(path: Path) -> _Part:
+def _is_sweep(path: Path) -> bool:
+    return (path / "cells").is_dir()
+
+
+def _part(path: Path, detailed: bool) -> _Part:
+    kind = "sweep" if _is_sweep(path) else "run"
     if not path.exists():
-        return _broken(path, "run", f"{path} does not exist")
-    if (path / "cells").is_dir():
-        return _guarded(path, "sweep", _sweep_part)
-    return _guarded(path, "run", _run_part)
-
-
-def _guarded(path: Path, kind: str, read: Callable[[Path], _Part]) -> _Part:
+        return _broken(path, kind, f"{path} does not exist")
     try:
-        return read(path)
+        return _sweep_part(path) if kind == "sweep" else _run_part(path, detailed)
     except InputError as error:
         return _broken(path, kind, str(error))
     except _DAMAGE as error:
@@ -109,12 +110,13 @@ def _broken(path: Path, kind: str, trouble: str) -> _Part:
     return _Part(path, kind, "damaged", str(path), None, trouble=trouble)
 
 
-def _run_part(path: Path) -> _Part:
+def _run_part(path: Path, detailed: bool) -> _Part:
     run = read_run(path)
     status = report_runs.status(run)
     trouble = f"{path} is {status}" if status in ("unfinished", "interrupted") else None
     title = f"{run.config['model']} · {path.resolve().name}"
-    content = report_runs.section(run)
+    content = report_runs.section(run) if detailed else Html()
+    report_runs.results(run)  # what every run is compared by
     return _Part(path, str(run.config["command"]), status, title, content, run, trouble)
 
 
@@ -166,6 +168,8 @@ def _default(folders: Sequence[Path]) -> Path:
 
 def _write(target: Path, text: str) -> None:
     partial = target.with_name(f"{target.name}.partial")
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; --output names a file")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")

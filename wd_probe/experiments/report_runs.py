@@ -358,7 +358,7 @@ def comparison(runs: Mapping[str, Run]) -> Html:
         if len({str(_chosen(run, key)) for run in runs.values()}) > 1
     }
     rows = [
-        (label, *(_option(_chosen(run, key)) for key in differing), *_results(run))
+        (label, *(_option(_chosen(run, key)) for key in differing), *results(run))
         for label, run in runs.items()
     ]
     return page.joined(
@@ -380,7 +380,8 @@ def _chosen(run: Run, key: str) -> object:
 _RESULTS = ("steps", "top-1", "mean R_op", "half-life", "status")
 
 
-def _results(run: Run) -> tuple[str, ...]:
+def results(run: Run) -> tuple[str, ...]:
+    """What a run came to: steps, top-1, mean R_op, half-life, status."""
     scan = is_scan(run)
     first = (run.curve.get("top1") or [math.nan])[0]
     return (
