@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import audit, dashboard, layers, report, rop, train, zeroshot
+from . import audit, dashboard, layers, report, reproduce, rop, sweep, train, zeroshot
 
 app = typer.Typer(
     name="wdprobe",
@@ -23,6 +23,8 @@ app.command("train")(train.train)
 app.command("audit")(audit.audit)
 app.command("layers")(layers.layers)
 app.command("report")(report.report)
+app.command("sweep")(sweep.sweep)
+app.command("reproduce")(reproduce.reproduce)
 app.command("dashboard")(dashboard.dashboard)
 
 

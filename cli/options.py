@@ -61,6 +61,22 @@ class AmpDtype(StrEnum):
 
 _MODEL, _DATA, _TRAINING, _OUTPUT = "Model", "Data", "Training", "Output"
 
+
+def listed(text: str | None) -> tuple[str, ...]:
+    """The parts of a comma-separated option."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def numbers(flag: str, text: str | None) -> tuple[float, ...]:
+    """The numbers of a comma-separated option."""
+    try:
+        return tuple(float(part) for part in listed(text))
+    except ValueError as error:
+        from wd_probe.errors import InputError
+
+        raise InputError(f"{flag} takes numbers with commas between, got {text!r}") from error
+
+
 Model = Annotated[str, typer.Option("--model", help="A timm model.", rich_help_panel=_MODEL)]
 Pretrained = Annotated[
     bool,

@@ -9,8 +9,16 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
@@ -39,6 +47,14 @@ def show_warnings() -> None:
     warnings.showwarning = show
 
 
+class _Left(TimeRemainingColumn):
+    """Rich's own estimate unless the task brings one: rich looks back half a minute only."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields.get("left")
+        return super().render(task) if left is None else Text(left, "progress.remaining")
+
+
 def _bar(title: str) -> Progress:
     """A bar that takes what the terminal's width leaves for it, and goes away at the end."""
     return Progress(
@@ -47,7 +63,7 @@ def _bar(title: str) -> Progress:
         BarColumn(bar_width=max(8, min(40, err.width - 68))),
         TextColumn("{task.fields[numbers]}"),
         TextColumn("·"),
-        TimeRemainingColumn(compact=True),
+        _Left(compact=True),
         TextColumn("left"),
         console=err,
         transient=True,
@@ -267,6 +283,136 @@ class ScanProgress:
             err.print(f"{what} {done}/{total}" + (f" · {numbers}" if numbers else ""))
 
 
+class SweepProgress(ScanProgress):
+    """A live bar of cells on a terminal, a plain line now and then elsewhere."""
+
+    def begun(self, total: int, kept: int) -> None:
+        """Say how much there is to do."""
+        self._total, self._kept, self._ended, self._running = total, kept, 0, 0
+        self._lost = {"failed": 0, "diverged": 0}
+        self._begun = time.monotonic()
+        self._tasks.pop("cell", None)
+        before = f", {kept} of them finished before" if kept else ""
+        self.note(f"{total} cell{'s' * (total != 1)}{before}")
+
+    def cell_started(self, cell: Any) -> None:
+        """One more is running."""
+        self._running += 1
+        self._show()
+
+    def cell_ended(self, cell: Any, summary: Any) -> None:
+        """One is done; say so if it came to nothing."""
+        self._running, self._ended = self._running - 1, self._ended + 1
+        status = summary["status"]
+        if status in self._lost:
+            self._lost[status] += 1
+            reason = summary.get("error") or f"at step {summary.get('steps')}"
+            self.note(f"{status}: {cell.name} ({reason})")
+        self._show()
+
+    def _show(self) -> None:
+        done = self._kept + self._ended
+        lost = [f"{count} {status}" for status, count in self._lost.items() if count]
+        numbers = " · ".join([f"{self._running} running", *lost])
+        left = "–"
+        if self._ended:
+            pace = (time.monotonic() - self._begun) / self._ended
+            left = duration(pace * (self._total - done))
+        if "cell" not in self._tasks:
+            self._tasks["cell"] = self._bar.add_task("cell", completed=self._kept, numbers="")
+        task = self._tasks["cell"]
+        self._bar.update(task, completed=done, total=self._total, numbers=numbers, left=left)
+        now = time.monotonic()
+        if not err.is_terminal and (now - self._told > _LINE_SECONDS or done == self._total):
+            self._told = now
+            err.print(f"cell {done}/{self._total} · {numbers} · {left} left")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 3:20 min, 5:07 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    first, rest = divmod(round(seconds) // (1 if seconds < 3600 else 60), 60)
+    return f"{first}:{rest:02d} {'min' if seconds < 3600 else 'h'}"
+
+
+def sweep_summary(result: dict[str, Any]) -> None:
+    """The result of `wdprobe sweep` for a person."""
+    best, counts = result["best"], result["counts"]
+    told = {"model": "{}", "dataset": "on {}", "opt": "· {}"}
+    fixed = [key for key in told if len({row[key] for row in best}) == 1]
+    about = " ".join(told[key].format(best[0][key]) for key in fixed).removeprefix("· ")
+    ends = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    out.print(f"\n[bold]Sweep[/] · {escape(about)}{' · ' * bool(about)}cells: {ends}")
+    if result["chosen_by"].startswith("validation"):
+        out.print("Best η and λ by mean validation top-1; top-1 is that of the test images.")
+    else:
+        out.print(
+            "Best η and λ by mean test top-1 (ten best epochs): without --val-split the best of "
+            "many is flattered."
+        )
+    out.print(_best_table(best, [key for key in told if key not in fixed]))
+    out.print(f"\nFolder: {escape(result['run'])} (cells.csv has every cell)", soft_wrap=True)
+
+
+def _best_table(best: list[dict[str, Any]], varying: list[str]) -> Table:
+    usual = ("dataset", "model", "opt", "method", "lr", "weight_decay", "top1", "val_top1", "R_op",
+             "seeds", "diverged", "tried")  # fmt: skip
+    others = [key for key in best[0] if key not in usual]
+    names = [*varying, "method", *others]
+    wide = out.width >= 110
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=28 if wide else 16)
+    numeric = ["η", "λ", "top-1", "R_op", *(["validation", "seeds", "settings"] if wide else [])]
+    if any(row["diverged"] for row in best):
+        numeric.append("lost")
+    for name in numeric:
+        table.add_column(name, justify="right", no_wrap=True)
+    tops: dict[Any, float] = {}
+    for row in best:
+        where = tuple(row[key] for key in ("dataset", "model", "opt"))
+        tops[where] = max(tops.get(where, 0.0), row["top1"]["mean"])
+    for row in best:
+        where = tuple(row[key] for key in ("dataset", "model", "opt"))
+        style = "bold" if row["top1"]["mean"] == tops[where] else ""
+        cells = {
+            "η": f"{row['lr']:g}",
+            "λ": "–" if row["method"] == "baseline" else f"{row['weight_decay']:g}",
+            "top-1": _spread(row["top1"]),
+            "R_op": share(row["R_op"]),
+            "validation": share(row["val_top1"], 2),
+            "seeds": str(row["seeds"]),
+            "settings": str(row["tried"]),
+            "lost": str(row["diverged"] or ""),
+        }
+        shown = [escape(str(row[name])) for name in names]
+        table.add_row(*shown, *(cells[name] for name in numeric), style=style)
+    return table
+
+
+def _spread(of: dict[str, float]) -> str:
+    mean, deviation = of["mean"], of["std"]
+    if mean != mean:
+        return "–"
+    spread = "" if deviation != deviation else f" ± {100 * deviation:.2f}"
+    return f"{100 * mean:.2f}{spread} %"
+
+
+def sweep_failures(result: dict[str, Any], shown: int = 10) -> None:
+    """The cells that failed, on stderr."""
+    failed = [row for row in result["cells"] if row["status"] == "failed"]
+    if not failed:
+        return
+    err.print(
+        f"{len(failed)} of {len(result['cells'])} cells failed; the same command tries again:"
+    )
+    for row in failed[:shown]:
+        err.print(f"  {escape(row['cell'])}: {escape(row['error'])}", soft_wrap=True)
+    if len(failed) > shown:
+        err.print(f"  and {len(failed) - shown} more in cells.csv")
+
+
 _SHOWN_SCALES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.5, 0.25, 0.0)
 
 
@@ -450,3 +596,34 @@ def survey_table(result: dict[str, Any]) -> None:
     for row in rows:
         if row["error"]:
             out.print(f"{escape(row['name'])}: {escape(row['error'])}", soft_wrap=True)
+
+
+def paper_result(result: dict[str, Any]) -> None:
+    """The result of `wdprobe reproduce` for a person."""
+    columns, rows = list(result["columns"]), [list(row) for row in result["rows"]]
+    same = [k for k in range(len(columns)) if len(rows) > 1 and len({row[k] for row in rows}) == 1]
+    told = " · ".join(rows[0][k] for k in same if columns[k] in ("dataset", "model", "optimizer"))
+    out.print(f"\n[bold]{escape(result['title'])}[/]" + (f"\n{escape(told)}" if told else ""))
+    shown = [k for k in range(len(columns)) if k not in same or columns[k] == "method"]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    room, left_out = out.width, 0
+    for k in shown:
+        cells = [row[k] for row in rows]
+        body, title = max(map(len, cells), default=0), max(map(len, columns[k].split()))
+        room -= max(body, title) + 2
+        if room < 0:
+            left_out += 1  # and all that follow: room only shrinks
+            continue
+        numeric = all(cell[:1] in "+-–0123456789" for cell in cells)
+        table.add_column(columns[k], justify="right" if numeric else "left")
+    kept = len(table.columns)
+    for row in rows:
+        table.add_row(*(escape(row[k]) for k in shown[:kept]))
+    out.print(table)
+    if left_out:
+        out.print(f"{left_out} more columns in {escape(result['files'][0])}", soft_wrap=True)
+    for note in result["notes"]:
+        out.print(f"• {escape(note)}")
+    for path in result["failed"]:
+        out.print(f"failed: {escape(path)}", soft_wrap=True)
+    out.print(f"\nWritten: {escape(', '.join(result['files']))}", soft_wrap=True)

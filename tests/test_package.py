@@ -74,6 +74,13 @@ def test_the_library_alone_loads_no_front_end():
     assert done.stdout == "[]\nTrue\n"
 
 
+def test_attaching_loads_no_compiler():
+    """torch._dynamo takes a second or more, and only who compiles needs it."""
+    code = "import sys, wd_probe.decay, wd_probe.probe; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_imports_flow_one_way():
     """Formulas and layers know nothing of hooks, hooks nothing of experiments, none of the CLI."""
     order = ["errors", "penalty", "layering", "kernel", "records", "hooks", "twin", "rules",

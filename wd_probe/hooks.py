@@ -165,7 +165,8 @@ class _ForwardHook:
         return _inert_hook, ()
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+# As torch.compiler.disable, which would load torch._dynamo here and now.
+@torch._disable_dynamo  # type: ignore[attr-defined]
 def _outside_the_graph(owner: ForwardHooks, module: nn.Module) -> None:
     owner.called(module)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .twin import HOOKS, NOT_COPIED
+from .twin import HOOKS, NOT_COPIED, random_kept
 
 #: "none": weight_decay changes nothing. "l2": the gradient becomes g + λθ. "wd": exactly ηλθ is
 #: taken off beside the step. "rwd": ηλû is taken off after it. "proximal": û is divided by 1 + ηλ
@@ -382,14 +382,10 @@ def _orthogonal(gradient: Tensor, weights: Tensor) -> Tensor:
 @contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
     """Leave the random states as they were, warn of nothing, compile nothing, use one thread."""
-    python = random.getstate()
-    cuda = [device] if device.type == "cuda" else []
     with ExitStack() as stack:
-        stack.callback(random.setstate, python)
-        stack.callback(np.random.set_state, np.random.get_state())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # for so few numbers, waking others takes longer than the work
-        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        stack.enter_context(random_kept([device]))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):

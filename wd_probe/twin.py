@@ -1,9 +1,13 @@
 """A step taken again on a copy of the optimizer, without the penalty."""
 
 import copy
+import random
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -51,7 +55,19 @@ def undecayed(optimizer: Optimizer) -> dict[Tensor, Tensor]:
     for group in twin.param_groups:
         if "weight_decay" in group:
             group["weight_decay"] = 0.0
-    devices = {p.get_device() for p in copies if p.is_cuda}
-    with torch.random.fork_rng(devices=sorted(devices)):
+    with random_kept({p.device for p in copies}):
         twin.step()
     return {p: copied.detach() for p, copied in copies.items()}
+
+
+@contextmanager
+def random_kept(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Python's, numpy's and torch's random numbers go on afterwards as if none had been drawn."""
+    python, numbers = random.getstate(), np.random.get_state()
+    cuda = [device for device in devices if device.type == "cuda"]
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)
