@@ -187,7 +187,7 @@ def test_a_sweep(folders, tmp_path):
     assert "A sweep of 4 cells (4 finished) in 4 settings" in shown.text
     assert "chosen on the validation images" in shown.text
     assert "does best" in shown.text
-    assert "ten times the best λ lowers top-1" in shown.text or "fall at 10 λ" in shown.text
+    assert "what ten times the best λ does to top-1" in shown.text or "at λ/10" in shown.text
     rows = shown.data["settings.csv"]
     assert [(r["method"], r["weight_decay"]) for r in rows] == [
         ("wd", "0.1"), ("wd", "1"), ("rwd", "0.1"), ("rwd", "1"),
@@ -218,8 +218,11 @@ def made_up(root, cells):
 def test_the_best_setting_is_chosen_on_validation_and_told_on_test(tmp_path):
     cells = [("wd", 0.1, 0, 0.80, 0.9), ("wd", 1.0, 0, 0.85, 0.7), ("lpwd", 0.1, 0, 0.70, 0.8)]
     shown = written([made_up(tmp_path / "sweep", cells)], tmp_path)
-    assert "wd does best, with 80.0 % top-1 at η 0.01, λ 0.1, 10.0 points above lpwd" in shown.text
-    assert "ten times the best λ lowers top-1 of wd by −5.0 points" in shown.text
+    assert (
+        "wd does best, with 80.0 % top-1 at η 0.01, λ 0.1, 10.0 points above lpwd, by a"
+        in shown.text
+    )
+    assert "ten times the best λ does to top-1: wd +5.0 points." in shown.text
 
 
 def test_without_validation_the_page_says_that_the_test_images_chose(tmp_path):
@@ -229,9 +232,19 @@ def test_without_validation_the_page_says_that_the_test_images_chose(tmp_path):
     ]  # fmt: skip
     shown = written([made_up(tmp_path / "sweep", cells)], tmp_path)
     assert "chosen on the test images themselves" in shown.text
-    assert "wd does best, with 85.0 ± 7.1 % top-1 at η 0.01, λ 0.1, 15.0 points" in shown.text
+    assert (
+        "wd does best, with 85.0 ± 7.1 % top-1 at η 0.01, λ 0.1, 15.0 points above lpwd."
+        in shown.text
+    )
     assert "Cells without a usable model (1)" in shown.text
     assert "at step 7" in shown.text
+
+
+def test_a_lead_within_the_seeds_is_no_lead(tmp_path):
+    cells = [("wd", 0.1, 0, 0.6, 0.9), ("wd", 0.1, 1, 0.9, 0.9), ("lpwd", 0.1, 0, 0.7, 0.8),
+             ("lpwd", 0.1, 1, 0.7, 0.8)]  # fmt: skip
+    shown = written([made_up(tmp_path / "sweep", cells)], tmp_path)
+    assert "5.0 points above lpwd, less than seeds are apart." in shown.text
 
 
 def test_options_that_are_no_axis_of_the_maps_make_groups(tmp_path):

@@ -417,12 +417,15 @@ def top1_by_decay_rate(
 
 
 def opposing_beside_top1(points: Mapping[str, Sequence[tuple[float, float]]], title: str) -> Figure:
-    """Mean R_op against top-1, a point for each setting, a colour for each method."""
+    """Mean R_op against top-1, a point for each setting, a colour for each method in order."""
     figure = _figure(title)
     axes = _dress(figure.subplots(), "top-1", "mean R_op")
     for number, (name, pairs) in enumerate(points.items()):
         colour = _line(number)["color"]
-        axes.scatter(*zip(*pairs, strict=True), s=22, alpha=0.75, color=colour, label=_short(name))
+        if pairs:
+            axes.scatter(
+                *zip(*pairs, strict=True), s=22, alpha=0.75, color=colour, label=_short(name)
+            )
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.legend(frameon=False, fontsize=8)

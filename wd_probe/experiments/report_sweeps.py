@@ -234,32 +234,42 @@ def _findings(group: Group) -> list[str]:
         f"{group.title}: {method} does best, with {_spread(setting, group.basis)} top-1 at "
         f"η {setting.lr:g}, λ {setting.weight_decay:g}{_ahead(group, best)}."
     ]
-    falls = {m: fall for m, s in best.items() if (fall := _fall(group, s, 10)) is not None}
-    if falls:
-        told = ", ".join(f"{m} by {_points(fall)}" for m, fall in falls.items())
-        found.append(f"{group.title}: ten times the best λ lowers top-1 of {told}.")
+    moves = {m: move for m, s in best.items() if (move := _change(group, s, 10)) is not None}
+    if moves:
+        told = ", ".join(f"{m} {_points(move, sign=True)}" for m, move in moves.items())
+        found.append(f"{group.title}: what ten times the best λ does to top-1: {told}.")
     return found
 
 
 def _ahead(group: Group, best: Mapping[str, Setting]) -> str:
-    values = [(m, top1(s, group.basis)) for m, s in best.items()]
-    if len(values) < 2:
+    """By how much the best method leads, and whether seeds differ by more."""
+    if len(best) < 2:
         return ""
-    ahead, other = values[0][1] - values[1][1], values[1][0]
-    return f", {_points(ahead)} above {other}" if ahead >= 0.0005 else f", level with {other}"
+    (_, first), (name, second) = list(best.items())[:2]
+    ahead = top1(first, group.basis) - top1(second, group.basis)
+    known = [s.values(*_TOP1[group.basis]) for s in (first, second)]
+    apart = max((statistics.stdev(v) for v in known if len(v) > 1), default=0.0)
+    doubt = ", less than seeds are apart" if ahead < apart else ""
+    if min(map(len, known)) < 2:
+        doubt = doubt or ", by a single seed"
+    return f", {_points(ahead)} above {name}{doubt}"
 
 
-def _points(share: float) -> str:
-    return f"{100 * share:.1f} points".replace("-", "−")
+def _points(share: float, sign: bool = False) -> str:
+    return f"{100 * share:{'+' if sign else ''}.1f} points".replace("-", "−")
 
 
-def _fall(group: Group, setting: Setting, factor: float) -> float | None:
-    """How far top-1 falls as λ is multiplied; all of it where the run diverges."""
+def _told_change(change: float | None) -> str:
+    return "–" if change is None else _points(change, sign=True)
+
+
+def _change(group: Group, setting: Setting, factor: float) -> float | None:
+    """What becomes of top-1 as λ is multiplied; it goes to 0 where the run diverges."""
     other = group.at(setting, factor)
     if other is None:
         return None
     value = top1(other, group.basis)
-    return top1(setting, group.basis) - (value if math.isfinite(value) else 0.0)
+    return (value if math.isfinite(value) else 0.0) - top1(setting, group.basis)
 
 
 def _group(group: Group) -> Html:
@@ -280,7 +290,7 @@ def _group(group: Group) -> Html:
 def _best_table(
     group: Group, best: Mapping[str, Setting]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    header = ("method", "η", "λ", "top-1", "seeds", "fall at 10 λ", "fall at λ/10", "mean R_op")
+    header = ("method", "η", "λ", "top-1", "seeds", "change at 10 λ", "at λ/10", "mean R_op")
     rows = [
         (
             method,
@@ -288,7 +298,7 @@ def _best_table(
             f"{s.weight_decay:g}",
             _spread(s, group.basis),
             str(len(s.cells)),
-            *("–" if (fall := _fall(group, s, f)) is None else _points(fall) for f in (10, 0.1)),
+            *(_told_change(_change(group, s, factor)) for factor in (10, 0.1)),
             percent(_rate(s)),
         )
         for method, s in best.items()
@@ -355,7 +365,7 @@ def _opposing(group: Group) -> list[Html]:
     title = "R_op beside top-1"
     return [
         page.figure(
-            figures.opposing_beside_top1({m: pairs for m, pairs in known.items() if pairs}, title),
+            figures.opposing_beside_top1(known, title),
             title,
             "A point is a setting: its mean opposing-penalty rate and its top-1.",
             ("rop_beside_top1", _columns(group)),
