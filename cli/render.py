@@ -337,45 +337,42 @@ def duration(seconds: float) -> str:
 
 
 def sweep_summary(result: dict[str, Any]) -> None:
-    """The result of `wdprobe sweep` for a person."""
-    best, counts = result["best"], result["counts"]
-    told = {"model": "{}", "dataset": "on {}", "opt": "· {}"}
-    fixed = [key for key in told if len({row[key] for row in best}) == 1]
-    about = " ".join(told[key].format(best[0][key]) for key in fixed).removeprefix("· ")
-    ends = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    out.print(f"\n[bold]Sweep[/] · {escape(about)}{' · ' * bool(about)}cells: {ends}")
+    """The result of `wdprobe sweep` for a person: a table for each dataset, model and optimizer."""
+    ends = ", ".join(f"{count} {status}" for status, count in sorted(result["counts"].items()))
+    out.print(f"\n[bold]Sweep[/] · cells: {ends}")
     if result["chosen_by"].startswith("validation"):
         out.print("Best η and λ by mean validation top-1; top-1 is that of the test images.")
     else:
         out.print(
-            "Best η and λ by mean test top-1 (ten best epochs): without --val-split the best of "
-            "many is flattered."
+            "Best η and λ by mean test top-1 of each run's ten best epochs;\n"
+            "without --val-split the best of many settings is flattered."
         )
-    out.print(_best_table(best, [key for key in told if key not in fixed]))
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in result["best"]:
+        groups.setdefault((row["model"], row["dataset"], row["opt"]), []).append(row)
+    for (model, dataset, opt), rows in groups.items():
+        out.print(f"\n[bold]{escape(model)}[/] on {escape(dataset)} · {escape(opt)}")
+        out.print(_best_table(rows))
     out.print(f"\nFolder: {escape(result['run'])} (cells.csv has every cell)", soft_wrap=True)
 
 
-def _best_table(best: list[dict[str, Any]], varying: list[str]) -> Table:
+def _best_table(rows: list[dict[str, Any]]) -> Table:
     usual = ("dataset", "model", "opt", "method", "lr", "weight_decay", "top1", "val_top1", "R_op",
              "seeds", "diverged", "tried")  # fmt: skip
-    others = [key for key in best[0] if key not in usual]
-    names = [*varying, "method", *others]
-    wide = out.width >= 110
+    others = [key for key in rows[0] if key not in usual]
+    columns = {"η": 8, "λ": 7, "top-1": 15, "R_op": 9}
+    if out.width >= 110:
+        columns |= {"validation": 10, "seeds": 5, "settings tried": 14}
+    if any(row["diverged"] for row in rows):
+        columns["lost"] = 4
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=28 if wide else 16)
-    numeric = ["η", "λ", "top-1", "R_op", *(["validation", "seeds", "settings"] if wide else [])]
-    if any(row["diverged"] for row in best):
-        numeric.append("lost")
-    for name in numeric:
-        table.add_column(name, justify="right", no_wrap=True)
-    tops: dict[Any, float] = {}
-    for row in best:
-        where = tuple(row[key] for key in ("dataset", "model", "opt"))
-        tops[where] = max(tops.get(where, 0.0), row["top1"]["mean"])
-    for row in best:
-        where = tuple(row[key] for key in ("dataset", "model", "opt"))
-        style = "bold" if row["top1"]["mean"] == tops[where] else ""
+    table.add_column("method", no_wrap=True, min_width=8)
+    for name in others:
+        table.add_column(name, justify="right", overflow="ellipsis", no_wrap=True)
+    for name, width in columns.items():
+        table.add_column(name, justify="right", no_wrap=True, min_width=width)
+    top = max((row["top1"]["mean"] for row in rows if row["top1"]["mean"] >= 0), default=None)
+    for row in rows:
         cells = {
             "η": f"{row['lr']:g}",
             "λ": "–" if row["method"] == "baseline" else f"{row['weight_decay']:g}",
@@ -383,11 +380,14 @@ def _best_table(best: list[dict[str, Any]], varying: list[str]) -> Table:
             "R_op": share(row["R_op"]),
             "validation": share(row["val_top1"], 2),
             "seeds": str(row["seeds"]),
-            "settings": str(row["tried"]),
+            "settings tried": str(row["tried"]),
             "lost": str(row["diverged"] or ""),
         }
-        shown = [escape(str(row[name])) for name in names]
-        table.add_row(*shown, *(cells[name] for name in numeric), style=style)
+        table.add_row(
+            *(escape(str(row[name])) for name in ("method", *others)),
+            *(cells[name] for name in columns),
+            style="bold" if row["top1"]["mean"] == top else "",
+        )
     return table
 
 

@@ -2,11 +2,13 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from .sweeps import Setting
+from .sweeps import Cell, Setting, Summary, rows, settings
 
 Basis = Literal["validation", "test"]
 #: Where the top-1 that settings are chosen by stands, and the one that is reported.
@@ -89,3 +91,16 @@ def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
         statistics.fmean(known) if known else math.nan,
         statistics.stdev(known) if len(known) > 1 else math.nan,
     )
+
+
+def result(cells: Sequence[Cell], summaries: Sequence[Summary], folder: Path) -> dict[str, Any]:
+    """What `wdprobe sweep` came to: counts by status, the best settings, a row for each cell."""
+    found = settings(cells, summaries)
+    return {
+        "command": "sweep",
+        "counts": Counter(str(summary["status"]) for summary in summaries),
+        "chosen_by": f"{basis(found)} top-1",
+        "best": [best.record() for best in best_settings(found)],
+        "cells": rows(cells, summaries),
+        "run": str(folder),
+    }

@@ -31,7 +31,7 @@ class Plan:
     """A grid: what all cells share, and the axes over it."""
 
     base: TrainOptions
-    axes: Mapping[str, tuple[Any, ...]]
+    axes: Mapping[str, Sequence[Any]]
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -41,7 +41,7 @@ class Plan:
             InputError: an unknown name, a value of the wrong kind, options that do not fit.
         """
         found = {name: typed(name, value) for name, value in seeded(values).items()}
-        axes = {name: value for name, value in found.items() if isinstance(value, tuple)}
+        axes = {name: value for name, value in found.items() if isinstance(value, tuple | range)}
         for name, value in axes.items():
             if not value:
                 raise InputError(f"the grid is empty: {name} has no values")
@@ -87,7 +87,7 @@ def seeded(values: Mapping[str, Any]) -> dict[str, Any]:
     found = {name.replace("-", "_"): value for name, value in values.items()}
     if "seeds" in found:
         count = _one("seeds", found.pop("seeds"), int)
-        found["seed"] = list(range(count))
+        found["seed"] = range(count)
     return found
 
 
@@ -100,6 +100,8 @@ def typed(name: str, value: Any) -> Any:
     if name not in _HINTS:
         raise InputError(f"unknown key {name!r}{near_names(name, [*_HINTS, 'seeds'])}")
     hint = _HINTS[name]
+    if isinstance(value, range):
+        return value
     if isinstance(value, list | tuple):
         return tuple(_one(name, item, hint) for item in value)
     return _one(name, value, hint)
@@ -187,7 +189,7 @@ class Claim:
         self._lock: TextIO | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / ".lock").open("w")
+            self._lock = (folder / ".lock").open("a")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._record(folder / "sweep.json", plan, cells)
         except BlockingIOError as error:

@@ -239,9 +239,9 @@ def run_cell(cell: Cell, folder: Path) -> Summary:
 
 
 def _clear(options: TrainOptions) -> None:
-    """Let go of what a run leaves in this process: cycles with its model, compiled code."""
-    gc.collect()
+    """Let go of what a run leaves in this process: compiled code, a model's cycles on the GPU."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
     if options.torchcompile:
         torch.compiler.reset()
