@@ -19,6 +19,7 @@ SERVES = "wdprobe dashboard"
 #: What makes the slow ones short.
 QUICKLY = {
     "wdprobe reproduce": ["--method", "wd", "--weight-decay", "0.5", "--seeds", "1"],
+    "wdprobe sweep": ["--steps", "1", "--weight-decay", "0.5", "--method", "wd", "--seeds", "1"],
     "wdprobe train": ["--steps", "1", "--batch-size", "4"],
     "wdprobe rop": ["--steps", "1", "--batch-size", "4"],
     "wdprobe zeroshot": ["--steps", "2", "--epochs", "1", "--num-samples", "32"],

@@ -1,6 +1,6 @@
 """What the probe costs, measured side by side in one run.
 
-    python -m tests.benchmarks [--scans | --methods] [--model NAME] [--batch-size N] [--rounds N]
+    python -m tests.benchmarks [--scans | --methods | --sweeps] [--model NAME] [--rounds N]
 
 Prints Markdown tables. Every ratio is the median over rounds in which its two sides took turns.
 """
@@ -10,13 +10,17 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import timm
 import torch
 from torch.nn import functional as F
 
 from wd_probe import OpposingPenaltyProbe, WeightDecay, kernel, layers, zero_shot_decay
+from wd_probe.experiments import sweeps
+from wd_probe.experiments.options import TrainOptions
 from wd_probe.hooks import StepHooks
 from wd_probe.prefix import PartScan
 
@@ -194,6 +198,61 @@ def scans(rounds, device):
     )
 
 
+class Silent:
+    def begun(self, *_): ...
+
+    def cell_started(self, cell): ...
+
+    def cell_ended(self, cell, summary): ...
+
+
+def timed_cell(run, *arguments):
+    """Run a cell and leave beside it how long it took."""
+    begun = time.perf_counter()
+    summary = run(*arguments)
+    Path(f"{summary['run']}.seconds").write_text(str(time.perf_counter() - begun))
+    return summary
+
+
+def sweep_cost(cells, runner, lanes):
+    """Wall-clock seconds of a sweep, and of its cells alone where ``lanes`` of them run at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        sweeps.sweep(cells, Path(folder), Silent(), runner=runner)
+        wall = time.perf_counter() - begun
+        own = [float(path.read_text()) for path in Path(folder, "cells").glob("*.seconds")]
+    assert len(own) == len(cells)
+    return wall, sum(own) / lanes
+
+
+def sweep_overheads(model_name):
+    """In this process, then on Ray with one thread a cell; Ray's start stands apart."""
+    from wd_probe.experiments import on_ray
+
+    def cells(first, count):
+        base = TrainOptions(model=model_name, method="wd", epochs=4, every=10)
+        return sweeps.grid(base, {"seed": range(first, first + count)})
+
+    plain, task = sweeps.run_cell, on_ray._run
+    sweeps.run_cell = lambda *arguments: timed_cell(plain, *arguments)
+    sweep_cost(cells(0, 1), None, 1)
+    print("\n| sweep | wall, s | its cells, s | overhead | start, s |\n|---|---|---|---|---|")
+    wall, own = sweep_cost(cells(1, 6), None, 1)
+    print(f"| 6 cells, in turn | {wall:.1f} | {own:.1f} | {wall / own - 1:.2%} | – |", flush=True)
+    sweeps.run_cell = plain
+    on_ray._run = lambda *arguments: timed_cell(task, *arguments)
+    begun = time.perf_counter()
+    with on_ray.OnRay() as runner:
+        lanes = runner._room()
+        wall, own = sweep_cost(cells(0, lanes), runner, lanes)
+        start = time.perf_counter() - begun - own
+        wall, own = sweep_cost(cells(lanes, 6 * lanes), runner, lanes)
+    print(
+        f"| {6 * lanes} cells on Ray, {lanes} at once | {wall:.1f} | {own:.1f} "
+        f"| {wall / own - 1:.2%} | {start:.1f} |"
+    )
+
+
 def start_up(rounds):
     def run(*arguments):
         begun = time.perf_counter()
@@ -216,6 +275,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--methods", action="store_true", help="measure the decay methods")
     parser.add_argument("--scans", action="store_true", help="measure scans instead of the probe")
+    parser.add_argument("--sweeps", action="store_true", help="measure what a sweep adds to cells")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
@@ -226,6 +286,9 @@ def main():
     )
     if options.methods:
         methods(options.model, options.batch_size[0], options.rounds, device)
+        return
+    if options.sweeps:
+        sweep_overheads(options.model)
         return
     if options.scans:
         scans(max(3, options.rounds // 8), device)

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import types
@@ -13,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..errors import InputError, RunError
 from .sweeps import Cell, Summary, SweepListener, failure, run_cell
@@ -55,6 +56,7 @@ class OnRay:
         if gpus is not None and not (math.isfinite(gpus) and gpus >= 0):
             raise InputError(f"--gpus-per-cell must be a finite number ≥ 0, got {gpus}")
         self._ray = _connect(address)
+        self._hush = contextlib.redirect_stdout(_Hushed(sys.stdout))
         self.cpus = cpus
         try:
             self.gpus = float(self._most("GPU") > 0) if gpus is None else gpus
@@ -65,11 +67,15 @@ class OnRay:
 
     def __enter__(self) -> "OnRay":
         """Return itself."""
+        self._hush.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         """End what still runs, and Ray if it was started here."""
-        self._ray.shutdown()
+        try:
+            self._ray.shutdown()
+        finally:
+            self._hush.__exit__(None, None, None)
 
     def __call__(
         self, cells: Sequence[Cell], folder: Path, listener: SweepListener
@@ -129,6 +135,21 @@ class OnRay:
                 f"the most are {self._most('CPU'):g} CPUs and {self._most('GPU'):g} GPUs; lower "
                 "--cpus-per-cell or --gpus-per-cell"
             )
+
+
+class _Hushed:
+    """Standard output without what Ray's own threads print there, whatever it is told."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> int:
+        """Write what comes from other threads."""
+        ray = threading.current_thread().name.startswith("ray_")
+        return len(text) if ray else self._out.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
 
 
 def _connect(address: str | None) -> types.ModuleType:
