@@ -1,6 +1,6 @@
 """What the probe costs, measured side by side in one run.
 
-    python -m tests.benchmarks [--scans | --methods | --sweeps] [--model NAME] [--rounds N]
+    python -m tests.benchmarks [--scans | --methods | --sweeps | --training] [--model NAME]
 
 Prints Markdown tables. Every ratio is the median over rounds in which its two sides took turns.
 """
@@ -18,6 +18,7 @@ import timm
 import torch
 from torch.nn import functional as F
 
+from tests.benchmarks import training
 from wd_probe import OpposingPenaltyProbe, WeightDecay, kernel, layers, zero_shot_decay
 from wd_probe.experiments import sweeps
 from wd_probe.experiments.options import TrainOptions
@@ -274,6 +275,7 @@ def main():
     parser.add_argument("--batch-size", type=int, nargs="+", default=[64])
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--methods", action="store_true", help="measure the decay methods")
+    parser.add_argument("--training", action="store_true", help="measure training throughput")
     parser.add_argument("--scans", action="store_true", help="measure scans instead of the probe")
     parser.add_argument("--sweeps", action="store_true", help="measure what a sweep adds to cells")
     options = parser.parse_args()
@@ -284,6 +286,9 @@ def main():
         f"{torch.__version__}, timm {timm.__version__}, kernel "
         f"{'compiled' if kernel._passes() else 'plain'}, {options.rounds} rounds\n"
     )
+    if options.training:
+        training.report(options.model, options.batch_size[0], max(3, options.rounds // 5), device)
+        return
     if options.methods:
         methods(options.model, options.batch_size[0], options.rounds, device)
         return
