@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,6 +26,16 @@ from wd_probe.experiments.options import TrainOptions
 
 TINY = ["--model", "test_convnext", "--batch-size", "32", "--steps", "2"]
 BASE = TrainOptions(model="test_convnext", batch_size=32, steps=2, method="wd")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    """Cells this small are faster so, the more where others use the machine."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Told:
@@ -262,7 +273,7 @@ from pathlib import Path
 from tests import test_sweeps as t
 from wd_probe.experiments import sweeps
 
-moment, count = sys.argv[1], 0
+count = 0
 
 def dying_train(options, listener):
     global count
@@ -279,18 +290,22 @@ def dying_train(options, listener):
     return summary
 
 sweeps.train, sweeps._prepare = dying_train, lambda options: None
-sweeps.sweep(sweeps.grid(t.BASE, {"seed": range(5)}), Path(moment), t.Told())
+for moment in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        sweeps.sweep(sweeps.grid(t.BASE, {"seed": range(5)}), Path(moment), t.Told())
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), end=" ")
 """
 
 
 def test_a_killed_sweep_goes_on_at_the_broken_cell(tmp_path, monkeypatch):
     moments = ("begun", "summary torn", "before the weights")
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    running = [
-        subprocess.Popen([sys.executable, "-c", KILLED, moment], cwd=tmp_path, env=env)
-        for moment in moments
-    ]
-    assert [process.wait(timeout=120) for process in running] == [-signal.SIGKILL] * 3
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *moments],
+        cwd=tmp_path, env=env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "-9 -9 -9 "
 
     def whole_train(options, listener):
         assert {p.name for p in options.output.iterdir()} == {"incomplete"}
@@ -338,7 +353,7 @@ def wait_for(something, seconds=120):
     "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
 def test_a_real_sweep_is_stopped_in_mid_cell_and_goes_on(tmp_path, wdprobe, number):
-    arguments = ["sweep", "--model", "test_convnext", "--batch-size", 32, "--steps", 40,
+    arguments = ["sweep", "--model", "test_convnext", "--batch-size", 32, "--steps", 10,
                  "--seeds", 2, "--output", "s"]  # fmt: skip
     process = start(tmp_path, *arguments)
     try:
@@ -573,18 +588,23 @@ def test_an_unreachable_address_is_told_soon(wdprobe, monkeypatch, scheme, answe
     assert time.monotonic() - begun < 20
 
 
-def test_nothing_of_ray_is_imported_unless_asked_for(tmp_path):
-    code = (
-        "import sys; sys.argv = ['wdprobe', 'sweep', '--lr', '']\n"
-        "from wd_probe.cli.main import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "print('ray' in sys.modules, 'wd_probe.experiments.sweeps' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "False True\n"
+@pytest.mark.usefixtures("quick")
+def test_nothing_of_ray_is_imported_unless_asked_for(wdprobe, monkeypatch):
+    asked = []
+
+    class Watch:
+        def find_spec(self, name, *_):
+            if name.partition(".")[0] == "ray":
+                asked.append(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Watch(), *sys.meta_path])
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "ray")
+    assert wdprobe("sweep")[0] == 0
+    assert asked == []
+    for folder in ("wd_probe", "cli"):
+        for path in (Path(__file__).parent.parent / folder).rglob("*.py"):
+            assert not re.search(r"^(import|from) ray\b", path.read_text(), re.MULTILINE), path
 
 
 def workers(mark):
