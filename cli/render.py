@@ -602,7 +602,8 @@ def paper_result(result: dict[str, Any]) -> None:
     """The result of `wdprobe reproduce` for a person."""
     columns, rows = list(result["columns"]), [list(row) for row in result["rows"]]
     same = [k for k in range(len(columns)) if len(rows) > 1 and len({row[k] for row in rows}) == 1]
-    told = " · ".join(rows[0][k] for k in same if columns[k] in ("dataset", "model", "optimizer"))
+    about = {"dataset": "{}", "model": "{}", "optimizer": "{}", "η": "η {}", "λ": "λ {}"}
+    told = " · ".join(about[columns[k]].format(rows[0][k]) for k in same if columns[k] in about)
     out.print(f"\n[bold]{escape(result['title'])}[/]" + (f"\n{escape(told)}" if told else ""))
     shown = [k for k in range(len(columns)) if k not in same or columns[k] == "method"]
     table = Table(box=None, pad_edge=False, header_style="bold")

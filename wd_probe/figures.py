@@ -13,24 +13,26 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from .experiments.runs import Run
 
-_INK = "#222222"
-_SERIES = ("#0b5fa5", "#d1495b", "#3a7d44", "#8a5fbf", "#c77f1a", "#4b4b4b")
-_LINE, _SECOND = _SERIES[:2]
+INK = "#222222"
+SERIES = ("#0b5fa5", "#d1495b", "#3a7d44", "#8a5fbf", "#c77f1a", "#4b4b4b")
+_LINE, _SECOND = SERIES[:2]
 _RULE = "#e6e6e6"
 _RING, _DARK, _LIGHT = "#e8453c", "#111111", "#fefefe"  # on a colour map
 #: The colours of lines and text by their part, for a page that exchanges them in the dark.
-PALETTE = {"ink": _INK, "rule": _RULE} | {f"series-{k}": c for k, c in enumerate(_SERIES, start=1)}
+PALETTE = {"ink": INK, "rule": _RULE} | {f"series-{k}": c for k, c in enumerate(SERIES, start=1)}
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _WINDOW = 25  # points a smoothed curve is averaged over, at most
 
 
-def _figure(title: str, width: float = 7.0, height: float = 3.8) -> Figure:
+def new_figure(title: str, width: float = 7.0, height: float = 3.8) -> Figure:
+    """An empty figure with a title at its left."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=10, color=_INK, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
     return figure
 
 
-def _dress(axes: Any, ylabel: str, xlabel: str = "") -> Any:
+def dress(axes: Any, ylabel: str, xlabel: str = "") -> Any:
+    """The house style on an axes, which is returned."""
     axes.set_xlabel(xlabel, fontsize=9)
     axes.set_ylabel(ylabel, fontsize=9)
     axes.tick_params(labelsize=8)
@@ -53,7 +55,8 @@ def _method(config: Mapping[str, Any]) -> str:
     return "" if method == "own" else f"{method} · "
 
 
-def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A moving average over a twentieth of the values, at most 25."""
     window = max(1, min(_WINDOW, len(values) // 20))
     padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
     return np.convolve(padded, np.ones(window) / window, mode="valid")
@@ -61,25 +64,23 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def opposing_rate(run: "Run") -> Figure:
     """R_op over the steps of a run (the form of Fig. 2a), as share of weights and of penalty."""
-    figure = _figure(f"Opposing-penalty rate\n{_title(run)}", height=4.6)
+    figure = new_figure(f"Opposing-penalty rate\n{_title(run)}", height=4.6)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1.5))
-    _dress(upper, "share of weights")
-    _dress(lower, "share of Σ|P|", "step").xaxis.set_major_locator(MaxNLocator(integer=True))
+    dress(upper, "share of weights")
+    dress(lower, "share of Σ|P|", "step").xaxis.set_major_locator(MaxNLocator(integer=True))
     known = np.isfinite(run.steps["rate"])
     steps = np.asarray(run.steps["step"])[known]
     for axes, name, colour in ((upper, "rate", _LINE), (lower, "mass", _SECOND)):
         values = np.asarray(run.steps[name])[known]
         axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.4, label="each step")
         if len(values) >= 2:
-            axes.plot(steps, _smooth(values), color=colour, linewidth=1.8, label="smoothed")
+            axes.plot(steps, smooth(values), color=colour, linewidth=1.8, label="smoothed")
         axes.set_ylim(bottom=0)
         axes.margins(y=0.15)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         if len(values):
             top = int(values.argmax())
-            axes.scatter(
-                steps[top], values[top], s=36, facecolors="none", edgecolors=_INK, zorder=3
-            )
+            axes.scatter(steps[top], values[top], s=36, facecolors="none", edgecolors=INK, zorder=3)
             axes.annotate(
                 f"max {100 * values[top]:.3g} %",
                 (steps[top], values[top]),
@@ -98,8 +99,10 @@ def layer_heatmap(run: "Run") -> Figure:
     grid = np.full((count, len(steps)), np.nan)
     columns = np.searchsorted(steps, run.layers["step"])
     grid[np.asarray(run.layers["index"], dtype=int) - 1, columns] = run.layers["rate"]
-    figure = _figure(f"R_op by layer\n{_title(run)}", height=max(3.0, 1.1 + 0.17 * min(count, 60)))
-    axes = _dress(figure.subplots(), "layer (1 = shallowest)", "step")
+    figure = new_figure(
+        f"R_op by layer\n{_title(run)}", height=max(3.0, 1.1 + 0.17 * min(count, 60))
+    )
+    axes = dress(figure.subplots(), "layer (1 = shallowest)", "step")
     axes.grid(visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     finite = grid[np.isfinite(grid)]
@@ -131,8 +134,8 @@ def _short(text: str, most: int = 40) -> str:
 
 def decay_profile(run: "Run") -> Figure:
     """R_op as a function of the decay rate λ, from the recorded updates of one run (fact 4)."""
-    figure = _figure(f"R_op had λ been another\n{_title(run)}")
-    axes = _dress(figure.subplots(), "opposing penalties", "weight decay λ")
+    figure = new_figure(f"R_op had λ been another\n{_title(run)}")
+    axes = dress(figure.subplots(), "opposing penalties", "weight decay λ")
     columns: Mapping[str, Sequence[float]] = run.profile
     rates = np.unique(columns["rate"])
     share = np.asarray(columns["opposing"]) / np.maximum(columns["penalized"], 1)
@@ -141,7 +144,7 @@ def decay_profile(run: "Run") -> Figure:
     axes.fill_between(rates, low, high, color=_LINE, alpha=0.15, linewidth=0, label="80 % of steps")
     axes.plot(rates, middle, color=_LINE, linewidth=1.8, label="median step")
     own = run.config["weight_decay"]
-    axes.axvline(own, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axvline(own, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.annotate(
         f" this run: {own:g}", (own, 0.02), xycoords=("data", "axes fraction"), fontsize=8
     )
@@ -155,16 +158,16 @@ def decay_profile(run: "Run") -> Figure:
 
 def training_curves(run: "Run") -> Figure:
     """Training loss and top-1 after every epoch."""
-    figure = _figure(f"Training\n{_title(run)}", height=4.6)
+    figure = new_figure(f"Training\n{_title(run)}", height=4.6)
     upper, lower = figure.subplots(2, sharex=True)
-    _dress(upper, "training loss")
-    _dress(lower, "top-1", "epoch").xaxis.set_major_locator(MaxNLocator(integer=True))
+    dress(upper, "training loss")
+    dress(lower, "top-1", "epoch").xaxis.set_major_locator(MaxNLocator(integer=True))
     epochs = run.epochs["epoch"]
     upper.plot(epochs, run.epochs["train_loss"], color=_LINE, linewidth=1.8)
     for name, label, colour in (
         ("top1", "test", _LINE),
         ("other_top1", "test, at the other moment", _SECOND),
-        ("val_top1", "validation", _SERIES[2]),
+        ("val_top1", "validation", SERIES[2]),
     ):
         if np.isfinite(run.epochs.get(name, [])).any():
             lower.plot(epochs, run.epochs[name], color=colour, linewidth=1.8, label=label)
@@ -195,10 +198,10 @@ def draw_training(run: "Run") -> dict[str, Figure]:
 
 def zero_shot(runs: Sequence["Run"]) -> Figure:
     """The metric against the share taken off (the form of Fig. 3a), one line for each model."""
-    figure = _figure("Zero-shot weight decay\nweights scaled to zero, no training")
-    axes = _dress(figure.subplots(), "", "weights taken off (1 − scale)")
+    figure = new_figure("Zero-shot weight decay\nweights scaled to zero, no training")
+    axes = dress(figure.subplots(), "", "weights taken off (1 − scale)")
     kinds = set()
-    for run, colour in zip(runs, _SERIES * len(runs), strict=False):
+    for run, colour in zip(runs, SERIES * len(runs), strict=False):
         top1 = np.asarray(run.curve["top1"])
         kind = "top1" if np.isfinite(top1).any() else "agreement"
         kinds.add({"top1": "top-1", "agreement": "agreement with the undecayed model"}[kind])
@@ -236,11 +239,11 @@ def _part_map(
 ) -> Figure:  # fmt: skip
     grid, indices, scales = _grid(table, value)
     count = len(indices)
-    figure = _figure(
+    figure = new_figure(
         f"{title}\n{run.config['model']} · {run.config['source']}",
         height=max(3.0, 1.3 + 0.17 * min(count, 60)),
     )
-    axes = _dress(figure.subplots(), "", "scale")
+    axes = dress(figure.subplots(), "", "scale")
     axes.grid(visible=False)
     image = axes.imshow(grid, aspect="auto", interpolation="nearest", **colours)
     every = max(1, -(-count // 40))
@@ -299,8 +302,8 @@ def overlay(
         label: of the axis.
         share: whether the column holds shares of 1, shown in per cent.
     """
-    figure = _figure(title)
-    axes = _dress(figure.subplots(), label, table[:-1])
+    figure = new_figure(title)
+    axes = dress(figure.subplots(), label, table[:-1])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for number, (name, run) in enumerate(runs.items()):
         columns = getattr(run, table)
@@ -308,7 +311,7 @@ def overlay(
         known = np.isfinite(values)
         if known.any():
             where = np.asarray(columns[table[:-1]])[known]
-            values = _smooth(values[known]) if table == "steps" else values[known]
+            values = smooth(values[known]) if table == "steps" else values[known]
             axes.plot(where, values, label=_short(name, 60), **_line(number))
     if share:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -319,8 +322,8 @@ def overlay(
 def _line(number: int) -> dict[str, Any]:
     """The look of a line; colours come again with other dashes."""
     return {
-        "color": _SERIES[number % len(_SERIES)],
-        "linestyle": _DASHES[number // len(_SERIES) % len(_DASHES)],
+        "color": SERIES[number % len(SERIES)],
+        "linestyle": _DASHES[number // len(SERIES) % len(_DASHES)],
         "linewidth": 1.8,
     }
 
@@ -343,46 +346,79 @@ def lr_decay_map(
         best: the setting that gets a ring.
         limits: of the colours, so that several maps can be compared; default this map's own.
     """
-    rates = sorted({lr for lr, _ in values}, reverse=True)
-    decays = sorted({decay for _, decay in values})
-    grid = np.array([[values.get((lr, decay), math.inf) for decay in decays] for lr in rates])
-    figure = _figure(title, width=max(4.8, 1.6 + 0.55 * len(decays)), height=1.6 + 0.4 * len(rates))
-    axes = _dress(figure.subplots(), "learning rate η", "weight decay λ")
-    axes.grid(visible=False)
-    low, high = limits or _span(grid)
-    shown = np.where(np.isfinite(grid), grid, np.nan)
-    image = axes.imshow(
-        shown, aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high
-    )
-    for (row, column), value in np.ndenumerate(grid):
-        if not math.isinf(value):
-            axes.text(column, row, *_cell(value, low, high), ha="center", va="center", fontsize=8)
-    if best is not None:
-        axes.scatter(
-            decays.index(best[1]), rates.index(best[0]), s=560, facecolors="none",
-            edgecolors=_RING, linewidths=1.8, clip_on=False,
-        )  # fmt: skip
-    axes.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
-    axes.set_yticks(range(len(rates)), [f"{lr:g}" for lr in rates])
-    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1.0), pad=0.02)
+    return lr_decay_maps({"": values}, title, label=label, best={"": best}, limits=limits)
+
+
+def lr_decay_maps(
+    maps: Mapping[str, Mapping[tuple[float, float], float]],
+    title: str,
+    *,
+    label: str = "top-1",
+    best: Mapping[str, tuple[float, float] | None] | None = None,
+    limits: tuple[float, float] | None = None,
+    digits: int = 1,
+) -> Figure:
+    """:func:`lr_decay_map` of several grids beside each other, under one scale of colours.
+
+    Args:
+        maps: by the name of each what :func:`lr_decay_map` takes.
+        title: of the figure.
+        label: what the share is.
+        best: the setting of each that gets a ring.
+        limits: of the colours; default those of all values together.
+        digits: of the per cent written in the cells.
+    """
+    rates = sorted({lr for values in maps.values() for lr, _ in values}, reverse=True)
+    decays = sorted({decay for values in maps.values() for _, decay in values})
+    grids = {
+        name: np.array([[values.get((lr, decay), math.inf) for decay in decays] for lr in rates])
+        for name, values in maps.items()
+    }
+    low, high = limits or _span(np.stack(list(grids.values())), 10.0 ** -(digits + 1))
+    width = max(4.8, 1.6 + 0.55 * len(decays))
+    if len(maps) > 1:
+        width = 1.6 + len(maps) * (1.0 + 0.6 * len(decays))
+    figure = new_figure(title, width=width, height=1.6 + 0.4 * len(rates))
+    panels = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
+    for axes, (name, grid) in zip(panels, grids.items(), strict=True):
+        dress(axes, "learning rate η" if axes is panels[0] else "", "weight decay λ")
+        axes.set_title(name, fontsize=9)
+        axes.grid(visible=False)
+        shown = np.where(np.isfinite(grid), grid, np.nan)
+        image = axes.imshow(
+            shown, aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high
+        )
+        for (row, column), value in np.ndenumerate(grid):
+            if not math.isinf(value):
+                text, colour = _cell(value, low, high, digits)
+                axes.text(column, row, text, color=colour, ha="center", va="center", fontsize=8)
+        ring = None if best is None else best.get(name)
+        if ring is not None:
+            axes.scatter(
+                decays.index(ring[1]), rates.index(ring[0]), s=560, facecolors="none",
+                edgecolors=_RING, linewidths=1.8, clip_on=False,
+            )  # fmt: skip
+        axes.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
+        axes.set_yticks(range(len(rates)), [f"{lr:g}" for lr in rates])
+    bar = figure.colorbar(image, ax=list(panels), format=PercentFormatter(1.0), pad=0.02)
     bar.ax.tick_params(labelsize=7)
     bar.set_label(label, fontsize=8)
     return figure
 
 
-def _span(values: NDArray[np.float64]) -> tuple[float, float]:
-    """The least and the largest of those that are numbers, at least a point apart."""
+def _span(values: NDArray[np.float64], least: float) -> tuple[float, float]:
+    """The least and the largest of those that are numbers, at least so far apart."""
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    return low, max(high, low + 0.01)
+    return low, max(high, low + least)
 
 
-def _cell(value: float, low: float, high: float) -> tuple[str, dict[str, str]]:
-    """A cell's text in per cent, dark on the light end of the colours; a cross for none."""
+def _cell(value: float, low: float, high: float, digits: int) -> tuple[str, str]:
+    """A cell's text in per cent and its colour, dark on the light end; a cross for none."""
     if math.isnan(value):
-        return "×", {"color": _INK}
+        return "×", INK
     bright = value > low + 0.6 * (high - low)
-    return f"{100 * value:.1f}", {"color": _DARK if bright else _LIGHT}
+    return f"{100 * value:.{digits}f}", _DARK if bright else _LIGHT
 
 
 def top1_by_decay_rate(
@@ -398,8 +434,8 @@ def top1_by_decay_rate(
         title: of the figure.
         marks: by method, the λ that gets a filled point.
     """
-    figure = _figure(title)
-    axes = _dress(figure.subplots(), "top-1", "weight decay λ")
+    figure = new_figure(title)
+    axes = dress(figure.subplots(), "top-1", "weight decay λ")
     for number, (name, points) in enumerate(curves.items()):
         look = _line(number)
         drawn = [(decay, top1) for decay, top1 in sorted(points) if decay > 0]
@@ -418,8 +454,8 @@ def top1_by_decay_rate(
 
 def opposing_beside_top1(points: Mapping[str, Sequence[tuple[float, float]]], title: str) -> Figure:
     """Mean R_op against top-1, a point for each setting, a colour for each method in order."""
-    figure = _figure(title)
-    axes = _dress(figure.subplots(), "top-1", "mean R_op")
+    figure = new_figure(title)
+    axes = dress(figure.subplots(), "top-1", "mean R_op")
     for number, (name, pairs) in enumerate(points.items()):
         colour = _line(number)["color"]
         if pairs:

@@ -350,15 +350,24 @@ def _fig2(context: _Context) -> Result:
             title,
             [(s.lr, s.weight_decay, read_run(Path(s.cells[0]["run"])).steps) for s in own],
         )
-        result.figures[f"fig2b_{number}"] = paper_figures.rate_map(
-            f"Mean R_op of wd\n{title}", "R_op, %", {"wd": _by_rates(own, ("rate", "mean"))}
+        means = _by_rates(own, "rate", "mean")
+        result.figures[f"fig2b_{number}"] = figures.lr_decay_maps(
+            {"wd": means}, f"Mean R_op\n{title}", label="R_op", best={"wd": _top(means)}, digits=3
         )
     return result
 
 
-def _by_rates(found: Sequence[Setting], path: tuple[str, ...]) -> dict[tuple[float, float], float]:
-    """A figure's mean over seeds, in per cent, by (η, λ)."""
-    return {(s.lr, s.weight_decay): 100 * interval(s.values(*path)).mean for s in found}
+def _by_rates(found: Sequence[Setting], *path: str) -> dict[tuple[float, float], float]:
+    """A figure's mean over seeds by (η, λ); NaN where a seed diverged."""
+    return {
+        (s.lr, s.weight_decay): math.nan if s.diverged else interval(s.values(*path)).mean
+        for s in found
+    }
+
+
+def _top(values: Mapping[tuple[float, float], float]) -> tuple[float, float] | None:
+    known = {key: value for key, value in values.items() if math.isfinite(value)}
+    return max(known, key=known.__getitem__) if known else None
 
 
 def _fig3a(context: _Context) -> Result:
@@ -452,11 +461,13 @@ def _fig4(context: _Context) -> Result:
     for number, (dataset, model, opt) in enumerate(context.subjects(), start=1):
         own = context.of(dataset=dataset, model=model, opt=opt)
         maps = {
-            method: _by_rates([s for s in own if s.method == method], ("best10", "mean"))
+            method: _by_rates([s for s in own if s.method == method], "best10", "mean")
             for method in dict.fromkeys(s.method for s in own)
         }
-        result.figures[f"fig4_{number}"] = paper_figures.rate_map(
-            f"Best-10 top-1\n{model} on {dataset}, {opt}", "top-1, %", maps
+        result.figures[f"fig4_{number}"] = figures.lr_decay_maps(
+            maps,
+            f"Best-10 top-1\n{model} on {dataset}, {opt}",
+            best={method: _top(values) for method, values in maps.items()},
         )
     return result
 

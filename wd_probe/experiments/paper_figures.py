@@ -5,13 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from numpy.typing import NDArray
 
-from ..figures import _INK as INK
-from ..figures import _SERIES as SERIES
-from ..figures import _dress as dress
-from ..figures import _figure as new_figure
-from ..figures import _smooth as smooth
+from ..figures import INK, SERIES, dress, new_figure, smooth
 from .analysis import Interval
 
 Columns = Mapping[str, list[float]]
@@ -67,61 +62,6 @@ def over_training(title: str, runs: Sequence[tuple[float, float, Columns]]) -> F
         )
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
-
-
-def rate_map(
-    title: str, label: str, maps: Mapping[str, Mapping[tuple[float, float], float]]
-) -> Figure:
-    """Fig. 2b and 4: a figure over η and λ, a map for each method; a circle at the largest.
-
-    Args:
-        title: what was trained.
-        label: of the figure and its unit.
-        maps: by method the figure by (η, λ); NaN where it diverged.
-    """
-    figure = new_figure(title, width=1.5 + 3.4 * len(maps), height=3.9)
-    grids = {name: _grid(values) for name, values in maps.items()}
-    finite = [g[np.isfinite(g)] for _, _, g in grids.values()]
-    every = np.concatenate(finite) if finite else np.zeros(0)
-    low, high = (every.min(), every.max()) if every.size else (0.0, 1.0)
-    shared = figure.subplots(1, len(maps), squeeze=False)[0]
-    for axes, (name, (lrs, rates, values)) in zip(shared, grids.items(), strict=True):
-        dress(axes, "learning rate η", "weight decay λ")
-        axes.grid(visible=False)
-        axes.set_title(name, fontsize=9)
-        image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high)
-        axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-        axes.set_yticks(range(len(lrs)), [f"{lr:g}" for lr in lrs])
-        _written(axes, values, (low + high) / 2)
-    bar = figure.colorbar(image, ax=list(shared), pad=0.02)
-    bar.ax.tick_params(labelsize=7)
-    bar.set_label(label, fontsize=8)
-    return figure
-
-
-def _grid(
-    values: Mapping[tuple[float, float], float],
-) -> tuple[list[float], list[float], NDArray[np.float64]]:
-    lrs = sorted({lr for lr, _ in values}, reverse=True)
-    rates = sorted({rate for _, rate in values})
-    table = [[values.get((lr, rate), np.nan) for rate in rates] for lr in lrs]
-    return lrs, rates, np.array(table, dtype=float)
-
-
-def _written(axes: object, values: NDArray[np.float64], middle: float) -> None:
-    """The numbers in their cells, and a circle around the largest."""
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
-    for (row, column), value in np.ndenumerate(values):
-        shown = "×" if np.isnan(value) else f"{value:.3g}"
-        colour = "white" if np.isfinite(value) and value < middle else INK
-        axes.text(column, row, shown, ha="center", va="center", fontsize=8, color=colour)
-    if np.isfinite(values).any():
-        row, column = np.unravel_index(np.nanargmax(values), values.shape)
-        axes.scatter(
-            int(column), int(row), s=620, facecolors="none", edgecolors="black", linewidths=1.4
-        )
 
 
 def improvement(title: str, lines: Mapping[str, Sequence[tuple[float, Interval]]]) -> Figure:
