@@ -419,8 +419,11 @@ def _fig3b(context: _Context) -> Result:
             ten = difference(pwd.values("best10", "mean"), rwd.values("best10", "mean"))
             last = difference(pwd.values("top1"), rwd.values("top1"))
             one = difference(pwd.values("other_top1"), rwd.values("top1"))  # after the last epoch
-            for name, gap in (("each at its own moment", ten), ("at one moment", one)):
-                points = lines.setdefault(f"η {rwd.lr:g}, {name}", [])
+            for name, gap in (
+                ("best ten, each at its own moment", ten),
+                ("last epoch, at one moment", one),
+            ):
+                points = lines.setdefault(f"{name} · η {rwd.lr:g}", [])
                 points.append((rwd.weight_decay, gap.interval))
             result.rows.append(
                 (

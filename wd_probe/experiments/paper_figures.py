@@ -78,6 +78,9 @@ def improvement(title: str, lines: Mapping[str, Sequence[tuple[float, Interval]]
             color=colour, linewidth=1.6, capsize=3, marker="o", markersize=4, label=label,
         )  # fmt: skip
     axes.set_xscale("log")
+    rates = sorted({rate for points in lines.values() for rate, _ in points})
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8, loc="best")
     return figure
 
