@@ -58,9 +58,9 @@ def difference(one: Sequence[float], other: Sequence[float]) -> Difference:
         (a, b) for a, b in zip(one, other, strict=True) if math.isfinite(a) and math.isfinite(b)
     ]
     gaps = [a - b for a, b in pairs]
-    p = math.nan
-    if len(gaps) > 1 and statistics.stdev(gaps) > 0:
-        p = float(stats.ttest_1samp(gaps, 0.0).pvalue)
+    p, spread = math.nan, statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
+    if spread > 0:
+        p = 2 * float(stats.t.sf(abs(statistics.fmean(gaps)) / spread, len(gaps) - 1))
     return Difference(interval(gaps), p)
 
 
