@@ -494,6 +494,24 @@ def test_layers_of_ones_own():
     assert torch.equal(model[2].weight, before[2].weight * (1 - 0.2))
 
 
+@pytest.mark.parametrize("method", ["rwd", "pwd", "lpwd"])
+def test_the_other_moment(method):
+    """Fact 8: inside, pwd's weights are decayed and rwd's not yet; outside, the very same bits."""
+    model = small(torch.float64)
+    adam = torch.optim.Adam(model.parameters(), lr=0.1)
+    decay = WeightDecay(model, adam, method, rate=0.5)
+    train(model, adam, 3)
+    before = copy.deepcopy(model)
+    factors = [decay.factor(p, adam.param_groups[0]) for p in model.parameters()]
+    assert factors == pytest.approx([0.05] * 4 if method != "lpwd" else [0.05, 0.05, 0.1, 0.1])
+    with pytest.raises(RuntimeError, match="on the way"), decay.at_other_moment():
+        for p, was, c in zip(model.parameters(), before.parameters(), factors, strict=True):
+            expected = was / (1 - c) if method == "rwd" else was * (1 - c)
+            torch.testing.assert_close(p, expected, rtol=1e-14, atol=0)
+        raise RuntimeError("on the way")
+    assert same(model, before)
+
+
 # --- state ----------------------------------------------------------------------------------------
 
 
