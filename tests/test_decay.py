@@ -504,11 +504,10 @@ def test_the_other_moment(method):
     before = copy.deepcopy(model)
     factors = [decay.factor(p, adam.param_groups[0]) for p in model.parameters()]
     assert factors == pytest.approx([0.05] * 4 if method != "lpwd" else [0.05, 0.05, 0.1, 0.1])
-    with pytest.raises(RuntimeError, match="on the way"), decay.at_other_moment():
+    with decay.at_other_moment():
         for p, was, c in zip(model.parameters(), before.parameters(), factors, strict=True):
             expected = was / (1 - c) if method == "rwd" else was * (1 - c)
             torch.testing.assert_close(p, expected, rtol=1e-14, atol=0)
-        raise RuntimeError("on the way")
     assert same(model, before)
 
 
