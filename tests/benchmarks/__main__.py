@@ -231,7 +231,7 @@ def sweep_overheads(model_name):
     from wd_probe.experiments import on_ray
 
     def cells(first, count):
-        base = TrainOptions(model=model_name, method="wd", epochs=4, every=10)
+        base = TrainOptions(model=model_name, method="wd", steps=20, every=10)
         return sweeps.grid(base, {"seed": range(first, first + count)})
 
     plain, task = sweeps.run_cell, on_ray._run
