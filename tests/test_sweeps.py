@@ -69,7 +69,7 @@ def quick_train(options, listener):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(sweeps, "train", quick_train)
-    monkeypatch.setattr(sweeps, "_prepare", lambda options: None)
+    monkeypatch.setattr(sweeps, "prepare", lambda options: None)
 
 
 @pytest.fixture
@@ -289,7 +289,7 @@ def dying_train(options, listener):
     (options.output / "model.safetensors").write_text("weights")
     return summary
 
-sweeps.train, sweeps._prepare = dying_train, lambda options: None
+sweeps.train, sweeps.prepare = dying_train, lambda options: None
 for moment in sys.argv[1:]:
     child = os.fork()
     if not child:
@@ -313,7 +313,7 @@ def test_a_killed_sweep_goes_on_at_the_broken_cell(tmp_path, monkeypatch):
         return quick_train(options, listener)
 
     monkeypatch.setattr(sweeps, "train", whole_train)
-    monkeypatch.setattr(sweeps, "_prepare", lambda options: None)
+    monkeypatch.setattr(sweeps, "prepare", lambda options: None)
     cells = sweeps.grid(BASE, {"seed": range(5)})
     for moment in moments:
         folder, told = tmp_path / moment, Told()
@@ -384,7 +384,7 @@ def test_cells_that_fail_do_not_stop_the_others(wdprobe, tmp_path, monkeypatch):
         return quick_train(options, listener)
 
     monkeypatch.setattr(sweeps, "train", train)
-    monkeypatch.setattr(sweeps, "_prepare", lambda options: None)
+    monkeypatch.setattr(sweeps, "prepare", lambda options: None)
     failing = True
     code, out, err = wdprobe("sweep", "--seeds", 3, "--output", "s")
     assert code == 1
@@ -405,7 +405,7 @@ def test_a_cell_whose_files_cannot_be_written_has_failed(monkeypatch, tmp_path):
     monkeypatch.setattr(
         sweeps, "train", lambda o, told: quick_train(o, told) | {"write_failure": "No space left"}
     )
-    monkeypatch.setattr(sweeps, "_prepare", lambda options: None)
+    monkeypatch.setattr(sweeps, "prepare", lambda options: None)
     cells = sweeps.grid(BASE, {"seed": [0]})
     (summary,) = sweeps.sweep(cells, tmp_path, Told())
     assert (summary["status"], summary["error"]) == (
@@ -419,7 +419,7 @@ def test_an_interrupted_cell_is_not_counted(monkeypatch, tmp_path):
         sweeps, "train", lambda o, told: quick_train(o, told)
         | {"status": "interrupted" if o.seed == 2 else "finished"},
     )  # fmt: skip
-    monkeypatch.setattr(sweeps, "_prepare", lambda options: None)
+    monkeypatch.setattr(sweeps, "prepare", lambda options: None)
     told = Told()
     with pytest.raises(RunError, match="interrupted: 2 of 4 cells are in"):
         sweeps.sweep(sweeps.grid(BASE, {"seed": range(4)}), tmp_path, told)

@@ -19,7 +19,7 @@ from ..errors import InputError, RunError
 from .ledger import Ledger
 from .options import TrainOptions
 from .runs import dumps
-from .train import _prepare, train
+from .train import prepare, train
 
 #: More cells than this want a word of consent.
 MANY = 10_000
@@ -192,7 +192,7 @@ def _check_ahead(options: Iterable[TrainOptions], elsewhere: bool) -> None:
     for o in sorted(options, key=lambda o: o.learning_rate * o.weight_decay):
         strongest[replace(o, lr=None, weight_decay=0.0, seed=0)] = o
     for o in strongest.values():
-        _prepare(replace(o, device="cpu", torchcompile=False) if elsewhere else o)
+        prepare(replace(o, device="cpu", torchcompile=False) if elsewhere else o)
         _clear(o)
 
 

@@ -47,7 +47,7 @@ class Listener(Protocol):
 
 
 @dataclass(slots=True)
-class _Run:
+class Run:
     """What a run is made of."""
 
     options: TrainOptions
@@ -88,7 +88,7 @@ def train(options: TrainOptions, listener: Listener) -> dict[str, Any]:
         InputError: options that do not fit each other or this machine.
         RunError: the pretrained weights could not be had.
     """
-    run = _prepare(options)
+    run = prepare(options)
     probe, literal = _probes(run)
     folder = RunFolder(options.output or default_folder(options.command, options.model))
     with folder:
@@ -114,7 +114,13 @@ def train(options: TrainOptions, listener: Listener) -> dict[str, Any]:
     return summary | {"write_failure": folder.failure} if folder.failure else summary
 
 
-def _prepare(options: TrainOptions) -> _Run:
+def prepare(options: TrainOptions) -> Run:
+    """Open the data, build model and optimizer, attach the method.
+
+    Raises:
+        InputError: options that do not fit each other or this machine.
+        RunError: the pretrained weights could not be had.
+    """
     device = pick_device(options.device)
     torch.manual_seed(options.seed)
     data = load_data(
@@ -142,7 +148,7 @@ def _prepare(options: TrainOptions) -> _Run:
     called: Any = torch.compile(model) if options.torchcompile else model
     optimizer, decay = _optimizer(options, called)
     total = options.epochs * len(data.train) if options.steps is None else options.steps
-    return _Run(options, data, model, called, optimizer, decay, layers(model), device, total)
+    return Run(options, data, model, called, optimizer, decay, layers(model), device, total)
 
 
 def _optimizer(options: TrainOptions, model: nn.Module) -> tuple[Optimizer, WeightDecay | None]:
@@ -181,7 +187,7 @@ def _spare(optimizer: Optimizer, model: nn.Module, chosen: set[str]) -> None:
         optimizer.add_param_group({**group, "params": rest, "weight_decay": 0.0})
 
 
-def _probes(run: _Run) -> tuple[OpposingPenaltyProbe | None, OpposingPenaltyProbe | None]:
+def _probes(run: Run) -> tuple[OpposingPenaltyProbe | None, OpposingPenaltyProbe | None]:
     """The probe, and for pwd one more that reads Eq. 10 to the letter."""
     options = run.options
     if not options.every or not options.weight_decay or options.method == "baseline":
@@ -205,7 +211,7 @@ def _probes(run: _Run) -> tuple[OpposingPenaltyProbe | None, OpposingPenaltyProb
     return probe, literal
 
 
-def _train(run: _Run, journal: Journal, listener: Listener) -> Status:
+def _train(run: Run, journal: Journal, listener: Listener) -> Status:
     trainer, epoch = run.trainer(), 0
     try:
         while journal.steps < run.total:
@@ -223,7 +229,7 @@ def _train(run: _Run, journal: Journal, listener: Listener) -> Status:
     return "finished"
 
 
-def _other_moment(run: _Run, trainer: Trainer) -> Score:
+def _other_moment(run: Run, trainer: Trainer) -> Score:
     decay = run.decay
     if not run.options.both_moments or decay is None or not decay.has_other_moment:
         return NOT_EVALUATED
@@ -231,13 +237,13 @@ def _other_moment(run: _Run, trainer: Trainer) -> Score:
         return evaluate(trainer.model, run.data.test, trainer.autocast)
 
 
-def _validated(run: _Run, trainer: Trainer) -> Score:
+def _validated(run: Run, trainer: Trainer) -> Score:
     if run.data.validation is None:
         return NOT_EVALUATED
     return evaluate(trainer.model, run.data.validation, trainer.autocast)
 
 
-def _config(run: _Run) -> dict[str, Any]:
+def _config(run: Run) -> dict[str, Any]:
     options = run.options
     return {
         **asdict(options),
@@ -261,7 +267,7 @@ def _config(run: _Run) -> dict[str, Any]:
     }
 
 
-def _summary(run: _Run, journal: Journal, status: Status, seconds: float) -> dict[str, Any]:
+def _summary(run: Run, journal: Journal, status: Status, seconds: float) -> dict[str, Any]:
     options, probe = run.options, journal.probe
     ndims = {} if probe is None else {name: p.ndim for name, p in probe.named_parameters()}
     tensors = {name: (ndims[name], tally) for name, tally in journal.tensors().items()}
