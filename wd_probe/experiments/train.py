@@ -47,7 +47,7 @@ class Listener(Protocol):
 
 
 @dataclass(slots=True)
-class Run:
+class Training:
     """What a run is made of."""
 
     options: TrainOptions
@@ -61,6 +61,7 @@ class Run:
     total: int
 
     def trainer(self) -> Trainer:
+        """The loop over its data."""
         amp_dtype = getattr(torch, self.options.amp_dtype) if self.options.amp else None
         return Trainer(self.called, self.optimizer, self.data.train, amp_dtype=amp_dtype)
 
@@ -114,7 +115,7 @@ def train(options: TrainOptions, listener: Listener) -> dict[str, Any]:
     return summary | {"write_failure": folder.failure} if folder.failure else summary
 
 
-def prepare(options: TrainOptions) -> Run:
+def prepare(options: TrainOptions) -> Training:
     """Open the data, build model and optimizer, attach the method.
 
     Raises:
@@ -148,7 +149,7 @@ def prepare(options: TrainOptions) -> Run:
     called: Any = torch.compile(model) if options.torchcompile else model
     optimizer, decay = _optimizer(options, called)
     total = options.epochs * len(data.train) if options.steps is None else options.steps
-    return Run(options, data, model, called, optimizer, decay, layers(model), device, total)
+    return Training(options, data, model, called, optimizer, decay, layers(model), device, total)
 
 
 def _optimizer(options: TrainOptions, model: nn.Module) -> tuple[Optimizer, WeightDecay | None]:
@@ -187,7 +188,7 @@ def _spare(optimizer: Optimizer, model: nn.Module, chosen: set[str]) -> None:
         optimizer.add_param_group({**group, "params": rest, "weight_decay": 0.0})
 
 
-def _probes(run: Run) -> tuple[OpposingPenaltyProbe | None, OpposingPenaltyProbe | None]:
+def _probes(run: Training) -> tuple[OpposingPenaltyProbe | None, OpposingPenaltyProbe | None]:
     """The probe, and for pwd one more that reads Eq. 10 to the letter."""
     options = run.options
     if not options.every or not options.weight_decay or options.method == "baseline":
@@ -211,7 +212,7 @@ def _probes(run: Run) -> tuple[OpposingPenaltyProbe | None, OpposingPenaltyProbe
     return probe, literal
 
 
-def _train(run: Run, journal: Journal, listener: Listener) -> Status:
+def _train(run: Training, journal: Journal, listener: Listener) -> Status:
     trainer, epoch = run.trainer(), 0
     try:
         while journal.steps < run.total:
@@ -229,7 +230,7 @@ def _train(run: Run, journal: Journal, listener: Listener) -> Status:
     return "finished"
 
 
-def _other_moment(run: Run, trainer: Trainer) -> Score:
+def _other_moment(run: Training, trainer: Trainer) -> Score:
     decay = run.decay
     if not run.options.both_moments or decay is None or not decay.has_other_moment:
         return NOT_EVALUATED
@@ -237,13 +238,13 @@ def _other_moment(run: Run, trainer: Trainer) -> Score:
         return evaluate(trainer.model, run.data.test, trainer.autocast)
 
 
-def _validated(run: Run, trainer: Trainer) -> Score:
+def _validated(run: Training, trainer: Trainer) -> Score:
     if run.data.validation is None:
         return NOT_EVALUATED
     return evaluate(trainer.model, run.data.validation, trainer.autocast)
 
 
-def _config(run: Run) -> dict[str, Any]:
+def _config(run: Training) -> dict[str, Any]:
     options = run.options
     return {
         **asdict(options),
@@ -267,7 +268,7 @@ def _config(run: Run) -> dict[str, Any]:
     }
 
 
-def _summary(run: Run, journal: Journal, status: Status, seconds: float) -> dict[str, Any]:
+def _summary(run: Training, journal: Journal, status: Status, seconds: float) -> dict[str, Any]:
     options, probe = run.options, journal.probe
     ndims = {} if probe is None else {name: p.ndim for name, p in probe.named_parameters()}
     tensors = {name: (ndims[name], tally) for name, tally in journal.tensors().items()}
