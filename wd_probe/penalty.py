@@ -113,6 +113,11 @@ def tally(theta: Tensor, stepped: Tensor, c: float | Tensor) -> Tensor:
     across = sign_flips(old, new) & ~bad
     opposes = across & (new.abs() > (c / 2) * size)
     flipped = across & (new.abs() > c * size)
+    return _six(size, opposes, flipped, bad)
+
+
+def _six(size: Tensor, opposes: Tensor, flipped: Tensor, bad: Tensor) -> Tensor:
+    """The numbers named by ``TALLY_FIELDS``."""
     return torch.stack(
         [
             size.count_nonzero().double(),
@@ -143,16 +148,7 @@ def tally_exact(theta: Tensor, unpenalized: Tensor, stepped: Tensor) -> Tensor:
     size = torch.where(bad, 0.0, (u_hat - new).abs())
     opposes = (new.abs() > u_hat.abs()) & ~bad
     flipped = sign_flips(old, u_hat) & (size > 0)
-    return torch.stack(
-        [
-            size.count_nonzero().double(),
-            opposes.count_nonzero().double(),
-            flipped.count_nonzero().double(),
-            bad.count_nonzero().double(),
-            (size * opposes).sum(dtype=torch.float64),
-            size.sum(dtype=torch.float64),
-        ]
-    )
+    return _six(size, opposes, flipped, bad)
 
 
 def profile(theta: Tensor, stepped: Tensor, c: float, factors: Sequence[float]) -> Tensor:
