@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.test_probe import small, train
-from wd_probe import InputError, OpposingPenaltyProbe
+from wd_probe import OpposingPenaltyProbe
 from wd_probe.experiments.optimizers import build_optimizer, known_optimizers
 
 
@@ -29,10 +29,8 @@ def both_ways(name):
             optimizer = build_optimizer(name, model, lr=0.05, weight_decay=0.3)
             probes = [OpposingPenaltyProbe(model, optimizer, exact=exact) for exact in (None, True)]
             train(model, optimizer, 5)
-        except InputError:
+        except Exception:  # it wants a closure, a graph behind the gradient, or groups of its own
             return None
-        except (AssertionError, RuntimeError, TypeError, ValueError, AttributeError, KeyError):
-            return None  # it wants a closure, a graph behind the gradient, or another dtype
     closed, exact = ([(r.penalized, r.total.opposing) for r in p.records] for p in probes)
     return closed, exact
 
