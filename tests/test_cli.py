@@ -181,6 +181,7 @@ def test_train_for_a_person_and_without_measuring(wdprobe, tmp_path):
     assert "rate" not in rows(tmp_path / "run" / "steps.csv")[0]
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_to_the_same_weights(wdprobe, tmp_path):
     for name, more in (("plain", []), ("compiled", ["--torchcompile"])):
         options = ["--method", "pwd", "--weight-decay", 50, "--steps", 3, "--seed", 2]

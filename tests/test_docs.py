@@ -16,6 +16,9 @@ ELSEWHERE = ("pip ", "uv ", "pytest", "python -m tests.benchmarks")
 #: Commands that serve until Ctrl-C are given a look at a folder that is not there.
 SERVES = "wdprobe dashboard"
 
+#: Blocks whose commands take a minute and more even in their quickest form.
+LONG = ("results.md:1", "results.md:2")
+
 #: What makes the slow ones short.
 QUICKLY = {
     "wdprobe reproduce": ["--method", "wd", "--weight-decay", "0.5", "--seeds", "1"],
@@ -43,7 +46,11 @@ def commands():
         for line in text.replace("\\\n", " ").splitlines()
         for part in line.split("&&")
     ]
-    return [(where, part) for where, part in parts if part and not part.startswith(ELSEWHERE)]
+    return [
+        pytest.param(where, part, marks=pytest.mark.slow if where in LONG else ())
+        for where, part in parts
+        if part and not part.startswith(ELSEWHERE)
+    ]
 
 
 def run(command, monkeypatch, *more):
