@@ -189,7 +189,7 @@ class OpposingPenaltyProbe:
     def _step_twin(self) -> None:
         """Where a closed rule will not do, take the step on a copy without decay first."""
         self._u_hat = {}
-        if not self._live or not any(p.way == "exact" for p in self._penalties()):
+        if not self._live or not self._needs_twin():
             return
         try:
             self._u_hat = undecayed(self.optimizer)
@@ -201,6 +201,21 @@ class OpposingPenaltyProbe:
                 "is not measured there",
                 above=6,
             )
+
+    def _needs_twin(self) -> bool:
+        """Whether any penalty is to be had exactly; computes no factors, as every step asks."""
+        decay = attached(self.optimizer)
+        if not self._steps_twice:
+            return False
+        if decay is not None:
+            forced = bool(self.exact) and decay.moment in ("step", "update")
+            return decay.rate > 0 and (forced or decay.moment == "gradient")
+        return any(
+            rule != "none" and (bool(self.exact) or _OWN_WAYS[rule] == "exact")
+            for number, group in enumerate(self.optimizer.param_groups)
+            if group.get("weight_decay", 0)
+            for rule in {self._effect(number, group, p).rule for p in group["params"]}
+        )
 
     @torch.no_grad()
     def _after(self) -> None:
