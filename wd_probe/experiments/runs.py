@@ -16,11 +16,13 @@ from typing import Any, Self, TextIO, TypeVar
 import torch
 
 from ..errors import InputError, WdProbeWarning
+from .contents import CONFIG, SUMMARY, TABLES, check_table
+from .files import damaged, read_columns, read_json
 
 T = TypeVar("T")
 
 _FLUSH_SECONDS = 2.0
-_TABLES = ("steps", "epochs", "layers", "profile", "curve", "parts", "distortion")
+_TABLES = tuple(TABLES)
 _MEASURED_WITH = ("wd-probe", "torch", "timm", "numpy")
 
 
@@ -114,7 +116,8 @@ class RunFolder:
 
 def dumps(value: Any, indent: int | None = None) -> str:
     """Strict JSON: NaN and infinities, which JSON does not have, become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()  # lone surrogates of file names
 
 
 def _finite(value: Any) -> Any:
@@ -174,26 +177,15 @@ def read_run(path: Path) -> Run:
     """
     if not (path / "config.json").is_file():
         raise InputError(f"{path} is no run folder: it has no config.json")
-    try:
-        config = json.loads((path / "config.json").read_text())
-        summary_file = path / "summary.json"
-        summary = json.loads(summary_file.read_text()) if summary_file.is_file() else None
-        names = tuple(str(layer["name"]) for layer in config.get("layers", []))
-        tables = {name: _columns(path / f"{name}.csv") for name in _TABLES}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+    config = read_json(path / "config.json", CONFIG)
+    summary_file = path / "summary.json"
+    summary = read_json(summary_file, SUMMARY) if summary_file.is_file() else None
+    names = tuple(layer.get("name") for layer in config.get("layers") or ())
+    if None in names:
+        raise damaged(path / "config.json", f"layers[{names.index(None)}] has no name")
+    pointed = {"layers": names, "distortion": names, "parts": config.get("parts") or ()}
+    tables = {}
+    for name in _TABLES:
+        tables[name] = read_columns(path / f"{name}.csv")
+        check_table(path / f"{name}.csv", tables[name], pointed.get(name))
     return Run(path, config, summary, names, **tables)
-
-
-def _columns(path: Path) -> dict[str, list[float]]:
-    """The numeric columns of a CSV file; a last line cut short by a kill is left out."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        header, *rows = csv.reader(file)
-    whole = [row for row in rows if len(row) == len(header)]
-    return {
-        name: [float(row[k]) if row[k] else math.nan for row in whole]
-        for k, name in enumerate(header)
-        if name != "name"
-    }
