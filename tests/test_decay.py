@@ -231,8 +231,8 @@ def test_rwd_and_pwd_never_oppose(method, dtype, opt):
         optimizer._optimizer_step_post_hooks.move_to_end(first.id, last=False)
         optimizer.register_step_post_hook(compare)
     else:
-        model.register_forward_pre_hook(keep)
         WeightDecay(model, optimizer, method, rate=1.0)
+        model.register_forward_pre_hook(keep, prepend=True)
         model.register_forward_pre_hook(compare)
     train(model, optimizer, 10)
     assert not any(opposes for opposes, _ in seen)

@@ -157,7 +157,7 @@ def test_weights_are_bit_identical_with_the_probe_on_or_off(name):
             optimizer = TORCH[name](model.parameters())
         if probed:
             probe = OpposingPenaltyProbe(model, optimizer, profile=[0.1, 1.0])
-            keys = set(probe.optimizer.state)
+            keys = set(optimizer.state)
             assert not keys
         drawn = torch.rand(3)
         train(model, optimizer, 6)
@@ -380,10 +380,11 @@ def test_pwd_opposes_nothing_and_its_literal_reading_is_that_of_wd(method, exact
     model = small(torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
     theta = {}
-    model.register_forward_pre_hook(
-        lambda *_: theta.update({n: p.detach().clone() for n, p in model.named_parameters()})
-    )
     decay = WeightDecay(model, optimizer, method, rate=0.5)
+    model.register_forward_pre_hook(
+        lambda *_: theta.update({n: p.detach().clone() for n, p in model.named_parameters()}),
+        prepend=True,
+    )
     factors = {n: decay.factor(p, {"lr": 0.2}) for n, p in model.named_parameters()}
     paired = OpposingPenaltyProbe(model, optimizer, exact=exact)
     literal = OpposingPenaltyProbe(model, optimizer, exact=exact, reading="literal")

@@ -3,9 +3,9 @@
 A method is two choices: *when* a share of a weight is taken off, and *how strongly* in each layer.
 """
 
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, Self, get_args
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .errors import InputError, WdProbeWarning
-from .hooks import ForwardHooks, StepHooks, hooked
+from .errors import InputError, Teller
+from .hooks import ForwardHooks, StepHooks, hooked_all
 from .layering import Layers, Scale, check_rate, chosen_parameters, layers, layerwise_rates
+from .sharding import local, refuse_flat
 
 #: baseline: no decay. l1, l2: λ·sign(θ) or λθ goes into the gradient. wd: θ' = θ − ηU − cθ (Eq. 1).
 #: rwd: (1 − c)(θ − ηU) (Eq. 7). pwd: θ is decayed before the forward pass (Algorithm 2). lpwd: pwd
@@ -53,7 +54,8 @@ class WeightDecay:
     Args:
         model: the model; names its parameters. For pwd and lpwd the one that the loop calls: wrap
             and compile it first.
-        optimizer: its optimizer, whose own ``weight_decay`` must be 0 in every group.
+        optimizer: its optimizer, or several that share its parameters; their own ``weight_decay``
+            must be 0 in every group.
         method: one of ``METHODS``.
         rate: λ ≥ 0. May be changed later, by assignment.
         scale: how the rate rises from layer to layer (see :func:`wd_probe.layerwise_rates`), with
@@ -61,14 +63,15 @@ class WeightDecay:
         convention: "lr*rate" (default): c = ηλ with the live learning rate of the parameter's
             group. "rate": c = λ, as Eq. 1 is printed. l1 and l2 have no c: they add λ to the
             gradient.
-        parameters: names of the parameters to decay; default all.
+        parameters: names of the parameters to decay; default all, those that join an optimizer
+            later included.
         groups: the model's layers, if not ``wd_probe.layers(model)``.
 
     Raises:
         InputError: an unknown method, scale or convention; a rate that is negative or not finite,
             or so large that c > 1 would flip signs (also later, at the step that would); an
             optimizer that decays by itself, has a WeightDecay already, lacks a parameter that is
-            to decay or is LBFGS; layers of a model that has only one; sparse gradients.
+            to decay or is LBFGS; layers of a model that has only one; sparse gradients; FSDP1.
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
@@ -85,7 +88,7 @@ class WeightDecay:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         method: Method,
         *,
         rate: float = 0.0,
@@ -100,33 +103,60 @@ class WeightDecay:
         self.moment: Moment = _MOMENTS[method]
         self.convention: Convention = convention
         self.scale: Scale | None = scale or ("max2" if method == "lpwd" else None)
-        self.optimizer = hooked(optimizer)
-        _check_free(self.optimizer)
-        chosen = chosen_parameters(model, parameters)
-        _check_held(chosen, self.optimizer)
-        _check_dense(model, chosen)
-        self.layers = None if self.scale is None else layers(model) if groups is None else groups
-        self._names = chosen
-        self._shares = self._layer_shares(chosen)
+        refuse_flat(model)
+        self.optimizers = hooked_all(optimizer)
+        for one in self.optimizers:
+            _check_free(one)
+        self._model, self._parameters, self._groups = model, parameters, groups
+        self._names: dict[str, nn.Parameter] = {}
+        self._shares: dict[Tensor, float] = {}
+        self._passed_over: set[Tensor] = set()
+        self._choose()
+        _check_held(self._names, set(self._held()))
         self._rate = check_rate(rate)
         self._check_live_rates()
-        self._due = True  # the next training-mode forward pass is the first since the last step
-        self._void: Tensor | None = None
-        self._told = False
-        self._snapshot: list[tuple[Tensor, Tensor, Any]] = []
-        self._plain: list[tuple[Tensor, Tensor, Tensor]] = []
-        in_gradient = self.moment == "gradient"
+        #: The optimizers whose step the next training-mode forward pass is the first after, with 1
+        #: where that step was void.
+        self._due: dict[Optimizer, Tensor | None] = dict.fromkeys(self.optimizers)
+        self._tell = Teller()
+        self._snapshot: dict[Optimizer, list[tuple[Tensor, Tensor, Any]]] = {}
+        self._plain: dict[Optimizer, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        into_gradient = self._into_gradient if self.moment == "gradient" else None
         self._hooks: list[StepHooks | ForwardHooks] = [
             StepHooks(
-                self.optimizer,
-                self._before,
-                self._after,
-                graded=self._into_gradient if in_gradient else None,
+                one,
+                partial(self._before, one),
+                partial(self._after, one),
+                graded=into_gradient and partial(into_gradient, one),
             )
+            for one in self.optimizers
         ]
         if self.moment == "forward":
             self._hooks.append(ForwardHooks(model, self._before_forward))
-        _ATTACHED[self.optimizer] = ref(self)
+        for one in self.optimizers:
+            _ATTACHED[one] = ref(self)
+
+    def _held(self) -> Iterator[Tensor]:
+        return (p for one in self.optimizers for group in one.param_groups for p in group["params"])
+
+    def _choose(self) -> None:
+        """Which parameters decay, and their layers' shares of λ."""
+        chosen = chosen_parameters(self._model, self._parameters)
+        _check_dense(self._model, chosen)
+        self.layers = None
+        if self.scale is not None:
+            self.layers = layers(self._model) if self._groups is None else self._groups
+        self._names, self._shares = chosen, self._layer_shares(chosen)
+
+    def _take_in(self, optimizer: Optimizer) -> None:
+        """Parameters that have joined the optimizer decay too, unless decay was for chosen ones."""
+        if self._parameters is not None:
+            return
+        held = {p for group in optimizer.param_groups for p in group["params"]}
+        new = held - self._shares.keys() - self._passed_over
+        if new:
+            self._choose()
+            self._passed_over |= new - self._shares.keys()
 
     # --- how strongly in each layer -----------------------------------------------------------
 
@@ -187,7 +217,8 @@ class WeightDecay:
             return
         factors = [
             (float(self._factor(p, group)), p)
-            for group in self.optimizer.param_groups
+            for one in self.optimizers
+            for group in one.param_groups
             for p in group["params"]
             if self.decays(p)
         ]
@@ -208,9 +239,11 @@ class WeightDecay:
 
     # --- when it is taken off -----------------------------------------------------------------
 
-    def _jobs(self, needs_grad: bool = True) -> Iterator[tuple[float | Tensor, list[Tensor]]]:
+    def _jobs(
+        self, optimizer: Optimizer, needs_grad: bool = True
+    ) -> Iterator[tuple[float | Tensor, list[Tensor]]]:
         """Every factor and the parameters it falls on."""
-        for group in self.optimizer.param_groups:
+        for group in optimizer.param_groups:
             for _, chosen in self._by_share(group, needs_grad):
                 yield self.factor(chosen[0], group), chosen
 
@@ -225,27 +258,32 @@ class WeightDecay:
                 found.setdefault(self._shares[p], []).append(p)
         return found.items()
 
-    def _take_off(self, void: Tensor | None, needs_grad: bool = True) -> None:
-        for c, chosen in self._jobs(needs_grad):
-            torch._foreach_mul_(chosen, 1 - c if void is None else 1 - c * (1 - void))
+    def _take_off(self, optimizer: Optimizer, void: Tensor | None, needs_grad: bool = True) -> None:
+        for c, chosen in self._jobs(optimizer, needs_grad):
+            kept = 1 - c if void is None else 1 - c * (1 - void)
+            torch._foreach_mul_([local(p) for p in chosen], kept)
 
     @torch.no_grad()
-    def _before(self, has_closure: bool) -> None:
-        self._snapshot.clear()
+    def _before(self, optimizer: Optimizer, has_closure: bool) -> None:
+        self._take_in(optimizer)
+        self._snapshot.pop(optimizer, None)
         if self.moment != "step":
             return
         if has_closure:  # the gradient is yet to be taken, and is to be taken at θ
-            self._snapshot = [
-                (p, p.clone(), c) for c, chosen in self._jobs(needs_grad=False) for p in chosen
+            self._snapshot[optimizer] = [
+                (p, local(p).clone(), c)
+                for c, chosen in self._jobs(optimizer, needs_grad=False)
+                for p in chosen
             ]
         else:
-            self._take_off(voided(self.optimizer))
+            self._take_off(optimizer, voided(optimizer))
 
     @torch.no_grad()
-    def _into_gradient(self) -> None:
+    def _into_gradient(self, optimizer: Optimizer) -> None:
         """Give the optimizer g + λθ, or g + λ·sign(θ), in the place of g."""
-        scale = getattr(self.optimizer, "grad_scale", None)  # of gradients not yet unscaled
-        for group in self.optimizer.param_groups:
+        scale = getattr(optimizer, "grad_scale", None)  # of gradients not yet unscaled
+        kept = self._plain.setdefault(optimizer, [])
+        for group in optimizer.param_groups:
             for share, chosen in self._by_share(group):
                 terms = chosen if self.method == "l2" else torch._foreach_sign(chosen)
                 if scale is not None:
@@ -254,35 +292,32 @@ class WeightDecay:
                 added = torch._foreach_add(plain, terms, alpha=self.rate * share)
                 for p, g, ours in zip(chosen, plain, added, strict=True):
                     p.grad = ours
-                    self._plain.append((p, g, ours))
+                    kept.append((p, g, ours))
 
     @torch.no_grad()
-    def _after(self) -> None:
-        for p, theta, c in self._snapshot:
+    def _after(self, optimizer: Optimizer) -> None:
+        for p, theta, c in self._snapshot.pop(optimizer, ()):
             if p.grad is not None:
-                p.sub_(theta * c)
-        self._snapshot.clear()
-        for p, g, ours in self._plain:
+                local(p).sub_(theta * c)
+        for p, g, ours in self._plain.pop(optimizer, ()):
             if p.grad is ours:
                 p.grad = g
-        self._plain.clear()
+        void = voided(optimizer)
         if self.moment == "update":
-            self._take_off(voided(self.optimizer))
-        if self.moment == "forward" and self._due and self.rate and not self._told:
-            self._told = True
-            warnings.warn(
+            self._take_off(optimizer, void)
+        if self.moment == "forward" and optimizer in self._due and self.rate:
+            self._tell(
                 f"{self.method} took nothing off in this step: no forward pass of the model in "
-                "training mode came before it; attach to the module that the loop calls",
-                WdProbeWarning,
-                stacklevel=4,
+                "training mode came before it; attach to the module that the loop calls"
             )
-        self._due, self._void = True, voided(self.optimizer)
+        self._due[optimizer] = void
 
     @torch.no_grad()
     def _before_forward(self) -> None:
-        if self._due:
-            self._due = False
-            self._take_off(self._void, needs_grad=False)
+        while self._due:
+            optimizer, void = self._due.popitem()
+            self._take_in(optimizer)
+            self._take_off(optimizer, void, needs_grad=False)
 
     @property
     def has_other_moment(self) -> bool:
@@ -298,9 +333,11 @@ class WeightDecay:
         """
         kept = []
         with torch.no_grad():
-            for c, chosen in self._jobs(needs_grad=False) if self.has_other_moment else ():
-                kept += [(p, p.clone()) for p in chosen]
-                torch._foreach_mul_(chosen, 1 - c if self.moment == "forward" else 1 / (1 - c))
+            for one in self.optimizers if self.has_other_moment else ():
+                for c, chosen in self._jobs(one, needs_grad=False):
+                    parts = [local(p) for p in chosen]
+                    kept += [(part, part.clone()) for part in parts]
+                    torch._foreach_mul_(parts, 1 - c if self.moment == "forward" else 1 / (1 - c))
         try:
             yield
         finally:
@@ -317,7 +354,7 @@ class WeightDecay:
             "scale": self.scale,
             "convention": self.convention,
             "rate": self.rate,
-            "due": self._due,
+            "due": [k for k, one in enumerate(self.optimizers) if one in self._due],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -332,15 +369,17 @@ class WeightDecay:
                     f"this state is of {name} {state.get(name)!r}, and the WeightDecay has "
                     f"{getattr(self, name)!r}"
                 )
-        self.rate, self._due = state["rate"], bool(state["due"])
+        self.rate = state["rate"]
+        self._due = dict.fromkeys(self.optimizers[k] for k in state["due"])
 
     def detach(self) -> None:
         """Stop decaying; safe to call twice."""
         for hooks in self._hooks:
             hooks.remove()
         self._snapshot.clear()
-        if attached(self.optimizer) is self:
-            del _ATTACHED[self.optimizer]
+        for one in self.optimizers:
+            if attached(one) is self:
+                del _ATTACHED[one]
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -367,8 +406,7 @@ def _check_free(optimizer: Optimizer) -> None:
         raise InputError("this optimizer has a WeightDecay already; detach() that one first")
 
 
-def _check_held(chosen: dict[str, nn.Parameter], optimizer: Optimizer) -> None:
-    held = {p for group in optimizer.param_groups for p in group["params"]}
+def _check_held(chosen: dict[str, nn.Parameter], held: set[Tensor]) -> None:
     lacking = [name for name, p in chosen.items() if p.requires_grad and p not in held]
     if lacking:
         raise InputError(
@@ -398,4 +436,4 @@ def attached(optimizer: Optimizer) -> WeightDecay | None:
 def voided(optimizer: Optimizer) -> Tensor | None:
     """1 where `GradScaler` found an overflow that makes a fused optimizer skip this step."""
     found: Tensor | None = getattr(optimizer, "found_inf", None)
-    return found
+    return None if found is None else local(found)

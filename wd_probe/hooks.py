@@ -1,13 +1,14 @@
 """Being called around every step of an optimizer, and ahead of a model's forward passes."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
+from torch.optim import optimizer as optimizer_module
 
 from .errors import InputError
 
@@ -41,6 +42,14 @@ def hooked(optimizer: Optimizer) -> Optimizer:
     )
 
 
+def hooked_all(optimizers: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
+    """As :func:`hooked`, of one optimizer or several."""
+    several = (optimizers,) if isinstance(optimizers, Optimizer) else optimizers
+    if not isinstance(several, Sequence) or not several:
+        return (hooked(optimizers),)  # type: ignore[arg-type]
+    return tuple(hooked(optimizer) for optimizer in several)
+
+
 class StepHooks:
     """Calls ``before``, ``graded`` and ``after`` around every outermost ``optimizer.step()``.
 
@@ -63,8 +72,8 @@ class StepHooks:
         self._before, self._graded, self._after = before, graded, after
         self._frame: FrameType | None = None
         self._depth = 0
-        pre = optimizer.register_step_pre_hook(self._pre)
-        post = optimizer.register_step_post_hook(self._post)
+        pre = optimizer.register_step_pre_hook(_untraced(self._pre))
+        post = optimizer.register_step_post_hook(_untraced(self._post))
         self._handles = (pre, post)
         moved = pre if outermost else post
         hooks = moved.hooks_dict_ref()
@@ -74,7 +83,7 @@ class StepHooks:
     def _pre(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> _Arguments | None:
-        caller = sys._getframe(1)
+        caller = _stepping(sys._getframe(1))
         if self._frame is not None and _on_stack(self._frame, caller):
             self._depth += 1
             return None
@@ -110,6 +119,31 @@ class StepHooks:
         self._frame = None
 
 
+def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, which a compiled step calls between its graphs."""
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return _outside_the_graph(hook, *arguments)
+        return hook(*arguments)
+
+    return call
+
+
+# As torch.compiler.disable, which would load torch._dynamo here and now.
+@torch._disable_dynamo  # type: ignore[attr-defined]
+def _outside_the_graph(call: Callable[..., Any], *arguments: Any) -> Any:
+    return call(*arguments)
+
+
+def _stepping(frame: FrameType) -> FrameType:
+    """The frame of torch that called a step hook, below whatever the compiler put between."""
+    found: FrameType | None = frame
+    while found is not None and found.f_code.co_filename != optimizer_module.__file__:
+        found = found.f_back
+    return frame if found is None else found
+
+
 def _on_stack(wanted: FrameType, frame: FrameType | None) -> bool:
     while frame is not None:
         if frame is wanted:
@@ -130,7 +164,10 @@ class ForwardHooks:
         """Attach."""
         self._before, self._model = before, model
         self._handles = {
-            module: module.register_forward_pre_hook(_ForwardHook(self, module is model))
+            # ahead of hooks that copy the weights elsewhere, as FSDP's does
+            module: module.register_forward_pre_hook(
+                _ForwardHook(self, module is model), prepend=True
+            )
             for module in model.modules()
         }
 
@@ -159,16 +196,10 @@ class _ForwardHook:
         if not torch.compiler.is_compiling():
             self._owner.called(module)
         elif self._is_model:  # compiled after attaching: one graph break, ahead of the forward
-            _outside_the_graph(self._owner, module)
+            _outside_the_graph(self._owner.called, module)
 
     def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
         return _inert_hook, ()
-
-
-# As torch.compiler.disable, which would load torch._dynamo here and now.
-@torch._disable_dynamo  # type: ignore[attr-defined]
-def _outside_the_graph(owner: ForwardHooks, module: nn.Module) -> None:
-    owner.called(module)
 
 
 def _inert(*_: Any) -> None:

@@ -1,76 +1,30 @@
 """The opposing-penalty rate of an ordinary training loop, step by step."""
 
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import kernel, penalty
-from .decay import Moment, WeightDecay, attached, voided
-from .errors import InputError, WdProbeWarning
-from .hooks import StepHooks, hooked
+from . import penalty
+from .errors import InputError, Teller, first_line
+from .history import Thinned
+from .hooks import StepHooks, hooked_all
 from .layering import Layers, check_rate, clean_name, layers
 from .records import ProfileRecord, StepRecord
-from .rules import Effect, Rule, decay_effect
-from .twin import undecayed
+from .sharding import Shards, refuse_flat
+from .watch import Counted, Effects, Reading, Watch
 
-#: Which penalty Eq. 10 asks about where pwd decays before the forward pass (theory fact 9).
-Reading = Literal["paired", "literal"]
-#: How a tensor's penalty is had: P = cθ beside the step; P = cû after it, or û/(1 + c); P = cθ
-#: ahead of the gradient; or the step against the same step without decay.
-_Way = Literal["beside", "after", "proximal", "ahead", "exact"]
-
-_OWN_WAYS: dict[Rule, _Way] = {
-    "wd": "beside",
-    "scaled": "beside",
-    "rwd": "after",
-    "proximal": "proximal",
-    "l2": "exact",
-    "other": "exact",
-}
-_ATTACHED_WAYS: dict[Moment, _Way] = {
-    "step": "beside",
-    "update": "after",
-    "forward": "ahead",
-    "gradient": "exact",
-}
-_WHY_NOT: dict[Rule, str] = {
-    "none": "its weight_decay changes nothing",
-    "l2": "its weight_decay is L2 regularization (the gradient becomes g + λθ)",
-    "other": "its decay rule is not known",
-}
-_EXACTLY = (
-    "measured against a copy of the optimizer that steps without decay: slower, with another copy "
-    "of weights, gradients and state in memory; "
-)
 _OPPOSING = [penalty.TALLY_FIELDS.index(name) for name in ("opposing", "opposing_size")]
-
-
-@dataclass(frozen=True, slots=True)
-class _Penalty:
-    """What is taken off one tensor."""
-
-    parameter: Tensor
-    way: _Way
-    c: float | Tensor
-    rate: float  # λ
-
-
-@dataclass(slots=True)
-class _Pending:
-    """One measured step whose numbers may still be on the device."""
-
-    step: int
-    rows: list[int]
-    sizes: list[float | Tensor]  # Σ|P| in units of the sums counted
-    opposes: list[bool]  # False where the penalty cannot oppose
-    sums: Tensor  # float64 (len(rows), 6)
-    voided: Tensor | None
+_FIELDS = len(penalty.TALLY_FIELDS)
+#: Steps whose numbers may wait on the device before they are read without being asked for.
+_MOST_PENDING = 256
 
 
 class OpposingPenaltyProbe:
@@ -78,7 +32,9 @@ class OpposingPenaltyProbe:
 
     A step hook remembers the weights before the step; another compares them with what stands after
     it (theory fact 2). Weights, gradients, optimizer state and random state are only ever read.
-    Costs one copy of the weights, and about what reading them twice costs.
+    Costs one copy of the weights, and about what reading them twice costs. It measures as long as
+    it is kept: a probe that nothing refers to any more, as after a notebook's cell is run again,
+    detaches itself.
 
     What is taken as the penalty: the attached :class:`wd_probe.WeightDecay`, else the optimizer's
     own ``weight_decay`` by the rule that its effect shows. Decay after the update (rwd) and before
@@ -87,22 +43,34 @@ class OpposingPenaltyProbe:
     kind), every measured step is taken twice, on a copy of the optimizer without decay too, and P
     is the difference; a :class:`wd_probe.WdProbeWarning` says so once.
 
+    What it cannot measure it says once, in a warning: it never raises inside a training loop.
+    Parameters that join the optimizer later are measured from then on. Where parameters are
+    sharded (FSDP2, tensor parallelism), build a probe on every process; each has the counts of
+    the whole parameters, and reading them waits for no other process.
+
     Args:
         model: the model; its parameters' names and layers label the results.
         optimizer: the optimizer that steps it; a wrapper such as timm's Lookahead is measured at
-            the optimizer it wraps.
+            the optimizer it wraps. Several make one record for each round: a round ends when one
+            of them steps again.
         every: measure steps 1, 1 + every, 1 + 2·every, ...
         profile: decay rates λ to answer "what would R_op have been" for (theory fact 4).
         profile_every: answer that at every so-many-th measured step.
-        groups: the model's layers, if not ``wd_probe.layers(model)``.
+        groups: the model's layers, if not ``wd_probe.layers(model)``. Parameters in none of them
+            count in tensors and totals alone.
         exact: True measures every rule against a copy of the optimizer; False never does, and
             leaves unmeasured what only that can measure. Default: where it is needed.
         reading: of Eq. 10 for pwd and lpwd. "paired" (default) compares the penalty with the weight
             that it is taken from; "literal" takes P = cθ_t and û = θ_t − ηU as they are printed.
+        parameters: what the optimizer steps, by the model's names, where that is not the model's
+            own parameters: float32 master copies, say.
+        history: how many records to keep. Beyond it every stretch of neighbouring steps keeps the
+            record with the largest rate; `total` stays exact.
 
     Raises:
-        InputError: ``every`` < 1; an unknown reading; the optimizer's hooks never fire; it holds
-            none of the model's parameters; it is LBFGS.
+        InputError: ``every`` < 1 or ``history`` < 2; an unknown reading; an optimizer's hooks never
+            fire, it holds none of the model's parameters or is LBFGS; FSDP1; not every process
+            that holds a part of the parameters builds a probe.
 
     Example:
         >>> net = nn.Linear(64, 10)
@@ -119,7 +87,7 @@ class OpposingPenaltyProbe:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         *,
         every: int = 1,
         profile: Sequence[float] = (),
@@ -127,229 +95,132 @@ class OpposingPenaltyProbe:
         groups: Layers | None = None,
         exact: bool | None = None,
         reading: Reading = "paired",
+        parameters: Mapping[str, Tensor] | None = None,
+        history: int = 4096,
     ) -> None:
         if reading not in get_args(Reading):
             raise InputError(f"unknown reading {reading!r}; choose from paired, literal")
         if every < 1 or profile_every < 1:
             raise InputError(f"every must be at least 1, got {min(every, profile_every)}")
-        self.optimizer = hooked(optimizer)
+        if history < 2:
+            raise InputError(f"history must be at least 2, got {history}")
+        refuse_flat(model)
+        self.optimizers = hooked_all(optimizer)
         self.every, self.profile_every = every, profile_every
         self.exact, self.reading = exact, reading
         self.profile_rates = tuple(check_rate(rate) for rate in profile)
         self.layers = layers(model) if groups is None else groups
-        named = [(clean_name(name), p) for name, p in model.named_parameters()]
-        held = {p for group in self.optimizer.param_groups for p in group["params"]}
-        if not any(p in held for _, p in named):
+        self._model = model
+        self._finds_layers = groups is None
+        self._tell = Teller()
+        effects: Effects = {}
+        self._watches = [
+            Watch(one, exact=exact, reading=reading, effects=effects, tell=self._tell)
+            for one in self.optimizers
+        ]
+        self.names: tuple[str, ...] = ()
+        self._row: dict[Tensor, int] = {}
+        self._strangers: set[Tensor] = set()
+        self._take_in(model.named_parameters() if parameters is None else parameters.items())
+        if not any(p in self._row for watch in self._watches for p in watch.held()):
             raise InputError(
                 "the optimizer holds none of the model's parameters; build it from "
-                "model.parameters() after the model is made, moved and wrapped"
+                "model.parameters() after the model is made, moved and wrapped, or give what it "
+                "holds as parameters="
             )
-        self.names = tuple(name for name, _ in named)
-        self._row: dict[Tensor, int] = {p: row for row, (_, p) in enumerate(named)}
         self.steps = 0
-        self._copies: dict[Tensor, Tensor] = {}
-        self._live: list[Tensor] = []
-        self._u_hat: dict[Tensor, Tensor] = {}
-        self._steps_twice = exact is not False
-        self._effects: dict[tuple[int, int], Effect] = {}
-        self._told: set[str] = set()
-        self._pending: list[_Pending] = []
-        self._records: list[StepRecord] = []
-        self._profiles: list[ProfileRecord] = []
-        self._counted: dict[int, list[int]] = {}
-        self._check_rules()
-        self._hooks = StepHooks(
-            self.optimizer, self._before, self._after, graded=self._step_twin, outermost=True
-        )
+        self._stepped: set[Watch] = set()  # in the present round
+        self._pending: list[tuple[int, Counted]] = []
+        self._open: _Round | None = None
+        self._total = np.zeros((0, _FIELDS))
+        self._keep_anew(history)
+        for watch in self._watches:
+            watch.check_rules()
+        if self._shards:
+            self._shards.meet()
+        self._hooks = [
+            StepHooks(
+                watch.optimizer,
+                partial(_weakly(self._before), watch),
+                partial(_weakly(self._after), watch),
+                graded=partial(_weakly(self._graded), watch),
+                outermost=True,
+            )
+            for watch in self._watches
+        ]
+        weakref.finalize(self, _remove, self._hooks).atexit = False
+
+    def _keep_anew(self, history: int) -> None:
+        self._records: Thinned[StepRecord] = Thinned(history, lambda record: record.rate)
+        self._profiles: Thinned[ProfileRecord] = Thinned(history, lambda p: max(p.opposing))
+
+    def _take_in(self, named: Any) -> None:
+        """Give every new parameter a row, after those there are."""
+        names = list(self.names)
+        for name, p in named:
+            if p not in self._row:
+                self._row[p] = len(names)
+                names.append(clean_name(name))
+        self.names = tuple(names)
+        self._shards = Shards(self._row)
 
     # --- around the step, on the device -------------------------------------------------------
 
     @torch.no_grad()
-    def _before(self, has_closure: bool) -> None:
-        self._live = []
-        if self.steps % self.every:
-            return
-        live = [
-            p
-            for group in self.optimizer.param_groups
-            for p in group["params"]
-            if p in self._row and (p.grad is not None or (has_closure and p.requires_grad))
-        ]
-        for p in live:
-            kept = self._copies.get(p)
-            if kept is None or kept.shape != p.shape or kept.dtype != p.dtype:
-                self._copies[p] = torch.empty_like(p)
-        by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for p in live:
-            by_kind.setdefault((p.device, p.dtype), []).append(p)
-        for chosen in by_kind.values():
-            kernel.copy_all([self._copies[p] for p in chosen], chosen)
-        self._live = live
+    def _before(self, watch: Watch, has_closure: bool) -> None:
+        watch.forget()
+        if (self._next(watch) - 1) % self.every == 0:
+            self._safely(lambda: watch.remember(self._known(watch), has_closure))
 
-    def _step_twin(self) -> None:
-        """Where a closed rule will not do, take the step on a copy without decay first."""
-        self._u_hat = {}
-        if not self._live or not self._needs_twin():
-            return
-        try:
-            self._u_hat = undecayed(self.optimizer)
-        except Exception as error:  # what a copy cannot do must not end somebody's training
-            self._steps_twice = False
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self._tell(
-                f"a copy of {type(self.optimizer).__name__} cannot be stepped ({reason}), so R_op "
-                "is not measured there",
-                above=6,
-            )
-
-    def _needs_twin(self) -> bool:
-        """Whether any penalty is to be had exactly; computes no factors, as every step asks."""
-        decay = attached(self.optimizer)
-        if not self._steps_twice:
-            return False
-        if decay is not None:
-            forced = bool(self.exact) and decay.moment in ("step", "update")
-            return decay.rate > 0 and (forced or decay.moment == "gradient")
-        return any(
-            rule != "none" and (bool(self.exact) or _OWN_WAYS[rule] == "exact")
-            for number, group in enumerate(self.optimizer.param_groups)
-            if group.get("weight_decay", 0)
-            for rule in {self._effect(number, group, p).rule for p in group["params"]}
-        )
+    def _graded(self, watch: Watch) -> None:
+        watch.step_twin()
 
     @torch.no_grad()
-    def _after(self) -> None:
-        self.steps += 1
-        if not self._live:
-            return
-        wanted = {p for p in self._live if p.grad is not None}
-        self._live = []
-        found = [item for item in self._penalties() if item.parameter in wanted]
-        closed = [item for item in found if item.way != "exact"]
-        exact = [item for item in found if item.parameter in self._u_hat and item.way == "exact"]
-        jobs, sizes, opposes = [], [], []
-        for item in closed:
-            job, size, may_oppose = self._job(item)
-            jobs.append(job)
-            sizes.append(size)
-            opposes.append(may_oppose)
-        sums = [kernel.tally_all(jobs)] if jobs or not exact else []
-        for p in (item.parameter for item in exact):
-            counted = penalty.tally_exact(self._copies[p], self._u_hat[p], p)
-            sums.append(counted.unsqueeze(0))
-        self._u_hat = {}
-        self._pending.append(
-            _Pending(
-                self.steps,
-                [self._row[item.parameter] for item in (*closed, *exact)],
-                [*sizes, *(1.0 for _ in exact)],
-                [*opposes, *(True for _ in exact)],
-                torch.cat(sums),
-                voided(self.optimizer),
+    def _after(self, watch: Watch) -> None:
+        step = self._next(watch)
+        if step > self.steps:
+            self._stepped.clear()
+        self.steps = step
+        self._stepped.add(watch)
+        self._safely(lambda: self._count(watch))
+        if self._pending and step - self._pending[0][0] >= _MOST_PENDING:
+            self.flush()
+
+    def _next(self, watch: Watch) -> int:
+        """The number of the round that an optimizer's coming step belongs to."""
+        return self.steps + 1 if watch in self._stepped or not self.steps else self.steps
+
+    def _safely(self, measure: Callable[[], None]) -> None:
+        """What cannot be measured must not end somebody's training."""
+        try:
+            measure()
+        except Exception as error:
+            self._tell(f"R_op of step {self.steps or 1} is not measured: {first_line(error)}")
+
+    def _known(self, watch: Watch) -> list[Tensor]:
+        """The optimizer's parameters that are measured; new ones are looked for in the model."""
+        held = list(watch.held())
+        if all(p in self._row for p in held):
+            return held
+        new = {p for p in held if p not in self._row and p not in self._strangers}
+        if new:
+            self._take_in(item for item in self._model.named_parameters() if item[1] in new)
+            if self._finds_layers:
+                self.layers = layers(self._model)
+            self._strangers |= new - self._row.keys()
+        if self._strangers:
+            self._tell(
+                f"{type(watch.optimizer).__name__} steps {len(self._strangers)} parameters that "
+                f"are none of the model's; R_op leaves them out"
             )
-        )
+        return [p for p in held if p in self._row]
+
+    def _count(self, watch: Watch) -> None:
         measured = (self.steps - 1) // self.every
-        if (
-            self.profile_rates
-            and measured % self.profile_every == 0
-            and all(item.way == "beside" for item in found)
-        ):
-            self._take_profile(found)
-
-    def _job(self, item: _Penalty) -> tuple[kernel.Job, float | Tensor, bool]:
-        """What to count for one tensor, Σ|P| in units of its sums, and whether it can oppose."""
-        before, after, c = self._copies[item.parameter], item.parameter.detach(), item.c
-        if item.way == "beside":
-            return (before, after, c), c, True
-        if item.way == "proximal":  # û/(1 + c) stands: P = c·θ'
-            return (after, before, 0.0), c, False
-        # (1 − c) of what was penalized stands: P is c/(1 − c) of that
-        share = c / (1 - c) if isinstance(c, Tensor) or c < 1 else 0.0
-        if item.way == "after":
-            return (after, before, 0.0), share, False
-        if self.reading == "paired":
-            return (before, after, 0.0), share, False
-        return (before, after, share), share, True
-
-    def _penalties(self) -> list[_Penalty]:
-        """Every penalized parameter, with its live factor."""
-        decay = attached(self.optimizer)
-        result = []
-        for number, group in enumerate(self.optimizer.param_groups):
-            for p in group["params"]:
-                found = (
-                    self._attached(decay, p, group)
-                    if decay is not None
-                    else self._own(number, group, p)
-                )
-                if found is not None and (found.way != "exact" or self._steps_twice):
-                    result.append(found)
-        return result
-
-    def _attached(self, decay: WeightDecay, p: Tensor, group: dict[str, Any]) -> _Penalty | None:
-        if not decay.decays(p):
-            return None
-        way = _ATTACHED_WAYS[decay.moment]
-        if self.exact and way != "ahead":
-            way = "exact"
-        return _Penalty(p, way, decay.factor(p, group), decay.rate)
-
-    def _own(self, number: int, group: dict[str, Any], p: Tensor) -> _Penalty | None:
-        rate = float(group.get("weight_decay", 0))
-        if not rate:
-            return None
-        effect = self._effect(number, group, p)
-        if effect.rule == "none":
-            return None
-        way = "exact" if self.exact else _OWN_WAYS[effect.rule]
-        return _Penalty(p, way, 0.0 if way == "exact" else effect.factor(group), rate)
-
-    def _effect(self, number: int, group: dict[str, Any], like: Tensor) -> Effect:
-        key = (number, like.ndim)
-        if key not in self._effects:
-            self._effects[key] = decay_effect(self.optimizer, group, like)
-        effect = self._effects[key]
-        if effect.rule in _WHY_NOT:
-            unmeasured = effect.rule == "none" or self.exact is False
-            self._tell(
-                f"{type(self.optimizer).__name__}, parameter group {number}: "
-                f"{_WHY_NOT[effect.rule]}, so R_op is "
-                + ("not measured there; " if unmeasured else _EXACTLY)
-                + "build it with weight_decay=0 and attach wd_probe.WeightDecay(model, optimizer, "
-                '"wd", rate=...) for the paper\'s decay',
-                above=6,
-            )
-        return effect
-
-    def _check_rules(self) -> None:
-        """Say at once, rather than at the first step, what will not be measured."""
-        decay = attached(self.optimizer)
-        if decay is not None:
-            if decay.moment == "gradient" and self.exact is None and decay.rate:
-                self._tell(f"{decay.method} goes through the optimizer, so R_op is {_EXACTLY[:-2]}")
-            return
-        groups = self.optimizer.param_groups
-        for number, group in enumerate(groups):
-            for p in group["params"]:
-                self._own(number, group, p)
-        if not any(group.get("weight_decay", 0) for group in groups):
-            self._tell(
-                f"{type(self.optimizer).__name__} has weight_decay=0 in every group and no "
-                "wd_probe.WeightDecay: nothing is penalized, so R_op is undefined (NaN)"
-            )
-
-    def _tell(self, message: str, above: int = 4) -> None:
-        if message not in self._told:
-            self._told.add(message)
-            warnings.warn(message, WdProbeWarning, stacklevel=above)
-
-    def _take_profile(self, penalties: Sequence[_Penalty]) -> None:
-        total = torch.zeros(len(self.profile_rates), dtype=torch.int64)
-        for item in penalties:
-            c, p = float(item.c), item.parameter
-            factors = [c * wanted / item.rate for wanted in self.profile_rates]
-            total += penalty.profile(self._copies[p], p.detach(), c, factors).cpu()
-        self._counted[self.steps] = total.tolist()
+        rates = self.profile_rates if measured % self.profile_every == 0 else ()
+        counted = watch.count(self._shards, rates)
+        if counted is not None:
+            self._pending.append((self.steps, counted))
 
     # --- on the host, when asked --------------------------------------------------------------
 
@@ -358,54 +229,107 @@ class OpposingPenaltyProbe:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        sums = torch.cat([item.sums for item in pending]).cpu().numpy()
+        sums = torch.cat([counted.sums() for _, counted in pending]).cpu().numpy()
         start = 0
-        for item in pending:
-            rows = sums[start : start + len(item.rows)]
-            start += len(item.rows)
-            if item.voided is not None and float(item.voided):
+        for step, counted in pending:
+            rows = sums[start : start + len(counted.parameters)]
+            start += len(counted.parameters)
+            if counted.voided is not None and float(counted.voided):
                 continue
-            values = np.zeros((len(self.names), len(penalty.TALLY_FIELDS)))
-            rows[:, 4:] *= np.array([float(size) for size in item.sizes]).reshape(-1, 1)
-            never = np.flatnonzero(~np.array(item.opposes, dtype=bool))
+            rows[:, 4:] *= np.array([float(size) for size in counted.sizes]).reshape(-1, 1)
+            never = np.flatnonzero(~np.array(counted.opposes, dtype=bool))
             rows[never[:, None], _OPPOSING] = 0
-            values[item.rows] = rows
-            record = StepRecord(item.step, values, self.names, self.layers)
-            self._records.append(record)
-            if item.step in self._counted:
-                opposing = tuple(self._counted.pop(item.step))
-                self._profiles.append(
-                    ProfileRecord(item.step, self.profile_rates, opposing, record.penalized)
-                )
+            if self._open is None or self._open.step != step:
+                self._finish_round()
+                self._open = _Round(step, np.zeros((len(self.names), _FIELDS)))
+            self._open.add([self._row[p] for p in counted.parameters], rows, counted.profile)
+
+    def _finish_round(self) -> None:
+        if self._open is None:
+            return
+        done, self._open = self._open, None
+        self._total = _grown(self._total, len(self.names))
+        self._total[: len(done.values)] += done.values
+        self._records.append(self._record(done))
+        if done.has_profile():
+            self._profiles.append(self._profile(done))
+
+    def _record(self, done: "_Round") -> StepRecord:
+        return StepRecord(done.step, done.values, self.names[: len(done.values)], self.layers)
+
+    def _profile(self, done: "_Round") -> ProfileRecord:
+        opposing = np.sum([rows for rows in done.profiles if rows is not None], axis=0)
+        penalized = int(done.values[:, 0].sum())
+        counts = tuple(map(int, opposing))
+        return ProfileRecord(done.step, self.profile_rates, counts, penalized)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The model's parameters by the names the records use."""
+        """The measured parameters by the names the records use."""
         return zip(self.names, self._row, strict=True)
 
     @property
     def records(self) -> tuple[StepRecord, ...]:
-        """Every measured step so far, oldest first; steps that a GradScaler voided are left out."""
+        """The measured steps, oldest first, the newest last; steps that a GradScaler voided are
+        left out. All of them, up to ``history``.
+        """  # fmt: skip
         self.flush()
-        return tuple(self._records)
+        last = () if self._open is None else (self._record(self._open),)
+        return (*self._records, *last)
+
+    @property
+    def total(self) -> StepRecord:
+        """All measured steps together: exact sums over every one, and the number of the last."""
+        self.flush()
+        total = _grown(self._total, len(self.names))
+        if self._open is not None:
+            total = total + _grown(self._open.values, len(self.names))
+        return StepRecord(self.steps, total, self.names, self.layers)
 
     def drain(self) -> tuple[StepRecord, ...]:
         """The records since the last call, which the probe then forgets: for long runs."""
         taken = self.records
-        self._records = []
+        self._finish_round()
+        self._records = Thinned(self._records.limit, lambda record: record.rate)
         return taken
 
     @property
     def profiles(self) -> tuple[ProfileRecord, ...]:
-        """R_op at the rates of ``profile``, for each step it was taken at."""
+        """R_op at the rates of ``profile``, for each step it was taken at, up to ``history``."""
         self.flush()
-        return tuple(self._profiles)
+        last = self._open
+        more = (self._profile(last),) if last is not None and last.has_profile() else ()
+        return (*self._profiles, *more)
+
+    # --- state --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps counted so far and their sums, as plain values; records are not in it."""
+        total = self.total
+        return {
+            "steps": self.steps,
+            "names": list(total.names),
+            "values": total.values.tolist(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting where the run that made ``state`` stopped.
+
+        Raises:
+            InputError: it is of other parameters.
+        """
+        if tuple(state["names"]) != self.names:
+            raise InputError("this state is of a probe on other parameters")
+        self.flush()
+        self._open, self._stepped = None, set(self._watches)
+        self.steps = int(state["steps"])
+        self._total = np.array(state["values"], dtype=np.float64).reshape(-1, _FIELDS)
 
     def close(self) -> None:
         """Detach and free the copies; the records stay. Safe to call twice."""
-        self._hooks.remove()
+        _remove(self._hooks)
         self.flush()
-        self._copies.clear()
-        self._live, self._u_hat = [], {}
+        for watch in self._watches:
+            watch.close()
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -414,3 +338,50 @@ class OpposingPenaltyProbe:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+@dataclass(slots=True)
+class _Round:
+    """A step of every optimizer, as far as it has come."""
+
+    step: int
+    values: NDArray[np.float64]
+    profiles: list[NDArray[np.float64] | None] = field(default_factory=list)
+
+    def add(
+        self,
+        rows: list[int],
+        numbers: NDArray[np.float64],
+        profile: Callable[[], Tensor] | None,
+    ) -> None:
+        """Add what one optimizer's step came to."""
+        self.values = _grown(self.values, max(rows, default=-1) + 1)
+        self.values[rows] += numbers
+        self.profiles.append(None if profile is None else profile().sum(0).numpy())
+
+    def has_profile(self) -> bool:
+        """Whether every step of it was asked about other rates, and had them."""
+        return bool(self.profiles) and all(rows is not None for rows in self.profiles)
+
+
+def _grown(values: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+    """A copy with rows of zeros added up to so many."""
+    more = max(0, rows - len(values))
+    return np.concatenate([values, np.zeros((more, _FIELDS))])
+
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """A method that is called only while its object lives, and does not keep it alive."""
+    found = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> None:
+        alive = found()
+        if alive is not None:
+            alive(*arguments)
+
+    return call
+
+
+def _remove(hooks: Sequence[StepHooks]) -> None:
+    for one in hooks:
+        one.remove()
