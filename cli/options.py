@@ -189,6 +189,22 @@ BothMoments = Annotated[
     ),
 ]
 Every = Annotated[int, typer.Option(help="Measure every so-many-th step.", rich_help_panel=_OUTPUT)]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        help="Go on with this killed or interrupted run, by its own options.",
+        rich_help_panel=_OUTPUT,
+        show_default=False,
+    ),
+]
+RecoveryInterval = Annotated[
+    int | None,
+    typer.Option(
+        help="Save the run's state every so many steps (default about once a minute); 0: never.",
+        rich_help_panel=_OUTPUT,
+        show_default=False,
+    ),
+]
 Output = Annotated[
     Path | None,
     typer.Option(

@@ -1,9 +1,12 @@
 """`wdprobe rop`."""
 
+import typer
+
 from . import options as o
 
 
 def rop(
+    ctx: typer.Context,
     model: o.Model = "convnext_tiny",
     pretrained: o.Pretrained = False,
     checkpoint: o.Checkpoint = None,
@@ -31,9 +34,12 @@ def rop(
     torchcompile: o.TorchCompile = False,
     every: o.Every = 1,
     output: o.Output = None,
+    recovery_interval: o.RecoveryInterval = None,
+    resume: o.Resume = None,
     json: o.Json = False,
 ) -> None:
     """Train a model and measure how often weight decay pushes the wrong way (R_op, Eq. 10-11)."""
+    given = {name: value for name, value in locals().items() if name != "ctx"}
     from . import training
 
-    training.run("rop", locals(), json)
+    training.run("rop", ctx, given)

@@ -8,6 +8,7 @@ from . import options as o
 
 
 def train(
+    ctx: typer.Context,
     model: o.Model = "convnext_tiny",
     pretrained: o.Pretrained = False,
     checkpoint: o.Checkpoint = None,
@@ -43,9 +44,12 @@ def train(
     ] = 0,
     both_moments: o.BothMoments = False,
     output: o.Output = None,
+    recovery_interval: o.RecoveryInterval = None,
+    resume: o.Resume = None,
     json: o.Json = False,
 ) -> None:
     """Train a model with a decay method of the paper (Algorithms 1-3) and keep the checkpoint."""
+    given = {name: value for name, value in locals().items() if name != "ctx"}
     from . import training
 
-    training.run("train", locals(), json)
+    training.run("train", ctx, given)

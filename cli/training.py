@@ -1,29 +1,39 @@
 """What `wdprobe train` and `wdprobe rop` share."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import typer
+from rich.markup import escape
+
+#: What may stand beside --resume: it changes no result.
+_BESIDE = ("resume", "device", "recovery_interval", "json")
 
 
-def run(command: str, given: dict[str, Any], json: bool) -> None:
+def run(command: str, ctx: typer.Context, given: dict[str, Any]) -> None:
     """Train by the given options and show the summary; exit code 1 unless the run finished."""
     from . import render
 
     render.show_warnings()
     with render.loading():
-        from wd_probe.experiments.options import TrainOptions
         from wd_probe.experiments.runs import dumps
         from wd_probe.experiments.train import train
 
-    chosen = {name: value for name, value in given.items() if name not in ("json", "training")}
+    options = _options(command, ctx, given)
+    resume, json = given["resume"] is not None, given["json"]
     with render.TrainingProgress() as progress:
-        summary = train(TrainOptions(command=command, **chosen), progress)
+        summary = train(options, progress, resume=resume)
     if json:
         render.to_stdout(dumps(summary))
     else:
         render.training_summary(summary)
     if summary["status"] == "interrupted":
-        render.err.print(f"interrupted after step {summary['steps']}; what was measured is kept")
+        render.err.print(
+            f"interrupted after step {summary['steps']}; what was measured is kept, and "
+            f"`wdprobe {command} --resume {escape(summary['run'])}` goes on",
+            soft_wrap=True,
+        )
     if summary["status"] == "diverged":
         render.err.print(
             f"the loss is no longer finite at step {summary['steps']}; the run ends there: "
@@ -32,3 +42,24 @@ def run(command: str, given: dict[str, Any], json: bool) -> None:
         )
     if summary["status"] != "finished" or "write_failure" in summary:
         raise typer.Exit(1)
+
+
+def _options(command: str, ctx: typer.Context, given: dict[str, Any]) -> Any:
+    from wd_probe.errors import InputError
+    from wd_probe.experiments.options import TrainOptions
+
+    run: Path | None = given["resume"]
+    if run is None:
+        chosen = {name: value for name, value in given.items() if name not in ("resume", "json")}
+        return TrainOptions(command=command, **chosen)
+    from wd_probe.experiments.resume import options_of
+
+    sources = {name: ctx.get_parameter_source(name) for name in given}
+    typed = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
+    beyond = [f"--{name.replace('_', '-')}" for name in typed if name not in _BESIDE]
+    if beyond:
+        raise InputError(
+            f"--resume takes every option from {run / 'config.json'}; leave out {', '.join(beyond)}"
+        )
+    changed = {name: given[name] for name in ("device", "recovery_interval") if name in typed}
+    return replace(options_of(run, command), **changed)

@@ -3,6 +3,7 @@
 import functools
 import gzip
 import hashlib
+import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,18 @@ class Batches(Protocol):
 
     def __len__(self) -> int:
         """Batches in an epoch."""
+        ...
+
+    def batches(self, skip: int = 0) -> Iterator[Batch]:
+        """One epoch without its first batches; all it draws at random is drawn in this call."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the epochs to come, beside the global random state."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken."""
         ...
 
 
@@ -106,21 +119,37 @@ class HeldBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """One epoch."""
+        return self.batches()
+
+    def batches(self, skip: int = 0) -> Iterator[Batch]:
+        """One epoch without its first batches."""
         count, device = len(self.images), self.images.device
         order = None
         flips = torch.zeros(count, dtype=torch.bool)
         if self.generator is not None:
             order = torch.randperm(count, generator=self.generator).to(device)
             flips = torch.rand(count, generator=self.generator) < self.hflip
-        flips = flips.to(device)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            stop = min(start + self.batch_size, count)
+        return self._handed_out(skip, order, flips.to(device))
+
+    def _handed_out(self, skip: int, order: Tensor | None, flips: Tensor) -> Iterator[Batch]:
+        for number in range(skip, len(self)):
+            start = number * self.batch_size
+            stop = min(start + self.batch_size, len(self.images))
             chosen = slice(start, stop) if order is None else order[start:stop]
             images, flip = self.images[chosen], flips[start:stop].view(-1, 1, 1, 1)
             if self.generator is not None and self.hflip > 0:
                 images = torch.where(flip, images.flip(-1), images)
             pixels = (images.float() - self._mean) / self._std
             yield pixels.contiguous(memory_format=self.format), self.labels[chosen]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of its generator."""
+        return {} if self.generator is None else {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken."""
+        if self.generator is not None:
+            self.generator.set_state(state["generator"])
 
 
 class LoaderBatches:
@@ -129,6 +158,7 @@ class LoaderBatches:
     def __init__(self, loader: Any, device: torch.device, channels_last: bool) -> None:
         self.loader, self.device = loader, device
         self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.epochs = 0
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -136,9 +166,28 @@ class LoaderBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """One epoch."""
-        for images, labels in self.loader:
+        return self.batches()
+
+    def batches(self, skip: int = 0) -> Iterator[Batch]:
+        """One epoch; batches left out are read all the same, since that draws random numbers."""
+        shuffled_by_epoch = getattr(self.loader.dataset, "set_epoch", None)
+        if shuffled_by_epoch is not None:
+            shuffled_by_epoch(self.epochs)
+        self.epochs += 1
+        return self._moved(itertools.islice(iter(self.loader), skip, None))
+
+    def _moved(self, loaded: Iterator[Batch]) -> Iterator[Batch]:
+        for images, labels in loaded:
             moved = images.to(self.device, non_blocking=True, memory_format=self.format)
             yield moved, labels.to(self.device, non_blocking=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many epochs were begun."""
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken."""
+        self.epochs = int(state["epochs"])
 
 
 def load_data(
@@ -387,6 +436,7 @@ def _streamed(
         "input_size": (3, img_size, img_size),
         "use_prefetcher": False,
         "num_workers": 2,
+        "persistent_workers": False,  # they would carry random state from epoch to epoch
         "device": device,
     }
     train_loader = timm.data.create_loader(

@@ -1,6 +1,5 @@
 """What a grid is made of: values from a file or the command line, and a folder that knows them."""
 
-import fcntl
 import hashlib
 import json
 import math
@@ -14,9 +13,9 @@ from typing import Any, Literal, Self, TextIO
 
 from ..errors import InputError
 from .models import near_names
-from .options import TrainOptions
-from .runs import dumps
-from .sweeps import ELSEWHERE, Cell, grid, require_consent
+from .options import ELSEWHERE, TrainOptions
+from .runs import dumps, lock
+from .sweeps import Cell, grid, require_consent
 
 _HINTS = {
     name: hint for name, hint in typing.get_type_hints(TrainOptions).items() if name != "command"
@@ -189,8 +188,7 @@ class Claim:
         self._lock: TextIO | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / ".lock").open("a")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock(folder)
             self._record(folder / "sweep.json", plan, cells)
         except BlockingIOError as error:
             self.close()

@@ -2,16 +2,18 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..dashboard import Dashboard
 from ..penalty import TALLY_FIELDS
 from ..probe import OpposingPenaltyProbe
-from ..records import StepRecord, Tally, fields, summed
+from ..records import ProfileRecord, StepRecord, Tally, fields, summed
+from .running import Running, Stretches
 from .runs import RunFolder
 from .training import Score, Step
 
@@ -36,7 +38,10 @@ class Epoch:
 
 
 class Journal:
-    """Writes what a run measures, as it is measured.
+    """Writes what a run measures, as it is measured, and keeps only totals of it.
+
+    ``steps.csv`` has every step. ``layers.csv`` and the dashboard have one of each of
+    :class:`.running.Stretches`: the record with the largest R_op, the mean loss.
 
     Args:
         folder: the run folder.
@@ -53,16 +58,19 @@ class Journal:
         literal: OpposingPenaltyProbe | None,
     ) -> None:
         self.folder, self.board, self.probe, self.literal = folder, board, probe, literal
-        self.series: dict[str, list[float]] = {name: [] for name in (*_SHARES, "literal_rate")}
+        self.shares = {name: Running() for name in (*_SHARES, "literal_rate")}
         self.epochs: list[Epoch] = []
-        self.penalized = 0
+        self.profiles: list[ProfileRecord] = []
+        self.measured = self.penalized = 0
         names = () if probe is None else probe.names
         self.values = np.zeros((len(names), len(TALLY_FIELDS)))
         self.steps = 0
-        self._losses: list[float] = []
+        self._epoch_loss, self._shown_loss = Running(), Running()
+        self._shown, self._kept = Stretches(), Stretches()  # steps, measured steps
+        self._largest: tuple[int, StepRecord] | None = None
         self._records: dict[int, StepRecord] = {}
         self._literals: dict[int, StepRecord] = {}
-        self._profiles_written = 0
+        self._profiles_taken = 0
 
     def show(self, draw: Callable[[Dashboard], None]) -> None:
         """Draw on the dashboard, if it can be written."""
@@ -73,7 +81,8 @@ class Journal:
     def step(self, step: Step) -> StepRecord | None:
         """A step was trained; returns what was measured of it."""
         self.steps = step.step
-        self._losses.append(step.loss)
+        self._epoch_loss.add(step.loss)
+        self._shown_loss.add(step.loss)
         record = _of(self.probe, self._records, step)
         literal = _of(self.literal, self._literals, step)
         columns: dict[str, Any] = {
@@ -89,31 +98,30 @@ class Journal:
         if self.literal is not None:
             columns["literal_rate"] = _cell(getattr(literal, "rate", math.nan))
         self.folder.rows("steps.csv", tuple(columns), [tuple(columns.values())])
-        scalars = {"train/loss": step.loss, "train/lr": step.lr}
-        self.show(lambda board: board.scalars(step.step, scalars))
+        if self._shown.ends():
+            scalars = {"train/loss": self._shown_loss.mean, "train/lr": step.lr}
+            self._shown_loss = Running()
+            self.show(lambda board: board.scalars(step.step, scalars))
         if record is not None:
             self._measured(step.step, record)
         if literal is not None:
-            self.series["literal_rate"].append(literal.rate)
+            self.shares["literal_rate"].add(literal.rate)
         return record
 
     def _measured(self, step: int, record: StepRecord) -> None:
         for name in _SHARES:
-            self.series[name].append(getattr(record, name))
+            self.shares[name].add(getattr(record, name))
+        self.measured += 1
         self.penalized = record.penalized
         self.values += record.values
-        self.folder.rows(
-            "layers.csv",
-            ("step", "index", *_SHARES, "penalized", "nonfinite"),
-            [
-                (step, t.index, *(_cell(getattr(t, n)) for n in _SHARES), t.penalized, t.nonfinite)
-                for t in record.layers
-            ],
-        )
-        self.show(lambda board: board.record(step, record))
+        if self._largest is None or not self._largest[1].rate >= record.rate:
+            self._largest = (step, record)
+        if self._kept.ends():
+            self.write_largest()
         assert self.probe is not None
-        for profile in self.probe.profiles[self._profiles_written :]:
-            self._profiles_written += 1
+        for profile in self.probe.profiles[self._profiles_taken :]:
+            self._profiles_taken += 1
+            self.profiles.append(profile)
             self.folder.rows(
                 "profile.csv",
                 ("step", "rate", "opposing", "penalized"),
@@ -123,10 +131,29 @@ class Journal:
                 ],
             )
 
+    def write_largest(self) -> None:
+        """Write the record with the largest R_op since the last that was written."""
+        if self._largest is None:
+            return
+        (step, record), self._largest = self._largest, None
+        self.folder.rows(
+            "layers.csv",
+            ("step", "index", *_SHARES, "penalized", "nonfinite"),
+            [
+                (step, t.index, *(_cell(getattr(t, n)) for n in _SHARES), t.penalized, t.nonfinite)
+                for t in record.layers
+            ],
+        )
+        self.show(lambda board: board.record(step, record))
+
+    @property
+    def evaluated(self) -> int:
+        """The step after which the model was last evaluated; 0 if it was not."""
+        return self.epochs[-1].step if self.epochs else 0
+
     def epoch(self, number: int, test: Score, other: Score, validation: Score) -> None:
         """An epoch was trained and evaluated."""
-        train_loss = statistics.fmean(self._losses) if self._losses else math.nan
-        self._losses = []
+        train_loss, self._epoch_loss = self._epoch_loss.mean, Running()
         self.epochs.append(Epoch(number, self.steps, train_loss, test, other, validation))
         columns = {
             "train_loss": train_loss,
@@ -149,6 +176,54 @@ class Journal:
             "validation/top1": validation.top1,
         }
         self.show(lambda board: board.scalars(self.steps, scalars))
+
+    # --- killed and gone on with ----------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs once every step so far is written; plain values and tensors."""
+        largest = self._largest
+        return {
+            "steps": self.steps,
+            "measured": self.measured,
+            "penalized": self.penalized,
+            "values": torch.from_numpy(self.values.copy()),
+            "epochs": [astuple(epoch) for epoch in self.epochs],
+            "profiles": [astuple(profile) for profile in self.profiles],
+            "largest": largest and (largest[0], largest[1].step, torch.tensor(largest[1].values)),
+            **{name: part.state_dict() for name, part in self._parts().items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken."""
+        values = state["values"].numpy()
+        if values.shape != self.values.shape:
+            raise ValueError(f"tallies of {len(values)} tensors, not of {len(self.values)}")
+        self.values = values.copy()
+        self.steps, self.measured = int(state["steps"]), int(state["measured"])
+        self.penalized = int(state["penalized"])
+        self.epochs = [
+            Epoch(int(epoch), int(step), float(loss), *(Score(*map(float, s)) for s in scores))
+            for epoch, step, loss, *scores in state["epochs"]
+        ]
+        self.profiles = [
+            ProfileRecord(int(step), tuple(rates), tuple(opposing), int(penalized))
+            for step, rates, opposing, penalized in state["profiles"]
+        ]
+        if self.probe is not None and state["largest"] is not None:
+            step, own, largest = state["largest"]
+            record = StepRecord(int(own), largest.numpy(), self.probe.names, self.probe.layers)
+            self._largest = (int(step), record)
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Running | Stretches]:
+        return {
+            **self.shares,
+            "epoch_loss": self._epoch_loss,
+            "shown_loss": self._shown_loss,
+            "shown": self._shown,
+            "kept": self._kept,
+        }
 
     # --- at the end ---------------------------------------------------------------------------
 
@@ -174,10 +249,10 @@ class Journal:
             return {}
         rows = summed(self.probe.layers, self.probe.names, self.values)
         found = {
-            "measured_steps": len(self.series["rate"]),
+            "measured_steps": self.measured,
             "penalized": self.penalized,
             "nonfinite": int(self.values[:, TALLY_FIELDS.index("nonfinite")].sum()),
-            **{name: statistics_of(self.series[name]) for name in _SHARES},
+            **{name: self.shares[name].statistics() for name in _SHARES},
             "layers": [
                 {"index": layer.index, "name": layer.name}
                 | {name: getattr(Tally(*fields(row)), name) for name in _SHARES}
@@ -185,7 +260,7 @@ class Journal:
             ],
         }
         if self.literal is not None:
-            found["literal_rate"] = statistics_of(self.series["literal_rate"])
+            found["literal_rate"] = self.shares["literal_rate"].statistics()
         return found
 
     def scores(self) -> dict[str, Any]:
@@ -234,11 +309,3 @@ def _of(
 
 def _cell(value: float) -> float | str:
     return value if math.isfinite(value) else ""
-
-
-def statistics_of(values: Sequence[float]) -> dict[str, float]:
-    """Mean, maximum and last of those that are numbers."""
-    known = [value for value in values if math.isfinite(value)]
-    if not known:
-        return {"mean": math.nan, "max": math.nan, "last": math.nan}
-    return {"mean": statistics.fmean(known), "max": max(known), "last": values[-1]}

@@ -9,6 +9,8 @@ from ..decay import METHODS, Convention
 from ..errors import InputError
 from ..layering import Scale
 
+#: What does not change a run's result, or only where it lies.
+ELSEWHERE = ("output", "device", "data_dir", "dataset_download", "recovery_interval")
 #: The learning rates of the paper's base settings (Table 2).
 _SGD_LIKE = ("sgd", "momentum", "sgdp", "nesterov")
 
@@ -53,9 +55,11 @@ class TrainOptions:
     channels_last: bool = False
     torchcompile: bool = False
     output: Path | None = None
+    recovery_interval: int | None = None
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "epochs": 1, "steps": 1, "img_size": 1, "train_samples": 1}
+        least = {"batch_size": 1, "epochs": 1, "steps": 1, "img_size": 1, "train_samples": 1,
+                 "recovery_interval": 0}  # fmt: skip
         for name, smallest in (least | {"every": 0 if self.command == "train" else 1}).items():
             value = getattr(self, name)
             if value is not None and value < smallest:

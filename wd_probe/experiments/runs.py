@@ -2,11 +2,15 @@
 
 import contextlib
 import csv
+import errno
+import fcntl
 import json
 import math
+import os
 import platform
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,37 +27,78 @@ T = TypeVar("T")
 
 _FLUSH_SECONDS = 2.0
 _TABLES = tuple(TABLES)
+_EVENTS = "events.out.tfevents.*"
+_LOCK = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # a file system that has none
 _MEASURED_WITH = ("wd-probe", "torch", "timm", "numpy")
+
+_locks: weakref.WeakSet[TextIO] = weakref.WeakSet()
+# A data loader's worker outlives a killed run by seconds, and must not hold its folder so long.
+os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])
+
+
+def lock(folder: Path) -> TextIO:
+    """Take a folder for this process, until the file returned is closed or the process ends.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it cannot be written to.
+    """
+    while True:
+        file = (folder / _LOCK).open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                file.close()
+                raise
+        if os.fstat(file.fileno()).st_nlink:
+            _locks.add(file)
+            return file
+        file.close()  # the process that had it has just taken it away
+
+
+class Busy(InputError):
+    """Another process is writing to the folder."""
 
 
 class RunFolder:
-    """Writes a run's files.
+    """Writes a run's files, as the only process that does.
 
     The first write that fails (a full disk, say) is told once; from then on nothing more is
     written and the run goes on: `failure` says what happened.
 
     Args:
         path: a folder that does not hold a run yet; made if missing.
+        again: it holds one, which is gone on with; see :meth:`rewind`.
 
     Raises:
-        InputError: it cannot be written to, or holds a run.
+        InputError: it cannot be written to, or holds a run, or with ``again`` holds none.
+        Busy: another process is writing to it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, again: bool = False) -> None:
         self.path = path
         self.failure: str | None = None
         self._tables: dict[str, TextIO] = {}
         self._flushed = time.monotonic()
-        if (path / "config.json").exists():
-            raise InputError(f"{path} holds a run already; choose another --output")
+        holds = f"{path} holds a run already; choose another --output"
+        if not again and (path / "config.json").exists():
+            raise InputError(holds)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "config.json").write_text("{}\n")
+            if not again:
+                path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(path)
+        except BlockingIOError as error:
+            raise Busy(f"another process is writing to {path}; let it end first") from error
         except OSError as error:
             raise InputError(
                 f"output folder {path} cannot be written to ({error.strerror}); "
-                "choose another --output"
+                + ("a run goes on in its own folder" if again else "choose another --output")
             ) from error
+        if not again and (path / "config.json").exists():
+            self.close()
+            raise InputError(holds)
 
     def guard(self, write: Callable[[], T]) -> T | None:
         """Call ``write`` unless a write has failed before; a failure is told, not raised."""
@@ -71,24 +116,31 @@ class RunFolder:
             )
             return None
 
+    def replace(self, name: str, write: Callable[[Path], object]) -> None:
+        """Write a file in one move: readers and a killed run have the old one or the new one."""
+
+        def replace() -> None:
+            partial = self.path / f"{name}.partial"
+            partial.unlink(missing_ok=True)
+            write(partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(self.path / name)
+
+        self.guard(replace)
+
     def json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file in one move; NaN becomes null."""
-        target = self.path / name
-
-        def write() -> None:
-            partial = target.with_name(f"{name}.partial")
-            partial.write_text(dumps(value, indent=2) + "\n")
-            partial.replace(target)
-
-        self.guard(write)
+        self.replace(name, lambda partial: partial.write_text(dumps(value, indent=2) + "\n"))
 
     def rows(self, name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Append rows to a CSV file; what is appended reaches the disk within two seconds."""
 
         def write() -> None:
             if name not in self._tables:
-                self._tables[name] = (self.path / name).open("a", newline="")
-                csv.writer(self._tables[name]).writerow(header)
+                self._tables[name] = file = (self.path / name).open("a", newline="")
+                if not file.tell():
+                    csv.writer(file).writerow(header)
             csv.writer(self._tables[name]).writerows(rows)
             if time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self._flushed = time.monotonic()
@@ -97,13 +149,70 @@ class RunFolder:
 
         self.guard(write)
 
-    def close(self) -> None:
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each table and event file, once they are on the disk."""
+        for table in self._tables.values():
+            table.flush()
+            os.fsync(table.fileno())
+        return {path.name: path.stat().st_size for path in self._growing() if path.is_file()}
+
+    def _growing(self) -> list[Path]:
+        tables = (self.path / f"{name}.csv" for name in _TABLES)
+        return [*tables, *sorted(self.path.glob(_EVENTS))]
+
+    def check(self, sizes: Mapping[str, int]) -> None:
+        """See that :meth:`rewind` can bring these sizes back.
+
+        Raises:
+            InputError: a file is missing, shorter, or not a plain file of this folder.
+        """
+        found = {path.name: path for path in self._growing()}
+        for name, size in sizes.items():
+            if name not in found or not isinstance(size, int) or size < 0:
+                raise InputError(f"{self.path} is damaged: {name} is missing")
+        for name, path in found.items():
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise InputError(f"{path} is not a plain file; it is left alone")
+            if sizes.get(name, 0) > (path.stat().st_size if path.exists() else 0):
+                raise InputError(f"{path} is damaged: it is shorter than it was at the last save")
+
+    def rewind(self, sizes: Mapping[str, int]) -> None:
+        """Cut each table and event file to its size, and remove those without, and all results.
+
+        Raises:
+            InputError: as :meth:`check`; nothing is changed then. Or the folder cannot be written.
+        """
+        self.check(sizes)
+        results = ("tensors.csv", "summary.json", "model.safetensors")
+        try:
+            for path in self._growing():
+                if path.name in sizes:
+                    os.truncate(path, sizes[path.name])
+                else:
+                    path.unlink(missing_ok=True)
+            for path in (*(self.path / name for name in results), *self.path.glob("*.partial")):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written to ({error.strerror}); a run goes on in its own "
+                "folder"
+            ) from error
+
+    def close_tables(self) -> None:
         """Flush and close every table."""
         for table in self._tables.values():
             self.guard(table.flush)
             with contextlib.suppress(OSError):
                 table.close()
         self._tables.clear()
+
+    def close(self) -> None:
+        """Close every table, and let go of the folder."""
+        self.close_tables()
+        if not self._lock.closed:
+            with contextlib.suppress(OSError):
+                (self.path / _LOCK).unlink(missing_ok=True)
+            self._lock.close()
 
     def __enter__(self) -> Self:
         """Return itself."""

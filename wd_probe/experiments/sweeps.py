@@ -17,14 +17,12 @@ import torch
 
 from ..errors import InputError, RunError
 from .ledger import Ledger
-from .options import TrainOptions
+from .options import ELSEWHERE, TrainOptions
 from .runs import dumps
 from .train import prepare, train
 
 #: More cells than this want a word of consent.
 MANY = 10_000
-#: What does not change a cell's result, or only where it lies.
-ELSEWHERE = ("output", "device", "data_dir", "dataset_download")
 _AXES = ("dataset", "model", "opt", "method", "lr", "weight_decay", "seed")
 #: Lies in a cell's folder until all of its files are written.
 _INCOMPLETE = "incomplete"

@@ -1,8 +1,8 @@
 """`wdprobe train` and `wdprobe rop`: train by a decay method, and measure R_op on the way."""
 
+import json
 import math
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,8 +21,9 @@ from .data import Data, load_data
 from .findings import findings
 from .journal import NOT_EVALUATED, Journal
 from .models import create_model
-from .options import TrainOptions
-from .runs import RunFolder, default_folder, environment, read_run
+from .options import ELSEWHERE, TrainOptions
+from .recovery import RECOVERY, Recovery, Stateful, check_resumable
+from .runs import RunFolder, default_folder, dumps, environment, read_run
 from .training import Score, Step, Trainer, create_optimizer, evaluate, pick_device
 
 #: Decay rates that the λ-profile asks about.
@@ -79,44 +80,123 @@ class Training:
         return decay_effect(self.optimizer, *decaying[0]).rule
 
 
-def train(options: TrainOptions, listener: Listener) -> dict[str, Any]:
+def train(options: TrainOptions, listener: Listener, *, resume: bool = False) -> dict[str, Any]:
     """Train, measure and evaluate; returns the summary, which also stands in the run folder.
 
     Ctrl-C and a loss that is not a number end the run early; what was measured is kept and
     summarized, and ``status`` says "interrupted" or "diverged".
 
+    Args:
+        options: what to run.
+        listener: is told how it goes.
+        resume: go on with the run in ``options.output`` where it was last saved, or from its start
+            if it never was. On a CPU its files become those of a run never stopped, to the bit.
+
     Raises:
-        InputError: options that do not fit each other or this machine.
+        InputError: options that do not fit each other or this machine; with ``resume``, a folder
+            without a run to go on with, which is left as it is.
+        Busy: another process is writing to it.
         RunError: the pretrained weights could not be had.
     """
-    run = prepare(options)
-    probe, literal = _probes(run)
-    folder = RunFolder(options.output or default_folder(options.command, options.model))
-    with folder:
-        folder.json("config.json", _config(run))
-        board = folder.guard(lambda: Dashboard(folder.path, layers(run.model, coarse=True)))
-        journal = Journal(folder, board, probe, literal)
-        listener.started(run.total, folder.path, run.data, len(run.layers))
-        begun = time.monotonic()
-        status = _train(run, journal, listener)
-        seconds = time.monotonic() - begun
-        for attached in (probe, literal):
-            if attached is not None:
-                attached.close()
-        summary = _summary(run, journal, status, seconds)
+    if not resume:
+        run = prepare(options)
+        probes = _probes(run)
+        folder = RunFolder(options.output or default_folder(options.command, options.model))
+        with folder:
+            return _run(run, probes, folder, listener, None)
+    assert options.output is not None
+    check_resumable(options.output)
+    with RunFolder(options.output, again=True) as folder:
+        record = check_resumable(options.output)  # it may have just come to its end
+        saved = (options.output / RECOVERY).is_file()
+        run = prepare(options, weights=not saved)
+        return _run(run, _probes(run), folder, listener, record)
+
+
+def _run(
+    run: Training,
+    probes: tuple[OpposingPenaltyProbe | None, OpposingPenaltyProbe | None],
+    folder: RunFolder,
+    listener: Listener,
+    record: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Train in the folder; ``record`` is the config.json of a run gone on with."""
+    options, (probe, literal) = run.options, probes
+    config = _config(run)
+    trainer, journal = run.trainer(), Journal(folder, None, probe, literal)
+    recovery = _recovery(run, trainer, journal, config)
+    if record is not None:
+        if recovery.file.is_file():
+            recovery.load()
+        else:
+            folder.rewind({})
+        config = record | {"resumed_at": [*record.get("resumed_at", ()), journal.steps]}
+    folder.json("config.json", config)
+    journal.board = folder.guard(lambda: Dashboard(folder.path, layers(run.model, coarse=True)))
+    listener.started(run.total, folder.path, run.data, len(run.layers))
+    status = _train(run, trainer, journal, recovery, listener)
+    seconds = recovery.seconds
+    for attached in probes:
+        if attached is not None:
+            attached.close()
+    journal.write_largest()
+    summary = _summary(run, journal, status, seconds)
+    if status == "interrupted":  # who ends it may not wait for the rest
         folder.json("summary.json", summary)
-        folder.guard(lambda: _save_weights(run.model, folder.path / "model.safetensors"))
-        if probe is not None:
-            journal.write_tensors()
-    if folder.failure is None:
-        folder.guard(lambda: _draw(folder.path, board, options, summary))
-    if board is not None:
-        folder.guard(board.close)
+    folder.replace("model.safetensors", lambda partial: _save_weights(run.model, partial))
+    if probe is not None:
+        journal.write_tensors()
+    folder.close_tables()
+    folder.guard(lambda: _draw(folder.path, journal.board, options, summary))
+    journal.show(Dashboard.close)
+    folder.json("summary.json", summary)
+    if status != "interrupted":
+        recovery.remove()
     return summary | {"write_failure": folder.failure} if folder.failure else summary
 
 
-def prepare(options: TrainOptions) -> Training:
+class _Counting:
+    """The state of a probe whose records the journal has: the steps it has counted."""
+
+    def __init__(self, probe: OpposingPenaltyProbe) -> None:
+        self._probe = probe
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self._probe.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._probe.steps = int(state["steps"])
+
+
+def _recovery(
+    run: Training, trainer: Trainer, journal: Journal, config: dict[str, Any]
+) -> Recovery:
+    parts: dict[str, Stateful | None] = {
+        "model": run.model,
+        "optimizer": run.optimizer,
+        "decay": run.decay,
+        "probe": journal.probe and _Counting(journal.probe),
+        "literal probe": journal.literal and _Counting(journal.literal),
+        "journal": journal,
+        "trainer": trainer,  # last: it holds the random state
+    }
+    facts = {field.name: config[field.name] for field in fields(TrainOptions)}
+    plain = json.loads(dumps({k: v for k, v in facts.items() if k not in ELSEWHERE}))
+    return Recovery(
+        journal.folder,
+        {name: part for name, part in parts.items() if part is not None},
+        plain,
+        run.options.recovery_interval,
+    )
+
+
+def prepare(options: TrainOptions, *, weights: bool = True) -> Training:
     """Open the data, build model and optimizer, attach the method.
+
+    Args:
+        options: what to run.
+        weights: False leaves out pretrained weights and checkpoints, where others will take their
+            place.
 
     Raises:
         InputError: options that do not fit each other or this machine.
@@ -141,8 +221,8 @@ def prepare(options: TrainOptions) -> Training:
         options.model,
         num_classes=data.num_classes,
         img_size=options.img_size,
-        pretrained=options.pretrained,
-        checkpoint=options.checkpoint,
+        pretrained=options.pretrained and weights,
+        checkpoint=options.checkpoint if weights else None,
     ).to(device)
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -212,19 +292,24 @@ def _probes(run: Training) -> tuple[OpposingPenaltyProbe | None, OpposingPenalty
     return probe, literal
 
 
-def _train(run: Training, journal: Journal, listener: Listener) -> Status:
-    trainer, epoch = run.trainer(), 0
+def _train(
+    run: Training, trainer: Trainer, journal: Journal, recovery: Recovery, listener: Listener
+) -> Status:
+    epoch = len(journal.epochs)
     try:
-        while journal.steps < run.total:
+        while journal.evaluated < run.total:
             epoch += 1
             for step in trainer.epoch(epoch, journal.steps + 1, run.total):
                 record = journal.step(step)
                 listener.stepped(step, record)
                 if not math.isfinite(step.loss):
                     return "diverged"
+                if step.step == trainer.steps:
+                    recovery.offer(step.step)
             test = evaluate(trainer.model, run.data.test, trainer.autocast)
             journal.epoch(epoch, test, _other_moment(run, trainer), _validated(run, trainer))
             listener.scored(epoch, test)
+            recovery.offer(journal.steps)
     except KeyboardInterrupt:
         return "interrupted"
     return "finished"
@@ -289,7 +374,7 @@ def _summary(run: Training, journal: Journal, status: Status, seconds: float) ->
         "layer_definition": run.layers.definition,
         "findings": []
         if probe is None
-        else findings(tensors, probe.profiles, options.weight_decay),
+        else findings(tensors, journal.profiles, options.weight_decay),
         **journal.scores(),
         "status": status,
         "seconds": seconds,

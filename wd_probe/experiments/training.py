@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 
 from ..errors import InputError
 from ..hooks import hooked
-from .data import Batches
+from .data import Batch, Batches
 from .models import near_names
+from .randomness import random_state, set_random_state
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
 _HELD_BACK = 16  # steps whose numbers may wait on a device that runs ahead of the host
@@ -123,6 +124,10 @@ class Trainer:
         self.amp_dtype = amp_dtype
         self.device = next(model.parameters()).device
         self.updates = 0
+        self.steps = 0  # trained; the numbers of the last ones may not have been yielded
+        self._epoch, self._batches = 0, 0  # the epoch begun last, and its batches trained
+        self._start = self._now()
+        self._resumed: dict[str, Any] | None = None
         hooked(optimizer).register_step_post_hook(self._count)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
 
@@ -143,7 +148,7 @@ class Trainer:
         held: list[tuple[Tensor, Step]] = []
         hold = 1 if self.device.type == "cpu" else _HELD_BACK
         self.model.train()
-        for step, (images, labels) in enumerate(self.data, start=first_step):
+        for step, (images, labels) in enumerate(self._begin(number), start=first_step):
             if step > max_steps:
                 break
             with self.autocast():
@@ -153,6 +158,7 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad()
+            self.steps, self._batches = step, self._batches + 1
             update = self.updates if self.updates > before else None
             lr = float(self.optimizer.param_groups[0]["lr"])
             held.append((loss.detach(), Step(step, number, math.nan, lr, update)))
@@ -160,6 +166,53 @@ class Trainer:
                 yield from self._read(held)
                 held = []
         yield from self._read(held)
+
+    def _begin(self, number: int) -> Iterator[Batch]:
+        """The batches of an epoch, or those that are left of it in a resumed run."""
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None and number == self._epoch:
+            self._set(self._start)
+            batches = self.data.batches(self._batches)
+            set_random_state(resumed["random"])
+            return batches
+        if resumed is not None:
+            self._set(resumed)
+        self._epoch, self._batches = number, 0
+        self._start = self._now()
+        return self.data.batches()
+
+    def _now(self) -> dict[str, Any]:
+        return {"random": random_state(), "data": self.data.state_dict()}
+
+    def _set(self, state: dict[str, Any]) -> None:
+        self.data.load_state_dict(state["data"])
+        set_random_state(state["random"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands: random state, data order, place in the epoch, loss scale, updates.
+
+        Of use where the step last trained is the one last yielded. Model and optimizer have states
+        of their own.
+        """
+        return {
+            "updates": self.updates,
+            "steps": self.steps,
+            "epoch": self._epoch,
+            "batches": self._batches,
+            "start": self._start,
+            "now": self._now(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken: the same epoch's :meth:`epoch` trains what is left."""
+        self.updates, self.steps = int(state["updates"]), int(state["steps"])
+        self._epoch, self._batches = int(state["epoch"]), int(state["batches"])
+        self._start, self._resumed = state["start"], state["now"]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        for where in (self._start, self._resumed):  # found out here, if it cannot be
+            self._set(where)
 
     @staticmethod
     def _read(held: list[tuple[Tensor, Step]]) -> Iterator[Step]:
