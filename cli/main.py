@@ -53,7 +53,9 @@ def main() -> None:
     try:
         app()
     except WdProbeError as error:
-        print(f"wdprobe: error: {error}", file=sys.stderr)
+        from wd_probe.experiments.files import printable
+
+        print(f"wdprobe: error: {printable(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:
         print("wdprobe: interrupted before anything was measured", file=sys.stderr)

@@ -4,10 +4,11 @@ import contextlib
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -17,11 +18,30 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-out = Console(highlight=False, soft_wrap=False)
-err = Console(stderr=True, highlight=False)
+from wd_probe.experiments.files import printable
+
+
+class _Console(Console):
+    """Names that come from files are text: what a terminal would act on in them is shown."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """The renderable's segments, those with text made printable."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                lines = (printable(line) for line in segment.text.split("\n"))
+                yield Segment("\n".join(lines), segment.style)
+
+
+out = _Console(highlight=False, soft_wrap=False)
+err = _Console(stderr=True, highlight=False)
 
 _LINE_SECONDS = 10.0  # between progress lines where stderr is no terminal
 
@@ -42,7 +62,7 @@ def show_warnings() -> None:
     """Print warnings as one plain line each."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        err.print(f"[yellow]wdprobe: warning:[/] {escape(str(message))}", soft_wrap=True)
+        err.print(f"[yellow]wdprobe: warning:[/] {escape(printable(message))}", soft_wrap=True)
 
     warnings.showwarning = show
 

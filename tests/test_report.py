@@ -285,7 +285,11 @@ def test_damaged_and_unfinished_runs_leave_the_rest(folders, copy, tmp_path):
         "finished", "unfinished", "damaged", "damaged", "damaged",
     ]  # fmt: skip
     shown = Page(result["page"])
-    for said in ("torn is damaged", "columnless is damaged", "gone does not exist"):
+    for said in (
+        "torn/config.json is damaged",
+        "columnless/layers.csv is damaged",
+        "gone does not exist",
+    ):
         assert said in shown.text
     assert "The run has not come to its end, or was killed: 8 steps are on file." in shown.text
     assert "pushes" in shown.text

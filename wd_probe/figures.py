@@ -45,14 +45,15 @@ def dress(axes: Any, ylabel: str, xlabel: str = "") -> Any:
 def _title(run: "Run") -> str:
     c = run.config
     return (
-        f"{_short(str(c['model']))} on {c['dataset']} · {c['opt']} · {_method(c)}η {c['lr']:g} "
+        f"{_short(c['model'])} on {_short(c['dataset'])} · {_short(c['opt'])} · {_method(c)}"
+        f"η {c['lr']:g} "
         f"· λ {c['weight_decay']:g} · batch {c['batch_size']}"
     )
 
 
 def _method(config: Mapping[str, Any]) -> str:
     method = config.get("method", "own")
-    return "" if method == "own" else f"{method} · "
+    return "" if method == "own" else f"{_short(method)} · "
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -96,7 +97,7 @@ def layer_heatmap(run: "Run") -> Figure:
     """R_op of every layer at every step; shallow layers on top."""
     steps = np.unique(run.layers["step"])
     count = len(run.layer_names)
-    grid = np.full((count, len(steps)), np.nan)
+    grid = _empty(count, len(steps), len(run.layers["step"]))
     columns = np.searchsorted(steps, run.layers["step"])
     grid[np.asarray(run.layers["index"], dtype=int) - 1, columns] = run.layers["rate"]
     figure = new_figure(
@@ -137,9 +138,11 @@ def decay_profile(run: "Run") -> Figure:
     figure = new_figure(f"R_op had λ been another\n{_title(run)}")
     axes = dress(figure.subplots(), "opposing penalties", "weight decay λ")
     columns: Mapping[str, Sequence[float]] = run.profile
-    rates = np.unique(columns["rate"])
+    rates, counts = np.unique(columns["rate"], return_counts=True)
+    if counts.min() != counts.max():
+        raise ValueError("profile.csv has not the same decay rates at every step")
     share = np.asarray(columns["opposing"]) / np.maximum(columns["penalized"], 1)
-    curves = np.stack([share[np.asarray(columns["rate"]) == rate] for rate in rates])
+    curves = share[np.argsort(columns["rate"], kind="stable")].reshape(len(rates), -1)
     low, middle, high = np.quantile(curves, [0.1, 0.5, 0.9], axis=1)
     axes.fill_between(rates, low, high, color=_LINE, alpha=0.15, linewidth=0, label="80 % of steps")
     axes.plot(rates, middle, color=_LINE, linewidth=1.8, label="median step")
@@ -226,11 +229,18 @@ def _grid(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """A table's ``value`` by index (rows) and falling scale (columns)."""
     indices, scales = np.unique(table["index"]), np.unique(table["scale"])[::-1]
-    grid = np.full((len(indices), len(scales)), np.nan)
+    grid = _empty(len(indices), len(scales), len(table["index"]))
     rows = np.searchsorted(indices, table["index"])
     columns = np.searchsorted(-scales, -np.asarray(table["scale"]))
     grid[rows, columns] = table[value]
     return grid, indices, scales
+
+
+def _empty(rows: int, columns: int, known: int) -> NDArray[np.float64]:
+    """A grid of NaN for ``known`` values; a table that would leave most of it empty is no grid."""
+    if rows * columns > 1_000_000 + 4 * known:
+        raise ValueError(f"{known} values make no grid of {rows} × {columns}")
+    return np.full((rows, columns), np.nan)
 
 
 def _part_map(
@@ -240,7 +250,7 @@ def _part_map(
     grid, indices, scales = _grid(table, value)
     count = len(indices)
     figure = new_figure(
-        f"{title}\n{run.config['model']} · {run.config['source']}",
+        f"{title}\n{_short(run.config['model'])} · {_short(run.config['source'], 80)}",
         height=max(3.0, 1.3 + 0.17 * min(count, 60)),
     )
     axes = dress(figure.subplots(), "", "scale")

@@ -4,7 +4,10 @@ import functools
 import gzip
 import hashlib
 import itertools
-import shutil
+import math
+import struct
+import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +22,13 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..kernel import cache_dir
+from .files import damaged
 
 #: A dataset whose resized uint8 images need no more than this is kept on the device.
 HELD_BYTES = 2 << 30
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+#: Their decoders, and no others: PIL would run Ghostscript on a PostScript file of any name.
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 #: Datasets whose pictures mean something else when mirrored.
 _NO_FLIP = ("digits", "mnist", "emnist", "qmnist", "kmnist", "svhn", "gtsrb")
 _IDX_FILES = (
@@ -303,6 +309,8 @@ def _digits(img_size: int) -> tuple[Batch, Batch]:
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
+    if len(images) * 3 * img_size**2 > HELD_BYTES:
+        raise InputError(f"digits at {img_size}×{img_size} need too much memory; try --img-size 32")
     kept, held_out = train_test_split(
         np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
     )
@@ -389,10 +397,31 @@ def _with_idx_files(name: str, folder: Path) -> Path:
         if not target.exists():
             partial = target.with_suffix(".partial")
             reader = gzip.open if path.suffix == ".gz" else open
-            with reader(path, "rb") as source, partial.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
+            try:
+                with reader(path, "rb") as source, partial.open("wb") as sink:
+                    _copy_idx(source, sink)
+            except (OSError, EOFError, ValueError, zlib.error, struct.error) as error:
+                partial.unlink(missing_ok=True)
+                raise damaged(path, error) from error
             partial.replace(target)
     return raw.parent.parent
+
+
+def _copy_idx(source: Any, sink: Any) -> None:
+    """As many bytes as the header says, a part at a time; a file of fewer or more is refused."""
+    head = source.read(4)
+    if head[:3] != b"\0\0\x08" or head[3:] not in (b"\1", b"\3"):
+        raise ValueError("it is no idx file of bytes")
+    sizes = source.read(4 * head[3])
+    left = math.prod(struct.unpack(f">{head[3]}I", sizes))
+    if left > HELD_BYTES:
+        raise ValueError(f"its header promises {left:,} bytes")
+    sink.write(head + sizes)
+    while part := source.read(min(left, 1 << 20)):
+        sink.write(part)
+        left -= len(part)
+    if left or source.read(1):
+        raise ValueError("it does not hold the bytes that its header promises")
 
 
 def _can_be_held(train: Any, test: Any, img_size: int) -> bool:
@@ -490,13 +519,20 @@ def load_images(folder: Path, img_size: int, most: int | None = None) -> tuple[T
     prepare = v2.Compose([v2.Resize(img_size), v2.CenterCrop(img_size), v2.PILToTensor()])
     pictures: list[Tensor] = []
     unreadable: list[str] = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in _PICTURES):
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in _PICTURES and p.is_file())
+    for path in sorted(found):
         if most is not None and len(pictures) >= most:
             break
         try:
-            with Image.open(path) as picture:
-                pictures.append(prepare(picture.convert("RGB")))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path, formats=_FORMATS) as picture:
+                    resized = img_size**2 * max(picture.size) / min(picture.size)
+                    if resized > (Image.MAX_IMAGE_PIXELS or math.inf):
+                        raise ValueError("too narrow")
+                    pictures.append(prepare(picture.convert("RGB")))
+        except Exception:  # a decoder raises what it likes over bytes it does not understand
             unreadable.append(str(path.relative_to(folder)))
     if not pictures:
         raise InputError(

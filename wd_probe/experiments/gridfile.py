@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TextIO
 
 from ..errors import InputError
+from .files import damaged, read_json, read_text, shown, shown_line, write_whole
 from .models import near_names
 from .options import ELSEWHERE, TrainOptions
 from .runs import dumps, lock
@@ -23,6 +24,13 @@ _HINTS = {
 _KINDS: Mapping[type, str] = {
     int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path",
 }  # fmt: skip
+
+
+_GRID_BYTES, _GRID_DEPTH = 16 << 10, 3
+_SEEDS = 1_000_000
+#: Of ``sweep.json``; see :func:`.files.read_json`.
+_RECORD: Mapping[str, Any] = {"command": str, "axes": {}, "options": {}, "cells": [str]}
+_SHOWN = 20  # values of an axis, in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,8 @@ def seeded(values: Mapping[str, Any]) -> dict[str, Any]:
     found = {name.replace("-", "_"): value for name, value in values.items()}
     if "seeds" in found:
         count = _one("seeds", found.pop("seeds"), int)
+        if count > _SEEDS:
+            raise InputError(f"seeds must be at most {_SEEDS:,}, got {shown(count)}")
         found["seed"] = range(count)
     return found
 
@@ -97,7 +107,7 @@ def typed(name: str, value: Any) -> Any:
         InputError: an unknown name, or a value of the wrong kind.
     """
     if name not in _HINTS:
-        raise InputError(f"unknown key {name!r}{near_names(name, [*_HINTS, 'seeds'])}")
+        raise InputError(f"unknown key {shown(name)}{near_names(name, [*_HINTS, 'seeds'])}")
     hint = _HINTS[name]
     if isinstance(value, range):
         return value
@@ -115,12 +125,12 @@ def _one(name: str, value: Any, hint: Any) -> Any:
     if typing.get_origin(kind) is Literal:
         known = typing.get_args(kind)
         if value not in known:
-            raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+            raise InputError(f"{name} must be one of {', '.join(known)}, got {shown(value)}")
         return str(value)
     if kind in (str, Path):
         if isinstance(value, kind | str):
             return kind(value)
-        raise InputError(f"{name} must be {_KINDS[kind]}, got {value!r}")
+        raise InputError(f"{name} must be {_KINDS[kind]}, got {shown(value)}")
     return _number(name, value, kind)
 
 
@@ -130,8 +140,10 @@ def _number(name: str, value: Any, kind: type) -> Any:
     except (TypeError, ValueError, OverflowError):
         found = None
     exact = isinstance(value, str) or found == value or found != found
+    if kind is int and found is not None and abs(found) >= 2**63:
+        found = None
     if found is None or not exact or isinstance(value, bool) != (kind is bool):
-        raise InputError(f"{name} must be {_KINDS[kind]}, got {value!r}")
+        raise InputError(f"{name} must be {_KINDS[kind]}, got {shown(value)}")
     return found
 
 
@@ -147,9 +159,10 @@ def read_grid(path: Path) -> dict[str, Any]:
         found = _parsed(path)
     except OSError as error:
         raise InputError(f"grid {path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"grid {path} is damaged: {reason}") from error
+    except InputError as error:
+        raise InputError(f"grid {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"grid {damaged(path, error)}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise InputError(f"grid {path} must hold keys and values, such as: method: [wd, lpwd]")
     try:
@@ -162,12 +175,18 @@ def read_grid(path: Path) -> dict[str, Any]:
 
 
 def _parsed(path: Path) -> Any:
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, _GRID_BYTES)
     if path.suffix.lower() == ".toml":
         return tomllib.loads(text)
     import yaml
 
     try:
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):  # as far as it is sound, and no further
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _GRID_DEPTH:
+                raise ValueError("it uses an alias (*name) or lists within lists within lists")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
@@ -214,9 +233,7 @@ class Claim:
             "options": {name: found[0] for name, found in values.items() if name not in plan.axes},
             "cells": [cell.name for cell in cells],
         }
-        partial = file.with_name(f"{file.name}.partial")
-        partial.write_text(dumps(record, indent=2) + "\n")
-        partial.replace(file)
+        write_whole(file, dumps(record, indent=2) + "\n")
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -233,11 +250,10 @@ class Claim:
 
 
 def _compare(file: Path, values: Mapping[str, list[Any]]) -> None:
-    try:
-        record = json.loads(file.read_text())
-        there = {name: [value] for name, value in record["options"].items()} | record["axes"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is damaged ({error}); choose another --output") from error
+    record = read_json(file, _RECORD)
+    there = {name: [value] for name, value in (record.get("options") or {}).items()}
+    for name, found in (record.get("axes") or {}).items():
+        there[name] = found if isinstance(found, list) else [found]
     defaults = {field.name: [field.default] for field in fields(TrainOptions)}
     differing = [
         f"{name} is {_shown(was)} there and {_shown(now)} here"
@@ -253,4 +269,5 @@ def _compare(file: Path, values: Mapping[str, list[Any]]) -> None:
 
 
 def _shown(values: Sequence[Any]) -> str:
-    return ", ".join("none" if value is None else f"{value}" for value in values)
+    told = ", ".join("none" if v is None else f"{v}" for v in values[:_SHOWN])
+    return shown_line(told) + (", ..." if len(values) > _SHOWN else "")

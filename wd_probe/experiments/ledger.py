@@ -3,13 +3,13 @@
 import csv
 import io
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import WdProbeWarning
+from .files import write_whole
 
 
 class Ledger:
@@ -38,10 +38,8 @@ class Ledger:
     def _write(self) -> None:
         if not self._writable:
             return
-        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.partial")
         try:
-            partial.write_text("".join([self._header, *self._lines]), newline="")
-            partial.replace(self._path)
+            write_whole(self._path, "".join([self._header, *self._lines]))
         except OSError as error:
             self._writable = False
             warnings.warn(

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, RunError
 from ..layering import Scale, check_rate, clean_name, decayed_parameters, layers, layerwise_rates
+from .files import printable, shown_line
 
 
 def create_model(
@@ -48,6 +50,10 @@ def create_model(
     if ":" not in name and not timm.is_model(name):
         raise InputError(f"unknown model {name!r}{_near(name)}")
     try:
+        if checkpoint is not None:  # what does not fit is found before memory is taken for it
+            with torch.device("meta"):
+                drawn = _build(name, num_classes, img_size, False)
+            state = _fitting(drawn, checkpoint, reset_head)
         model = _build(name, num_classes, img_size, pretrained)
     except (InputError, KeyboardInterrupt):
         raise
@@ -63,7 +69,7 @@ def create_model(
     if pretrained and not (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
         raise InputError(f"timm has no pretrained weights for {name}; leave --pretrained out")
     if checkpoint is not None:
-        load_weights(model, checkpoint, reset_head=reset_head)
+        model.load_state_dict(state, strict=not reset_head)
     if check_size:
         _check_size(model, name, img_size)
     return model
@@ -97,8 +103,7 @@ def _check_size(model: nn.Module, name: str, img_size: int) -> None:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
-    line = text.splitlines()[0]
-    return line if len(line) <= 160 else line[:157] + "..."
+    return shown_line(text.splitlines()[0], 160)
 
 
 def near_names(name: str, known: list[str]) -> str:
@@ -127,6 +132,11 @@ def load_weights(model: nn.Module, path: Path, *, reset_head: bool = False) -> N
         InputError: the file is missing, damaged, holds code, or belongs to another model (the
             message names the keys that differ).
     """
+    model.load_state_dict(_fitting(model, path, reset_head), strict=not reset_head)
+
+
+def _fitting(model: nn.Module, path: Path, reset_head: bool) -> dict[str, Tensor]:
+    """A checkpoint's tensors under the model's names, without those of a head to be reset."""
     state, own = dict(read_weights(path)[0]), model.state_dict()
     old_layout = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if set(state) != set(own) and old_layout is not None:
@@ -135,7 +145,7 @@ def load_weights(model: nn.Module, path: Path, *, reset_head: bool = False) -> N
     differing = [key for key in own if key in state and state[key].shape != own[key].shape]
     if reset_head:
         for key in [k for k in differing if k.rpartition(".")[0] in classifiers(model)]:
-            state[key] = own[key]
+            del state[key], own[key]
             differing.remove(key)
     missing = sorted(set(own) - set(state))
     unexpected = sorted(set(state) - set(own))
@@ -149,8 +159,9 @@ def load_weights(model: nn.Module, path: Path, *, reset_head: bool = False) -> N
         *([f"{len(shapes)} of another shape ({_some(shapes)})"] if shapes else []),
     ]
     if complaints:
-        raise InputError(f"checkpoint {path} is of another model: tensors {'; '.join(complaints)}")
-    model.load_state_dict(state)
+        told = printable("; ".join(complaints))
+        raise InputError(f"checkpoint {path} is of another model: tensors {told}")
+    return state
 
 
 def classifiers(model: nn.Module) -> tuple[str, ...]:
@@ -160,7 +171,9 @@ def classifiers(model: nn.Module) -> tuple[str, ...]:
 
 
 def _some(items: list[str]) -> str:
-    return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
+    return ", ".join(shown_line(item, 120) for item in items[:3]) + (
+        ", ..." if len(items) > 3 else ""
+    )
 
 
 def read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
@@ -182,9 +195,12 @@ def read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
         if path.suffix == ".safetensors":
             held: Any = load_file(path)
         else:
+            _refuse_packed(path)
             # timm's own checkpoints keep the training options beside the weights
             with torch.serialization.safe_globals([argparse.Namespace]):
                 held = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
             raise InputError(
@@ -200,9 +216,32 @@ def read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
         entry = next((key for key in entries if isinstance(held.get(key), Mapping)), "")
     state = held[entry] if entry else held
     tensors = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
-    if not tensors or not state:
+    if not tensors or not state or not all(isinstance(key, str) for key in state):
         raise InputError(f"checkpoint {path} holds no state_dict of tensors")
-    return {clean_name(str(key)): value for key, value in state.items()}, entry
+    for key, value in state.items():
+        if not _is_plain(value):
+            raise InputError(
+                f"checkpoint {path} holds no plain numbers in {shown_line(key)}; save its "
+                "state_dict as safetensors"
+            )
+    return {clean_name(key): value for key, value in state.items()}, entry
+
+
+def _refuse_packed(path: Path) -> None:
+    """A torch file stores its tensors as they are; a packed one could unfold without end."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise InputError(f"checkpoint {path} is compressed, which torch.save never does")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Real numbers that the file holds one by one: none expanded, sparse or without storage."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    held = tensor.untyped_storage().nbytes()
+    return not tensor.is_complex() and tensor.numel() * tensor.element_size() <= held
 
 
 def describe_layers(

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InputError, WdProbeWarning
 from . import page, report_runs, report_sweeps
+from .files import damaged, write_whole
 from .page import Html, element
 from .report_sweeps import Sweep, read_sweep
 from .runs import Run, default_folder, read_run
@@ -15,7 +16,9 @@ from .runs import Run, default_folder, read_run
 #: More runs than this are only compared; each has a section of its own up to here.
 _OWN_SECTIONS = 8
 #: What reading or drawing a file with unexpected content can raise.
-_DAMAGE = (InputError, KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError)
+_DAMAGE = (
+    KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ def _part(path: Path, detailed: bool) -> _Part:
     except InputError as error:
         return _broken(path, kind, str(error))
     except _DAMAGE as error:
-        return _broken(path, kind, f"{path} is damaged: {type(error).__name__} {error}")
+        return _broken(path, kind, str(damaged(path, f"{type(error).__name__} {error}")))
 
 
 def _broken(path: Path, kind: str, trouble: str) -> _Part:
@@ -167,13 +170,11 @@ def _default(folders: Sequence[Path]) -> Path:
 
 
 def _write(target: Path, text: str) -> None:
-    partial = target.with_name(f"{target.name}.partial")
     if target.is_dir():
         raise InputError(f"{target} is a folder; --output names a file")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
+        write_whole(target, text)
     except OSError as error:
         raise InputError(
             f"{target} cannot be written ({error.strerror}); choose another --output"

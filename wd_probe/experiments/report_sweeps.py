@@ -1,6 +1,5 @@
 """What a report page says of a sweep: best settings, maps of η and λ, robustness to λ."""
 
-import json
 import math
 import statistics
 from collections import Counter
@@ -11,13 +10,19 @@ from typing import Any, Literal
 
 from .. import figures
 from ..decay import METHODS
+from ..errors import InputError
 from . import page
+from .contents import CONFIG, SUMMARY
+from .files import printable, read_json, shown_line
+from .gridfile import typed
 from .options import TrainOptions
 from .page import Html, element, percent
 from .sweeps import Cell, Setting, Summary, settings
 
 _ORDER = ("own", *METHODS)
 _LISTED = 20  # settings in the table; the CSV file has all
+_UNSEEN = ("command", "output", "data_dir", "hflip")  # of no account on the page
+_MAPPED = 2_500  # a map of more cells than this cannot be read, nor drawn in little room
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +50,24 @@ def read_sweep(path: Path) -> Sweep:
     cells, configs, without = [], [], {}
     for folder in sorted(p for p in (path / "cells").iterdir() if p.is_dir()):
         try:
-            config, summary = (_json(folder / f"{name}.json") for name in ("config", "summary"))
+            config = _json(folder / "config.json", CONFIG)
+            summary = _json(folder / "summary.json", SUMMARY)
             lost = _without_result(folder, summary)
             if lost is None:
                 cells.append((_cell(folder.name, config), summary))
                 configs.append(config)
             else:
                 without[folder.name] = lost
+        except InputError as error:
+            without[folder.name] = ("damaged", str(error))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            without[folder.name] = ("damaged", f"{type(error).__name__}: {error}")
+            without[folder.name] = ("damaged", shown_line(f"{type(error).__name__}: {error}"))
     cells.sort(key=lambda item: _place(item[0].options))
     return Sweep(path, tuple(cells), tuple(configs), without)
 
 
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+def _json(file: Path, shape: Mapping[str, Any]) -> Any:
+    return read_json(file, shape) if file.is_file() else None
 
 
 def _without_result(folder: Path, summary: Summary | None) -> tuple[str, str] | None:
@@ -73,10 +81,16 @@ def _without_result(folder: Path, summary: Summary | None) -> tuple[str, str] | 
 
 
 def _cell(name: str, config: Mapping[str, Any]) -> Cell:
-    known = {f.name: config[f.name] for f in fields(TrainOptions) if f.name in config}
+    known = {
+        f.name: typed(f.name, config[f.name])
+        for f in fields(TrainOptions)
+        if f.name in config and f.name not in _UNSEEN
+    }
+    if any(isinstance(value, tuple) for value in known.values()):
+        raise ValueError("an option in config.json is a list")
     if known["method"] == "lpwd" and known["scale"] == "max2":
         known["scale"] = None  # what the method does by itself is no axis of the grid
-    return Cell(name, TrainOptions(**known | {"output": None, "data_dir": None, "hflip": None}))
+    return Cell(printable(name), TrainOptions(command=config.get("command") or "train", **known))
 
 
 def _place(o: TrainOptions) -> tuple[Any, ...]:
@@ -323,6 +337,7 @@ def _maps(group: Group, best: Mapping[str, Setting]) -> list[Html]:
             (f"top1_{method}", _columns(group, tried)),
         )
         for method, tried in group.methods.items()
+        if len({s.lr for s in tried}) * len({s.weight_decay for s in tried}) <= _MAPPED
     ]
 
 

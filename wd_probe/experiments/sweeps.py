@@ -4,7 +4,6 @@ import contextlib
 import gc
 import hashlib
 import itertools
-import json
 import math
 import shutil
 import time
@@ -16,6 +15,8 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import InputError, RunError
+from .contents import SUMMARY
+from .files import read_json, write_whole
 from .ledger import Ledger
 from .options import ELSEWHERE, TrainOptions
 from .runs import dumps
@@ -174,8 +175,8 @@ def _finished(folder: Path, cell: Cell) -> Summary | None:
     """The summary of a cell that needs no more running."""
     own = folder / "cells" / cell.name
     try:
-        summary: Summary = json.loads((own / "summary.json").read_text())
-    except (OSError, ValueError):
+        summary: Summary = {**read_json(own / "summary.json", SUMMARY), "run": str(own)}
+    except InputError:
         return None
     whole = summary.get("status") in ("finished", "diverged") and not (own / _INCOMPLETE).exists()
     return summary if whole else None
@@ -219,6 +220,8 @@ def run_cell(cell: Cell, folder: Path) -> Summary:
         files could not be written.
     """
     own = folder / cell.name
+    if own.is_symlink():  # of a folder from elsewhere: what it points to is left alone
+        own.unlink()
     shutil.rmtree(own, ignore_errors=True)
     begun = time.monotonic()
     try:
@@ -259,7 +262,7 @@ def failure(cell: Cell, folder: Path, reason: str, seconds: float) -> Summary:
     }
     with contextlib.suppress(OSError):  # a full disk
         own.mkdir(parents=True, exist_ok=True)
-        (own / "summary.json").write_text(dumps(failed, indent=2) + "\n")
+        write_whole(own / "summary.json", dumps(failed, indent=2) + "\n")
     return failed
 
 

@@ -21,7 +21,7 @@ from ..prefix import PartScan
 from ..zeroshot import ScanPoint, bracket, check_steps, half_life, zero_shot_decay
 from .data import Batches, HeldBatches, load_data, load_images
 from .findings import kind_of
-from .models import classifiers, create_model, load_weights, read_weights
+from .models import classifiers, create_model, read_weights
 from .runs import RunFolder, default_folder, environment, read_run
 from .training import Trainer, create_optimizer, pick_device
 
@@ -30,6 +30,8 @@ METRICS = ("top1", "loss", "agreement", "kl")
 #: Scales at which the layers' distortion is measured.
 DISTORTION_SCALES = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _BISECTIONS = 7
+#: What a run's own config may ask for: the side of its images, and where its dataset is from.
+_LARGEST_SIZE, _LOCAL = 1024, ("digits", "folder", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,24 +223,45 @@ def _from_run(
     options: ZeroshotOptions, folder: Path, device: torch.device, listener: Listener
 ) -> Subject:
     config = read_run(folder).config
-    try:
-        name, size = str(config["model"]), int(options.img_size or config["img_size"])
-        classes, dataset = int(config["num_classes"]), str(config["dataset"])
-        kept = config["data_dir"]
-    except (KeyError, TypeError, ValueError) as error:
-        made = (config.get("versions") or {}).get("wd-probe", "unknown")
+    for key in ("model", "img_size", "num_classes", "dataset"):
+        if config.get(key) is None:
+            made = (config.get("versions") or {}).get("wd-probe", "unknown")
+            raise InputError(
+                f"{folder} was made by another version of wd_probe ({made}): its config.json has "
+                f"no usable {key!r}; name --model, --checkpoint and --dataset instead"
+            )
+    name, dataset = config["model"], config["dataset"]
+    size, classes = options.img_size or config["img_size"], config["num_classes"]
+    _refuse_elsewhere(folder, name, dataset)
+    if options.data_dir is None and config.get("data_dir") and options.images is None:
         raise InputError(
-            f"{folder} was made by another version of wd_probe ({made}): its config.json has no "
-            f"usable {error}; name --model, --checkpoint and --dataset instead"
-        ) from error
-    model = create_model(name, num_classes=classes, img_size=size)
-    load_weights(model, folder / "model.safetensors")
-    model = model.to(device)
+            f"{folder} was trained on images in {config['data_dir']}; a run's own config is not "
+            "followed out of its folder: give --data-dir"
+        )
+    if classes < 1 or not 1 <= size <= (options.img_size or _LARGEST_SIZE):
+        raise InputError(
+            f"{folder}/config.json asks for {classes} classes of {size}×{size} images; "
+            "name --model, --checkpoint and --dataset instead"
+        )
+    model = create_model(
+        name, num_classes=classes, img_size=size, checkpoint=folder / "model.safetensors"
+    ).to(device)
     if options.images is not None:
         return _on_pictures(options, name, model, size, str(folder), device, listener)
-    data = _dataset(options, dataset, None if kept is None else Path(kept), size, device)
+    data = _dataset(options, dataset, options.data_dir, size, device)
     test, count = _limited(data.test, data.test_size, options)
     return Subject(name, model, test, True, f"run {folder}", count)
+
+
+def _refuse_elsewhere(folder: Path, name: str, dataset: str) -> None:
+    """A run folder may come from anyone: it names no model and no data that would be fetched."""
+    kind = dataset.partition("/")[0]
+    for what, foreign in ((name, ":" in name), (dataset, kind not in _LOCAL)):
+        if foreign:
+            raise InputError(
+                f"{folder}/config.json names {what}, which timm would fetch from elsewhere; "
+                "if it is to be trusted, name --model, --checkpoint and --dataset instead"
+            )
 
 
 def _from_checkpoint(options: ZeroshotOptions, device: torch.device, listener: Listener) -> Subject:
