@@ -10,6 +10,7 @@ import struct
 import sys
 import tracemalloc
 import zipfile
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from tests.test_cli import wdprobe  # noqa: F401
 from tests.test_experiments import Silent, open_data, write_idx
 from wd_probe import InputError, WdProbeWarning
 from wd_probe.cli import render
+from wd_probe.dashboard import serve
 from wd_probe.experiments import data, files, gridfile, models, report_sweeps, sweeps, zeroshot
 from wd_probe.experiments.options import TrainOptions
 from wd_probe.experiments.report import report
@@ -642,6 +644,16 @@ def test_names_are_text_on_a_terminal_too(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().err == "wdprobe: warning: x\\x1b[2J\\n[red]y\n"
 
 
+def test_the_dashboard_reads_event_files_only(tmp_path):
+    """TensorBoard's projector would read any file that a folder's projector_config.pbtxt names."""
+    (tmp_path / "projector_config.pbtxt").write_text(
+        'embeddings { tensor_name: "a" metadata_path: "/etc/hostname" }'
+    )
+    with urlopen(f"{serve(tmp_path, 0)}data/plugins_listing") as answer:
+        assert {"scalars", "images", "hparams"} <= (listed := json.load(answer)).keys()
+    assert "projector" not in listed
+
+
 def test_a_folder_with_a_strange_name(wdprobe, tmp_path):  # noqa: F811
     folder = tmp_path / os.fsdecode(b"a\x1b[2J\n\xff[red]")
     folder.mkdir()
@@ -651,3 +663,10 @@ def test_a_folder_with_a_strange_name(wdprobe, tmp_path):  # noqa: F811
         assert (code, out) == (2, "")
         assert err.count("\n") == 1
         assert "\\x1b[2J\\n\\udcff[red]/config.json is damaged" in err
+
+
+def test_a_run_too_long_to_be_drawn_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "TABLE_CELLS", 5)
+    options = TrainOptions(model="test_convnext", batch_size=32, steps=2, output=tmp_path / "run")
+    with pytest.warns(WdProbeWarning, match=r"no figures are drawn: .*steps\.csv has more than 5"):
+        assert train(options, Silent())["status"] == "finished"

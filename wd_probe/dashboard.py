@@ -97,10 +97,12 @@ def serve(folder: Path, port: int, host: str = "localhost") -> str:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tensorboard imports pkg_resources
-        from tensorboard import program
+        from tensorboard import default, program
 
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        board = program.TensorBoard()
+        # The projector reads whatever files a folder's own configuration names.
+        plugins = [p for p in default.get_plugins() if getattr(p, "plugin_name", "") != "projector"]
+        board = program.TensorBoard(plugins=plugins)
         arguments: Sequence[str] = (
             "tensorboard",
             "--logdir",

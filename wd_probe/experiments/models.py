@@ -195,10 +195,9 @@ def read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
         if path.suffix == ".safetensors":
             held: Any = load_file(path)
         else:
-            _refuse_packed(path)
             # timm's own checkpoints keep the training options beside the weights
             with torch.serialization.safe_globals([argparse.Namespace]):
-                held = torch.load(path, map_location="cpu", weights_only=True)
+                held = load_torch(path)
     except InputError:
         raise
     except Exception as error:
@@ -219,7 +218,7 @@ def read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
     if not tensors or not state or not all(isinstance(key, str) for key in state):
         raise InputError(f"checkpoint {path} holds no state_dict of tensors")
     for key, value in state.items():
-        if not _is_plain(value):
+        if not is_plain(value):
             raise InputError(
                 f"checkpoint {path} holds no plain numbers in {shown_line(key)}; save its "
                 "state_dict as safetensors"
@@ -227,17 +226,22 @@ def read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
     return {clean_name(key): value for key, value in state.items()}, entry
 
 
-def _refuse_packed(path: Path) -> None:
-    """A torch file stores its tensors as they are; a packed one could unfold without end."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-            raise InputError(f"checkpoint {path} is compressed, which torch.save never does")
+def load_torch(path: Path) -> Any:
+    """A torch file, read onto the CPU without running code or unfolding what is packed in it.
+
+    Raises:
+        InputError: it is compressed, which `torch.save` never does.
+        Exception: whatever torch raises over a file it cannot read.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise InputError(f"{path} is compressed, which torch.save never does")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Real numbers that the file holds one by one: none expanded, sparse or without storage."""
+def is_plain(tensor: Tensor) -> bool:
+    """Real numbers that a file holds one by one: none expanded, sparse or without storage."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
     held = tensor.untyped_storage().nbytes()

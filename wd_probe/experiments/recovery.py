@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import InputError, WdProbeWarning
 from .contents import CONFIG, SUMMARY
 from .files import read_json
+from .models import load_torch
 from .runs import RunFolder
 
 #: The file in the run folder, gone once the run has come to its end.
@@ -151,7 +152,7 @@ class Recovery:
 
     def _read(self) -> Any:
         try:
-            state = torch.load(self.file, map_location="cpu", weights_only=True)
+            state = load_torch(self.file)
         except Exception as error:
             raise self._damaged(error) from error
         if not isinstance(state, dict) or state.get("format") != _FORMAT:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from .. import figures
 from ..dashboard import Dashboard
 from ..decay import WeightDecay
+from ..errors import InputError, WdProbeWarning
 from ..layering import Layers, decayed_parameters, layers
 from ..probe import OpposingPenaltyProbe
 from ..records import StepRecord
@@ -392,7 +394,11 @@ def _save_weights(model: nn.Module, path: Path) -> None:
 def _draw(
     path: Path, board: Dashboard | None, options: TrainOptions, summary: dict[str, Any]
 ) -> None:
-    drawn = figures.draw_training(read_run(path))
+    try:
+        drawn = figures.draw_training(read_run(path))
+    except InputError as error:  # longer than can be read back: the run itself is whole
+        warnings.warn(f"no figures are drawn: {error}", WdProbeWarning, stacklevel=2)
+        drawn = {}
     figures.save(drawn, path / "figures")
     if board is None:
         return
