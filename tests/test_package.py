@@ -65,7 +65,8 @@ def test_the_library_alone_loads_no_front_end():
     code = (
         "import sys, wd_probe\n"
         "[getattr(wd_probe, name) for name in wd_probe.__all__]\n"
-        "heavy = ('timm', 'typer', 'rich', 'tensorboard', 'matplotlib', 'sklearn')\n"
+        "heavy = ('timm', 'typer', 'rich', 'tensorboard', 'matplotlib', 'sklearn',\n"
+        "         'lightning', 'transformers', 'accelerate')\n"
         "print([name for name in heavy if name in sys.modules])\n"
         "import wd_probe.figures\n"
         "print('matplotlib' in sys.modules)"
@@ -83,8 +84,8 @@ def test_attaching_loads_no_compiler():
 
 def test_imports_flow_one_way():
     """Formulas and layers know nothing of hooks, hooks nothing of experiments, none of the CLI."""
-    order = ["errors", "penalty", "layering", "kernel", "records", "hooks", "twin", "rules",
-             "decay", "auditing", "probe", "zeroshot", "distortion", "prefix", "dashboard",
+    order = ["errors", "penalty", "history", "sharding", "layering", "kernel", "records", "hooks", "twin", "rules",
+             "decay", "auditing", "watch", "probe", "zeroshot", "distortion", "prefix", "dashboard",
              "figures"]  # fmt: skip
     for path in (ROOT / "wd_probe").glob("*.py"):
         if path.stem == "__init__":

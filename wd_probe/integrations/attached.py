@@ -1,0 +1,116 @@
+"""What the callbacks share: a probe, and a decay if asked, on a trainer's model and optimizers."""
+
+from collections.abc import Sequence
+from dataclasses import astuple
+from inspect import signature
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..decay import Method, WeightDecay
+from ..errors import InputError
+from ..layering import Layers, Scale, clean_name
+from ..probe import OpposingPenaltyProbe
+from ..records import Tally, fields
+
+
+class Attached:
+    """A probe and, with ``method``, a WeightDecay for each optimizer; the base of every callback.
+
+    Attributes:
+        probe: the probe of the last training, readable when it is over; None before the first.
+        decays: a :class:`wd_probe.WeightDecay` for each optimizer, or none.
+    """
+
+    def __init__(
+        self,
+        every: int = 1,
+        *,
+        method: Method | None = None,
+        rate: float = 0.0,
+        scale: Scale | None = None,
+        **options: Any,
+    ) -> None:
+        signature(OpposingPenaltyProbe).bind(None, None, every=every, **options)
+        if every < 1:
+            raise InputError(f"every must be at least 1, got {every}")
+        if method is None and (rate or scale):
+            raise InputError("rate= and scale= need a method=, such as 'wd' or 'lpwd'")
+        self.probe: OpposingPenaltyProbe | None = None
+        self.decays: tuple[WeightDecay, ...] = ()
+        self._every, self._options = every, options
+        self._method, self._rate, self._scale = method, rate, scale
+        self._loaded: dict[str, Any] | None = None
+        self._told = self._total()
+
+    def attach(
+        self, model: nn.Module, optimizers: Sequence[Optimizer], groups: Layers | None = None
+    ) -> None:
+        """Measure, and decay, from now on; what was attached before is detached."""
+        self.detach()
+        options = {"groups": groups, **self._options}
+        if self._method is not None:
+            self.decays = tuple(
+                WeightDecay(
+                    model,
+                    optimizer,
+                    self._method,
+                    rate=self._rate,
+                    scale=self._scale,
+                    parameters=None if len(optimizers) == 1 else _held(model, optimizer),
+                    groups=options["groups"],
+                )
+                for optimizer in optimizers
+            )
+        self.probe = OpposingPenaltyProbe(model, list(optimizers), every=self._every, **options)
+        if self._loaded is not None:
+            self.probe.load_state_dict(self._loaded["probe"])
+            for decay, state in zip(self.decays, self._loaded["decays"], strict=True):
+                decay.load_state_dict(state)
+        self._loaded = None
+        self._told = self._total()
+
+    def detach(self) -> None:
+        """Stop; what was measured stays readable. Safe to call twice."""
+        if self.probe is not None:
+            self.probe.close()
+        for decay in self.decays:
+            decay.detach()
+
+    def metrics(self, *, peek: bool = False) -> dict[str, float]:
+        """R_op over the steps measured since the last call that did not peek; empty if none."""
+        total = self._total()
+        if total == self._told:
+            return {}
+        since = Tally(*fields([now - then for now, then in zip(total, self._told, strict=True)]))
+        if not peek:
+            self._told = total
+        return {
+            "R_op/rate": since.rate,
+            "R_op/mass": since.mass,
+            "R_op/flip_rate": since.flip_rate,
+        }
+
+    def _total(self) -> tuple[float, ...]:
+        return () if self.probe is None else astuple(self.probe.total.total)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs; plain values."""
+        if self._loaded is not None:  # and not attached since
+            return self._loaded
+        if self.probe is None:
+            return {}
+        return {
+            "probe": self.probe.state_dict(),
+            "decays": [decay.state_dict() for decay in self.decays],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on, when training starts, where the one that made ``state_dict`` stopped."""
+        self._loaded = state_dict or None
+
+
+def _held(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    return [clean_name(name) for name, p in model.named_parameters() if p in held]
