@@ -97,6 +97,7 @@ class TrainingProgress:
         self._bar = _bar("[bold]step")
         self._task = self._bar.add_task("train", total=None, numbers="")
         self._total = 0
+        self._before: int | None = None  # steps of a resumed run
         self._begun = self._told = time.monotonic()
         self._score = ""
 
@@ -124,7 +125,9 @@ class TrainingProgress:
     def stepped(self, step: Any, record: Any) -> None:
         """Show a step."""
         now = time.monotonic()
-        pace = step.step / max(now - self._begun, 1e-9)
+        if self._before is None:
+            self._before = step.step - 1
+        pace = (step.step - self._before) / max(now - self._begun, 1e-9)
         rate = "" if record is None else f"R_op {share(record.rate)} · "
         numbers = f"loss {step.loss:.3f} · {rate}{pace:.1f} steps/s"
         shown = numbers + (self._score if err.width >= 100 else "")

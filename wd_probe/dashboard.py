@@ -1,9 +1,11 @@
 """Measurements to TensorBoard: few tags, one event file."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import numpy as np
 
@@ -15,20 +17,59 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+P = ParamSpec("P")
+
+
+def _writes(
+    method: Callable[Concatenate["Dashboard", P], None],
+) -> Callable[Concatenate["Dashboard", P], None]:
+    """Whatever the file system's own library raises is an OSError."""
+
+    @functools.wraps(method)
+    def write(self: "Dashboard", /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"TensorBoard's file: {error}") from error
+
+    return write
+
+
+def _hush() -> None:
+    """Keep TensorBoard's writing threads from printing the error that the next write raises."""
+    tell = threading.excepthook
+    if getattr(tell, "hushed", False):
+        return
+
+    def hook(args: Any) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            tell(args)
+
+    hook.hushed = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
+
+
 class Dashboard:
     """Writes one run's event file.
 
     Args:
         folder: the run folder.
         stages: the model's coarse layers, each of which gets a chart.
+
+    Raises:
+        OSError: it cannot be written; by every method.
     """
 
     def __init__(self, folder: Path, stages: Layers) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _hush()
         self.stages = stages
         self._writer = SummaryWriter(str(folder), flush_secs=10)
 
+    @_writes
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to each named chart; a value that is not a number is left out."""
         for tag, value in values.items():
@@ -55,6 +96,7 @@ class Dashboard:
             },
         )
 
+    @_writes
     def figure(self, tag: str, figure: "Figure", step: int) -> None:
         """Add a figure as an image."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -64,20 +106,24 @@ class Dashboard:
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
         self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
+    @_writes
     def text(self, tag: str, markdown: str) -> None:
         """Add a text in Markdown."""
         self._writer.add_text(tag, markdown)
 
+    @_writes
     def hparams(
         self, options: Mapping[str, str | float | int | bool], results: Mapping[str, float]
     ) -> None:
         """Add the row that the HParams tab compares runs by."""
         self._writer.add_hparams(dict(options), dict(results), run_name=".")
 
+    @_writes
     def flush(self) -> None:
         """Write what is buffered."""
         self._writer.flush()
 
+    @_writes
     def close(self) -> None:
         """Write what is buffered and close the file."""
         self._writer.close()

@@ -21,6 +21,7 @@ _RING, _DARK, _LIGHT = "#e8453c", "#111111", "#fefefe"  # on a colour map
 #: The colours of lines and text by their part, for a page that exchanges them in the dark.
 PALETTE = {"ink": INK, "rule": _RULE} | {f"series-{k}": c for k, c in enumerate(SERIES, start=1)}
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_COLUMNS = 1000  # of a map whose steps are not evenly spaced
 _WINDOW = 25  # points a smoothed curve is averaged over, at most
 
 
@@ -94,12 +95,13 @@ def opposing_rate(run: "Run") -> Figure:
 
 
 def layer_heatmap(run: "Run") -> Figure:
-    """R_op of every layer at every step; shallow layers on top."""
+    """R_op of every layer over the steps; shallow layers on top."""
     steps = np.unique(run.layers["step"])
     count = len(run.layer_names)
     grid = _empty(count, len(steps), len(run.layers["step"]))
     columns = np.searchsorted(steps, run.layers["step"])
     grid[np.asarray(run.layers["index"], dtype=int) - 1, columns] = run.layers["rate"]
+    grid, steps = _evenly(grid, steps)
     figure = new_figure(
         f"R_op by layer\n{_title(run)}", height=max(3.0, 1.1 + 0.17 * min(count, 60))
     )
@@ -126,6 +128,21 @@ def layer_heatmap(run: "Run") -> Figure:
     bar.ax.tick_params(labelsize=7)
     bar.set_label("opposing penalties", fontsize=8)
     return figure
+
+
+def _evenly(
+    grid: NDArray[np.float64], steps: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Columns at evenly spaced steps: the largest of those on one place, else the one before."""
+    if len(steps) < 3 or not np.ptp(np.diff(steps)):
+        return grid, steps
+    count = int(min(_COLUMNS, steps[-1] - steps[0] + 1))
+    place = ((steps - steps[0]) / (steps[-1] - steps[0]) * (count - 1)).round().astype(int)
+    even = np.full((len(grid), count), np.nan)
+    np.fmax.at(even.T, place, grid.T)
+    filled = np.zeros(count, dtype=int)
+    filled[place] = place
+    return even[:, np.maximum.accumulate(filled)], np.linspace(steps[0], steps[-1], count)
 
 
 def _short(text: str, most: int = 40) -> str:

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..dashboard import Dashboard
-from ..penalty import TALLY_FIELDS
 from ..probe import OpposingPenaltyProbe
-from ..records import ProfileRecord, StepRecord, Tally, fields, summed
+from ..records import ProfileRecord, StepRecord, Tally
 from .running import Running, Stretches
 from .runs import RunFolder
 from .training import Score, Step
@@ -62,8 +60,6 @@ class Journal:
         self.epochs: list[Epoch] = []
         self.profiles: list[ProfileRecord] = []
         self.measured = self.penalized = 0
-        names = () if probe is None else probe.names
-        self.values = np.zeros((len(names), len(TALLY_FIELDS)))
         self.steps = 0
         self._epoch_loss, self._shown_loss = Running(), Running()
         self._shown, self._kept = Stretches(), Stretches()  # steps, measured steps
@@ -113,7 +109,6 @@ class Journal:
             self.shares[name].add(getattr(record, name))
         self.measured += 1
         self.penalized = record.penalized
-        self.values += record.values
         if self._largest is None or not self._largest[1].rate >= record.rate:
             self._largest = (step, record)
         if self._kept.ends():
@@ -186,7 +181,6 @@ class Journal:
             "steps": self.steps,
             "measured": self.measured,
             "penalized": self.penalized,
-            "values": torch.from_numpy(self.values.copy()),
             "epochs": [astuple(epoch) for epoch in self.epochs],
             "profiles": [astuple(profile) for profile in self.profiles],
             "largest": largest and (largest[0], largest[1].step, torch.tensor(largest[1].values)),
@@ -195,10 +189,6 @@ class Journal:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken."""
-        values = state["values"].numpy()
-        if values.shape != self.values.shape:
-            raise ValueError(f"tallies of {len(values)} tensors, not of {len(self.values)}")
-        self.values = values.copy()
         self.steps, self.measured = int(state["steps"]), int(state["measured"])
         self.penalized = int(state["penalized"])
         self.epochs = [
@@ -229,8 +219,7 @@ class Journal:
 
     def tensors(self) -> dict[str, Tally]:
         """The tally of each tensor over the whole run."""
-        names = () if self.probe is None else self.probe.names
-        return {name: Tally(*fields(row)) for name, row in zip(names, self.values, strict=True)}
+        return {} if self.probe is None else dict(self.probe.total.tensors)
 
     def write_tensors(self) -> None:
         """Write ``tensors.csv``."""
@@ -247,16 +236,15 @@ class Journal:
         """What the summary says of R_op."""
         if self.probe is None:
             return {}
-        rows = summed(self.probe.layers, self.probe.names, self.values)
+        total = self.probe.total
         found = {
             "measured_steps": self.measured,
             "penalized": self.penalized,
-            "nonfinite": int(self.values[:, TALLY_FIELDS.index("nonfinite")].sum()),
+            "nonfinite": total.nonfinite,
             **{name: self.shares[name].statistics() for name in _SHARES},
             "layers": [
-                {"index": layer.index, "name": layer.name}
-                | {name: getattr(Tally(*fields(row)), name) for name in _SHARES}
-                for layer, row in zip(self.probe.layers, rows, strict=True)
+                {"index": t.index, "name": t.name} | {name: getattr(t, name) for name in _SHARES}
+                for t in total.layers
             ],
         }
         if self.literal is not None:

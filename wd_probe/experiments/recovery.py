@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,6 +65,7 @@ class Recovery:
         parts: what has a state, by name.
         facts: what the run is; a state is only given back to a run that is the same.
         interval: steps between two writings; None for about a minute, 0 for never.
+        flush: brings what others have yet to write in the folder to its files.
     """
 
     def __init__(
@@ -73,9 +74,10 @@ class Recovery:
         parts: Mapping[str, Stateful],
         facts: Mapping[str, Any],
         interval: int | None,
+        flush: Callable[[], None],
     ) -> None:
         self._folder, self._parts, self._facts = folder, parts, facts
-        self._interval = interval
+        self._interval, self._flush = interval, flush
         self._step, self._wait = 0, _SECONDS
         self._begun = self._written = time.monotonic()
         self._before = 0.0
@@ -98,7 +100,7 @@ class Recovery:
     def _write(self, step: int) -> None:
         begun = time.monotonic()
         try:
-            self._folder.guard(self._save)
+            self._folder.guard(lambda: self._save(step))
         except TypeError as error:
             self._interval = 0
             warnings.warn(
@@ -107,10 +109,12 @@ class Recovery:
         self._step, self._written = step, time.monotonic()
         self._wait = max(_SECONDS, _SHARE * (self._written - begun))
 
-    def _save(self) -> None:
+    def _save(self, step: int) -> None:
+        self._flush()
         state = {
             "format": _FORMAT,
             "facts": dict(self._facts),
+            "step": step,
             "seconds": self.seconds,
             "sizes": self._folder.sizes(),
             "parts": {name: _plain(part.state_dict(), name) for name, part in self._parts.items()},
@@ -125,7 +129,7 @@ class Recovery:
         """
         state = self._read()
         try:
-            sizes, before = dict(state["sizes"]), float(state["seconds"])
+            sizes, step, before = dict(state["sizes"]), int(state["step"]), float(state["seconds"])
             differing = [
                 f"{name} {state['facts'].get(name)} there and {value} here"
                 for name, value in self._facts.items()
@@ -148,7 +152,7 @@ class Recovery:
                     "remove the file to begin the run anew"
                 ) from error
         self._folder.rewind(sizes)
-        self._before = before
+        self._step, self._before = step, before
 
     def _read(self) -> Any:
         try:

@@ -153,8 +153,13 @@ class RunFolder:
         """The bytes of each table and event file, once they are on the disk."""
         for table in self._tables.values():
             table.flush()
-            os.fsync(table.fileno())
-        return {path.name: path.stat().st_size for path in self._growing() if path.is_file()}
+        found = {}
+        for path in self._growing():
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                    found[path.name] = file.seek(0, os.SEEK_END)
+        return found
 
     def _growing(self) -> list[Path]:
         tables = (self.path / f"{name}.csv" for name in _TABLES)

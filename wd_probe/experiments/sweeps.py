@@ -19,7 +19,8 @@ from .contents import SUMMARY
 from .files import read_json, write_whole
 from .ledger import Ledger
 from .options import ELSEWHERE, TrainOptions
-from .runs import dumps
+from .recovery import RECOVERY
+from .runs import Busy, dumps
 from .train import prepare, train
 
 #: More cells than this want a word of consent.
@@ -113,8 +114,9 @@ def sweep(
 ) -> list[Summary]:
     """Run every cell that is not finished, and return the summaries of all, in order.
 
-    A cell that was cut short is begun anew; one that diverged has a result: that it diverged. One
-    that failed (out of memory, say) does not stop the others, and is tried again next time.
+    A cell that was cut short goes on where it was last saved; one that diverged has a result: that
+    it diverged. One that failed (out of memory, say) does not stop the others, and is tried again
+    next time.
 
     Args:
         cells: from :func:`grid`.
@@ -213,7 +215,9 @@ class _Quiet:
 
 
 def run_cell(cell: Cell, folder: Path) -> Summary:
-    """Train one cell in ``folder/NAME``, anew if it was begun before; never raises for a failure.
+    """Train one cell in ``folder/NAME``; never raises for a failure.
+
+    One that was begun before goes on where it was last saved, or is begun anew.
 
     Returns:
         The run's summary; one with status "failed" and the reason where training raised or the
@@ -237,6 +241,20 @@ def run_cell(cell: Cell, folder: Path) -> Summary:
         return failure(cell, folder, lines[0], time.monotonic() - begun)
     finally:
         _clear(cell.options)
+
+
+def _gone_on(options: TrainOptions) -> Summary | None:
+    """The summary of a cell that was saved before it was cut short; None where none was."""
+    assert options.output is not None
+    if not (options.output / RECOVERY).is_file():
+        return None
+    try:
+        (options.output / _INCOMPLETE).touch()
+        return train(options, _Quiet(), resume=True)
+    except Busy:
+        raise
+    except InputError:
+        return None
 
 
 def _clear(options: TrainOptions) -> None:

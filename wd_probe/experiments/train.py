@@ -157,19 +157,6 @@ def _run(
     return summary | {"write_failure": folder.failure} if folder.failure else summary
 
 
-class _Counting:
-    """The state of a probe whose records the journal has: the steps it has counted."""
-
-    def __init__(self, probe: OpposingPenaltyProbe) -> None:
-        self._probe = probe
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": self._probe.steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._probe.steps = int(state["steps"])
-
-
 def _recovery(
     run: Training, trainer: Trainer, journal: Journal, config: dict[str, Any]
 ) -> Recovery:
@@ -177,8 +164,8 @@ def _recovery(
         "model": run.model,
         "optimizer": run.optimizer,
         "decay": run.decay,
-        "probe": journal.probe and _Counting(journal.probe),
-        "literal probe": journal.literal and _Counting(journal.literal),
+        "probe": journal.probe,
+        "literal probe": journal.literal,
         "journal": journal,
         "trainer": trainer,  # last: it holds the random state
     }
@@ -189,6 +176,7 @@ def _recovery(
         {name: part for name, part in parts.items() if part is not None},
         plain,
         run.options.recovery_interval,
+        lambda: journal.show(Dashboard.flush),
     )
 
 
