@@ -62,8 +62,14 @@ def run(command, monkeypatch, *more):
     return 0
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The 'train_dataloader' does not have many workers",
+    "ignore:.*isinstance\\(treespec, LeafSpec\\):FutureWarning",
+    "ignore:'pin_memory' argument is set as true but no accelerator",
+)
 @pytest.mark.parametrize(("where", "text"), blocks("python"))
-def test_snippets(where, text, capsys):
+def test_snippets(where, text, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     exec(compile(text, where, "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out
 

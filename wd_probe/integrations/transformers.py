@@ -124,8 +124,11 @@ def blocks(model: nn.Module) -> Layers:
         >>> layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
         >>> encoder = nn.TransformerEncoder(layer, 2)
         >>> net = nn.ModuleDict({"embed": nn.Embedding(8, 4), "encoder": encoder})
-        >>> [layer.name for layer in blocks(net)]
-        ['embed', 'encoder.layers.0', 'encoder.layers.1']
+        >>> for layer in blocks(net):
+        ...     print(layer.index, layer.name)
+        1 embed
+        2 encoder.layers.0
+        3 encoder.layers.1
     """
     members: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
