@@ -1,0 +1,90 @@
+"""DDP, FSDP2 and tensor parallelism on gloo, each against one process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+METHODS = ["own", "wd", "rwd", "pwd", "lpwd", "l1", "l2"]
+ON_TWO = [f"fsdp-{m}" for m in METHODS] + ["ddp-own", "ddp-lpwd", "fsdp-sgd-wd"]
+ON_FOUR = ["fsdp-own", "fsdp-lpwd", "hybrid-own", "hybrid-lpwd", "ddp-own"]
+FORMULAS = ["half", "tensor-parallel"]
+
+
+def torchrun(processes, *arguments):
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run(
+        [sys.executable, "-m", *command, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def worker(processes, folder, *scenarios):
+    done = torchrun(processes, "-m", "tests.distributed.worker", folder, *scenarios)
+    assert done.returncode == 0, done.stderr
+    return {
+        (processes, name): [
+            json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(processes)
+        ]
+        for name in scenarios
+    }
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What every scenario came to, on every rank."""
+    folder = tmp_path_factory.mktemp("distributed")
+    on_two = worker(2, folder, *ON_TWO, *FORMULAS, "saved", "one-rank")
+    return on_two | worker(4, folder, *ON_FOUR, "resumed")
+
+
+@pytest.mark.parametrize(
+    ("processes", "name"), [(2, name) for name in ON_TWO] + [(4, name) for name in ON_FOUR]
+)
+def test_the_same_weights_and_counts_as_one_process(found, processes, name):
+    first, *others = found[processes, name]
+    assert first["same weights"]
+    alone, together = first["alone"], first["together"]
+    assert together["layers"] == alone["layers"]
+    assert together["profile"] == alone["profile"]
+    for one, several in zip(alone["records"], together["records"], strict=True):
+        assert list(one) == list(several)
+        for tensor in one:
+            assert several[tensor][:3] == one[tensor][:3]
+            assert several[tensor][3] == pytest.approx(one[tensor][3], rel=1e-6)
+    opposing = [sum(tensor[1] for tensor in step.values()) for step in together["records"]]
+    assert all(other["together"]["opposing"] == opposing for other in others)
+    assert sum(opposing) > 0 or name.split("-")[-1] in ("rwd", "pwd", "lpwd")
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_counts_are_those_of_the_whole_tensors(found, name):
+    for rank in found[2, name]:
+        for measured, expected in zip(rank["probe"], rank["formula"], strict=True):
+            assert {tensor: numbers[:3] for tensor, numbers in measured.items()} == expected
+        assert sum(tensor[1] for step in rank["probe"] for tensor in step.values()) > 0
+
+
+def test_a_probe_on_one_rank_alone_is_refused_instead_of_hanging(found):
+    message = found[2, "one-rank"][0]["message"]
+    assert message == (
+        "the parameters are spread over 2 processes, and rank 1 built no probe within 3 s; build "
+        "it on every rank (its results may be read on one alone)"
+    )
+
+
+def test_a_checkpoint_goes_on_with_another_number_of_processes(found):
+    whole, resumed = found[2, "saved"][0], found[4, "resumed"][3]
+    assert resumed["weights"] == whole["weights"]
+    assert resumed["steps"] == whole["steps"] == 6
+    for tensor, numbers in whole["total"].items():
+        assert resumed["total"][tensor][:3] == numbers[:3]
+        assert resumed["total"][tensor][3] == pytest.approx(numbers[3], rel=1e-6)
