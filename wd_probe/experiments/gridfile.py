@@ -27,7 +27,7 @@ _KINDS: Mapping[type, str] = {
 
 
 _GRID_BYTES, _GRID_DEPTH = 16 << 10, 3
-_SEEDS = 1_000_000
+_SEEDS = 2**31
 #: Of ``sweep.json``; see :func:`.files.read_json`.
 _RECORD: Mapping[str, Any] = {"command": str, "axes": {}, "options": {}, "cells": [str]}
 _SHOWN = 20  # values of an axis, in a message
