@@ -29,11 +29,17 @@ class Teller:
     def __init__(self) -> None:
         self._told: set[str] = set()
 
-    def __call__(self, message: str) -> None:
-        """Warn, at the innermost line that is neither of this package nor of torch."""
-        if message in self._told:
+    def __call__(self, message: str, about: str | None = None) -> None:
+        """Warn, at the innermost line that is neither of this package nor of torch.
+
+        Args:
+            message: said once.
+            about: say it once about this, whatever else the message says.
+        """
+        about = about or message
+        if about in self._told:
             return
-        self._told.add(message)
+        self._told.add(about)
         level, frame = 2, sys._getframe(1)
         while frame.f_back is not None and _is_inside(frame.f_code.co_filename):
             level, frame = level + 1, frame.f_back

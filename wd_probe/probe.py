@@ -195,7 +195,8 @@ class OpposingPenaltyProbe:
         try:
             measure()
         except Exception as error:
-            self._tell(f"R_op of step {self.steps or 1} is not measured: {first_line(error)}")
+            why = first_line(error)
+            self._tell(f"R_op of step {self.steps or 1} is not measured: {why}", about=why)
 
     def _known(self, watch: Watch) -> list[Tensor]:
         """The optimizer's parameters that are measured; new ones are looked for in the model."""
@@ -204,6 +205,7 @@ class OpposingPenaltyProbe:
             return held
         new = {p for p in held if p not in self._row and p not in self._strangers}
         if new:
+            self.flush()  # what was measured before has the layers that were there then
             self._take_in(item for item in self._model.named_parameters() if item[1] in new)
             if self._finds_layers:
                 self.layers = layers(self._model)
@@ -211,7 +213,8 @@ class OpposingPenaltyProbe:
         if self._strangers:
             self._tell(
                 f"{type(watch.optimizer).__name__} steps {len(self._strangers)} parameters that "
-                f"are none of the model's; R_op leaves them out"
+                "are none of the model's; R_op leaves them out",
+                about="strangers",
             )
         return [p for p in held if p in self._row]
 
@@ -241,7 +244,7 @@ class OpposingPenaltyProbe:
             rows[never[:, None], _OPPOSING] = 0
             if self._open is None or self._open.step != step:
                 self._finish_round()
-                self._open = _Round(step, np.zeros((len(self.names), _FIELDS)))
+                self._open = _Round(step, self.layers, np.zeros((len(self.names), _FIELDS)))
             self._open.add([self._row[p] for p in counted.parameters], rows, counted.profile)
 
     def _finish_round(self) -> None:
@@ -255,7 +258,7 @@ class OpposingPenaltyProbe:
             self._profiles.append(self._profile(done))
 
     def _record(self, done: "_Round") -> StepRecord:
-        return StepRecord(done.step, done.values, self.names[: len(done.values)], self.layers)
+        return StepRecord(done.step, done.values, self.names[: len(done.values)], done.layers)
 
     def _profile(self, done: "_Round") -> ProfileRecord:
         opposing = np.sum([rows for rows in done.profiles if rows is not None], axis=0)
@@ -345,6 +348,7 @@ class _Round:
     """A step of every optimizer, as far as it has come."""
 
     step: int
+    layers: Layers
     values: NDArray[np.float64]
     profiles: list[NDArray[np.float64] | None] = field(default_factory=list)
 

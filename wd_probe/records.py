@@ -70,9 +70,10 @@ def summed(
     groups: Layers, names: Sequence[str], values: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """The rows of ``values``, one for each of ``names``, summed over each layer of ``groups``."""
-    row = {name: number for number, layer in enumerate(groups) for name in layer.parameters}
+    number = {name: k for k, layer in enumerate(groups) for name in layer.parameters}
+    held = [k for k, name in enumerate(names) if name in number]
     result = np.zeros((len(groups), len(TALLY_FIELDS)))
-    np.add.at(result, [row[name] for name in names], values)
+    np.add.at(result, [number[names[k]] for k in held], values[held])
     return result
 
 
