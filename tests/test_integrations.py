@@ -308,6 +308,21 @@ def test_lightning_resumes_with_every_step_counted_once(pl, in_lightning, tmp_pa
 
 
 @quiet_lightning
+def test_lightning_refuses_a_checkpoint_of_another_method(pl, in_lightning, tmp_path):
+    first = trainer(pl, tmp_path, in_lightning())
+    first.fit(module(pl), batches())
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    callback = in_lightning(method="wd", rate=0.1)
+    training = trainer(pl, tmp_path, callback, max_epochs=2)
+    model = module(pl)
+    model.configure_optimizers = lambda: adamw(model, 0)
+    message = "trained with method=None, and the callback has method='wd'"
+    with pytest.raises(InputError, match=message):
+        training.fit(model, batches(), ckpt_path=str(tmp_path / "one.ckpt"))
+    assert hooks_of(training.optimizers[0]) == 0
+
+
+@quiet_lightning
 def test_lightning_detaches_when_training_raises(pl, in_lightning, tmp_path):
     class Breaks(pl.Callback):
         def on_train_batch_end(self, *arguments):

@@ -49,10 +49,13 @@ class Attached:
     ) -> None:
         """Measure, and decay, from now on; what was attached before is detached."""
         self.detach()
+        loaded, self._loaded, self.decays = self._loaded, None, ()
+        if loaded:
+            self._check(loaded)
         options = {"groups": groups, **self._options}
-        if self._method is not None:
-            self.decays = tuple(
-                WeightDecay(
+        for optimizer in optimizers:
+            if self._method is not None:
+                decay = WeightDecay(
                     model,
                     optimizer,
                     self._method,
@@ -61,14 +64,12 @@ class Attached:
                     parameters=None if len(optimizers) == 1 else _held(model, optimizer),
                     groups=options["groups"],
                 )
-                for optimizer in optimizers
-            )
+                self.decays += (decay,)
         self.probe = OpposingPenaltyProbe(model, list(optimizers), every=self._every, **options)
-        if self._loaded is not None:
-            self.probe.load_state_dict(self._loaded["probe"])
-            for decay, state in zip(self.decays, self._loaded["decays"], strict=True):
+        if loaded:
+            self.probe.load_state_dict(loaded["probe"])
+            for decay, state in zip(self.decays, loaded["decays"], strict=True):
                 decay.load_state_dict(state)
-        self._loaded = None
         self._told = self._total()
 
     def detach(self) -> None:
@@ -95,9 +96,17 @@ class Attached:
     def _total(self) -> tuple[float, ...]:
         return () if self.probe is None else astuple(self.probe.total.total)
 
+    def _check(self, loaded: dict[str, Any]) -> None:
+        method = loaded["decays"][0]["method"] if loaded["decays"] else None
+        if method != self._method:
+            raise InputError(
+                f"the checkpoint was trained with method={method!r}, and the callback has "
+                f"method={self._method!r}; give it the checkpoint's"
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs; plain values."""
-        if self._loaded is not None:  # and not attached since
+        if self._loaded:  # and not attached since
             return self._loaded
         if self.probe is None:
             return {}
@@ -108,7 +117,7 @@ class Attached:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on, when training starts, where the one that made ``state_dict`` stopped."""
-        self._loaded = state_dict or None
+        self._loaded = state_dict
 
 
 def _held(model: nn.Module, optimizer: Optimizer) -> list[str]:
