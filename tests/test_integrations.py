@@ -104,6 +104,9 @@ def module(pl, decay=0.1):
         def training_step(self, batch, _):
             return F.cross_entropy(self.net(batch[0]), batch[1])
 
+        def test_step(self, batch):
+            self.net(batch[0])
+
         def configure_optimizers(self):
             return adamw(self, decay)
 
@@ -158,7 +161,7 @@ def logged(tmp_path):
 
 
 quiet_lightning = pytest.mark.filterwarnings(
-    "ignore:The 'train_dataloader' does not have many workers",
+    "ignore:The '(train|test)_dataloader' does not have many workers",
     "ignore:.*isinstance\\(treespec, LeafSpec\\):FutureWarning",
     "ignore:The number of training batches",
     "ignore:Checkpoint directory .* exists and is not empty",
@@ -194,20 +197,21 @@ def test_lightning_counts_what_a_plain_loop_counts(pl, in_lightning, tmp_path, o
 
 @quiet_lightning
 def test_lightning_logs_the_steps_since_the_last_log(pl, in_lightning, tmp_path):
-    training = trainer(pl, tmp_path, in_lightning(prog_bar=True), log_every_n_steps=3)
+    options = {"log_every_n_steps": 3, "max_epochs": 2}
+    training = trainer(pl, tmp_path, in_lightning(prog_bar=True), **options)
     training.fit(module(pl), batches())
-    records = plain()[1].records
+    records = plain(epochs=2)[1].records
     counts = [record.total for record in records]
 
     def expected(steps):
         return sum(counts[i].opposing for i in steps) / sum(counts[i].penalized for i in steps)
 
     rows = logged(tmp_path)
-    assert list(rows) == [2, 5]
-    assert rows[2]["R_op/rate"] == pytest.approx(expected([0, 1, 2]))
-    assert rows[5]["R_op/rate"] == pytest.approx(expected([3, 4, 5]))
+    assert list(rows) == [2, 5, 8, 11, 14]  # an epoch has 8
+    for step, row in rows.items():
+        assert row["R_op/rate"] == pytest.approx(expected([step - 2, step - 1, step]))
     # the end of an epoch shows what has come since, for callbacks that monitor it
-    assert training.callback_metrics["R_op/rate"].item() == pytest.approx(expected([6, 7]))
+    assert training.callback_metrics["R_op/rate"].item() == pytest.approx(expected([15]))
     assert set(training.callback_metrics) == set(NAMES)
     assert set(training.progress_bar_metrics) == {"R_op/rate"}
 
@@ -274,6 +278,8 @@ def test_lightning_fit_twice_does_not_pile_up(pl, in_lightning, tmp_path):
     training, model = trainer(pl, tmp_path, callback), module(pl)
     training.fit(model, batches())
     first = callback.probe
+    training.save_checkpoint(tmp_path / "one.ckpt")
+    training.test(model, batches(), ckpt_path=str(tmp_path / "one.ckpt"), verbose=False)
     training.fit_loop.max_epochs = 2
     training.fit(model, batches())
     assert callback.probe is not first
@@ -557,14 +563,15 @@ def test_transformers_resumes_with_every_step_counted_once(hf, in_transformers, 
 
 
 def test_transformers_resumes_with_a_method(hf, in_transformers, tmp_path):
-    def trained(folder, checkpoint=None, **options):
-        callback = in_transformers(method="pwd", rate=0.5)
+    def trained(folder, rate, checkpoint=None, **options):
+        callback = in_transformers(method="pwd", rate=rate)
         training = hf_trainer(hf, folder, callback, decay=0, **options)
         training.train(resume_from_checkpoint=checkpoint)
         return training, callback
 
-    first, whole = trained(tmp_path, save_strategy="steps", save_steps=3)
-    resumed, callback = trained(tmp_path / "more", str(tmp_path / "checkpoint-3"))
+    first, whole = trained(tmp_path, 0.5, save_strategy="steps", save_steps=3)
+    resumed, callback = trained(tmp_path / "more", 0.1, str(tmp_path / "checkpoint-3"))
+    assert callback.decays[0].rate == 0.5  # as with an optimizer, what was saved stands
     same_weights(resumed.model, first.model)
     assert np.array_equal(callback.probe.total.values, whole.probe.total.values)
 
@@ -581,14 +588,15 @@ def test_transformers_joins_a_training_that_began_without_it(hf, in_transformers
     assert attributes["_loaded"]["probe"]["steps"] == 3
 
 
-def test_transformers_does_not_pile_up(hf, in_transformers, tmp_path):
+@pytest.mark.parametrize("method", [None, "wd"])
+def test_transformers_does_not_pile_up(hf, in_transformers, tmp_path, method):
     class Breaks(hf.TrainerCallback):
         def on_step_end(self, args, state, control, **_):
             if state.global_step == 2:
                 raise RuntimeError("enough")
 
-    callback = in_transformers()
-    training = hf_trainer(hf, tmp_path, callback, Breaks())
+    callback = in_transformers(method=method, rate=0.1) if method else in_transformers()
+    training = hf_trainer(hf, tmp_path, callback, Breaks(), decay=0 if method else 0.1)
     with pytest.raises(RuntimeError, match="enough"):
         training.train()
     assert callback.probe.steps == 2
