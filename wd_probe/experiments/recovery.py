@@ -130,17 +130,18 @@ class Recovery:
         state = self._read()
         try:
             sizes, step, before = dict(state["sizes"]), int(state["step"]), float(state["seconds"])
-            differing = [
-                f"{name} {state['facts'].get(name)} there and {value} here"
-                for name, value in self._facts.items()
-                if state["facts"].get(name) != value
-            ]
-            if differing:
-                raise InputError(f"{self.file} is of another run: {', '.join(differing[:3])}")
+            facts = dict(state["facts"])
             if set(state["parts"]) != set(self._parts):
                 raise KeyError(", ".join(set(state["parts"]) ^ set(self._parts)))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._damaged(error) from error
+        differing = [
+            f"{name} {facts.get(name)} there and {value} here"
+            for name, value in self._facts.items()
+            if facts.get(name) != value
+        ]
+        if differing:
+            raise InputError(f"{self.file} is of another run: {', '.join(differing[:3])}")
         self._folder.check(sizes)
         for name, part in self._parts.items():
             try:
