@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from . import audit, dashboard, layers, report, reproduce, rop, sweep, train, zeroshot
+from .processes import check_shared, process
 
 app = typer.Typer(
     name="wdprobe",
@@ -50,15 +51,17 @@ def main() -> None:
     from wd_probe.errors import InputError, WdProbeError
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C
+    where = f"wdprobe: rank {process()}:" if process() else "wdprobe:"
     try:
+        check_shared()
         app()
     except WdProbeError as error:
         from wd_probe.experiments.files import printable
 
-        print(f"wdprobe: error: {printable(error)}", file=sys.stderr)
+        print(f"{where} error: {printable(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:
-        print("wdprobe: interrupted before anything was measured", file=sys.stderr)
+        print(f"{where} interrupted before anything was measured", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()

@@ -24,6 +24,8 @@ from rich.text import Text
 
 from wd_probe.experiments.files import printable
 
+from .processes import process
+
 
 class _Console(Console):
     """Names that come from files are text: what a terminal would act on in them is shown."""
@@ -40,8 +42,8 @@ class _Console(Console):
                 yield Segment("\n".join(lines), segment.style)
 
 
-out = _Console(highlight=False, soft_wrap=False)
-err = _Console(stderr=True, highlight=False)
+out = _Console(highlight=False, soft_wrap=False, quiet=process() > 0)
+err = _Console(stderr=True, highlight=False, quiet=process() > 0)
 
 _LINE_SECONDS = 10.0  # between progress lines where stderr is no terminal
 
@@ -267,7 +269,8 @@ def _tails(layer: dict[str, Any]) -> list[str]:
 
 def to_stdout(text: str) -> None:
     """Machine-readable output, untouched by rich."""
-    sys.stdout.write(text + "\n")
+    if not out.quiet:
+        sys.stdout.write(text + "\n")
 
 
 class ScanProgress:

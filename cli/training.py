@@ -17,6 +17,7 @@ def run(command: str, ctx: typer.Context, given: dict[str, Any]) -> None:
 
     render.show_warnings()
     with render.loading():
+        from wd_probe.errors import RunError
         from wd_probe.experiments.runs import dumps
         from wd_probe.experiments.train import train
 
@@ -39,6 +40,11 @@ def run(command: str, ctx: typer.Context, given: dict[str, Any]) -> None:
             f"the loss is no longer finite at step {summary['steps']}; the run ends there: "
             "try a smaller --lr or --weight-decay",
             soft_wrap=True,
+        )
+    if summary["status"] == "failed":
+        raise RunError(
+            f"failed after step {summary['steps']} ({summary['reason']}); what was measured is "
+            f"kept, and `wdprobe {command} --resume {summary['run']}` goes on, under torchrun too"
         )
     if summary["status"] != "finished" or "write_failure" in summary:
         raise typer.Exit(1)

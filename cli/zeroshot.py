@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from . import options as o
+from .processes import process
 
 
 def zeroshot(
@@ -105,7 +106,7 @@ def zeroshot(
             summaries.append(scan(replace(subject, output=own), progress))
         if not json:
             render.zeroshot_summary(summaries[-1])
-    if len(summaries) > 1:
+    if len(summaries) > 1 and not process():
         compare(summaries, folder)
     if json:
         several = {"command": "zeroshot", "models": summaries, "run": str(folder)}

@@ -39,6 +39,7 @@ def feature_distortion(
     scales: Sequence[float],
     *,
     groups: Layers | None = None,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[LayerDistortion, ...]:
     """Measure every layer's distortion when all weights are scaled (section 2.2, theory fact 19).
 
@@ -51,6 +52,7 @@ def feature_distortion(
         batches: batches of images, as the model takes them.
         scales: what to multiply the weights by.
         groups: the model's layers, if not ``wd_probe.layers(model)``.
+        total: adds a tensor up over the processes, where each has other images.
 
     Returns:
         For every scale, every layer that has an output, shallow to deep.
@@ -85,6 +87,7 @@ def feature_distortion(
                     sums[number, owners[name]] += product
     if not seen:
         raise InputError("feature_distortion was given no images")
+    sums = sums if total is None else total(sums)
     return tuple(
         LayerDistortion(layer.index, layer.name, scale, *_read(*sums[number, k].tolist()))
         for number, scale in enumerate(scales)

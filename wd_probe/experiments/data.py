@@ -20,8 +20,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..kernel import cache_dir
+from . import ranks
 from .files import damaged
 
 #: A dataset whose resized uint8 images need no more than this is kept on the device.
@@ -87,7 +88,8 @@ class HeldBatches:
     Args:
         images: uint8 (N, 3, H, W).
         labels: int64 (N,).
-        batch_size: images in a batch; the last one may be smaller in evaluation.
+        batch_size: images in a batch, over all processes; the last one may be smaller in
+            evaluation.
         device: where they are kept.
         hflip: probability of a horizontal flip.
         generator: shuffles and flips; None keeps the order and never flips.
@@ -141,6 +143,9 @@ class HeldBatches:
         for number in range(skip, len(self)):
             start = number * self.batch_size
             stop = min(start + self.batch_size, len(self.images))
+            start, stop = ranks.share(start, stop)
+            if start == stop:
+                continue
             chosen = slice(start, stop) if order is None else order[start:stop]
             images, flip = self.images[chosen], flips[start:stop].view(-1, 1, 1, 1)
             if self.generator is not None and self.hflip > 0:
@@ -176,9 +181,10 @@ class LoaderBatches:
 
     def batches(self, skip: int = 0) -> Iterator[Batch]:
         """One epoch; batches left out are read all the same, since that draws random numbers."""
-        shuffled_by_epoch = getattr(self.loader.dataset, "set_epoch", None)
-        if shuffled_by_epoch is not None:
-            shuffled_by_epoch(self.epochs)
+        for shuffling in (self.loader.dataset, getattr(self.loader, "sampler", None)):
+            set_epoch = getattr(shuffling, "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(self.epochs)
         self.epochs += 1
         return self._moved(itertools.islice(iter(self.loader), skip, None))
 
@@ -217,7 +223,7 @@ def load_data(
             seed changes), or a dataset as timm names it: ``torch/cifar100``,
             ``torch/fashion_mnist``, ``hfds/...``, ``wds/...``, or ``folder`` for the image folder
             ``data_dir`` with ``train`` and ``validation`` below it.
-        batch_size: images in a batch.
+        batch_size: images in a batch, over all processes.
         img_size: images are resized to this square.
         device: where batches are needed.
         seed: of shuffling and flips.
@@ -360,10 +366,10 @@ def _open(
     except Exception as error:
         if isinstance(error, AssertionError) and "Unknown" in str(error):
             raise InputError(f"timm knows no dataset {name!r}") from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"dataset {name!r} cannot be read from {data_dir or '.'} "
-            f"({reason}); give --data-dir, or --dataset-download where there is a network"
+            f"({first_line(error)}); give --data-dir, or --dataset-download where there is a "
+            "network"
         ) from error
     return dataset
 
@@ -450,6 +456,22 @@ def _held(dataset: Any, img_size: int) -> Batch:
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]).long()
 
 
+class _Part(torch.utils.data.Subset[Any]):
+    """This process's part of a dataset, each image in one part."""
+
+    def __init__(self, whole: Any) -> None:
+        super().__init__(whole, range(ranks.rank(), len(whole), ranks.size()))
+
+    @property
+    def transform(self) -> Any:
+        """The whole dataset's."""
+        return self.dataset.transform  # type: ignore[attr-defined]
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.dataset.transform = transform  # type: ignore[attr-defined]
+
+
 def _streamed(
     name: str,
     train: Any,
@@ -470,8 +492,9 @@ def _streamed(
     }
     train_loader = timm.data.create_loader(
         train,
-        batch_size=batch_size,
+        batch_size=batch_size // ranks.size(),
         is_training=True,
+        distributed=ranks.size() > 1,
         hflip=hflip,
         color_jitter=0.0,
         scale=(1.0, 1.0),
@@ -479,7 +502,11 @@ def _streamed(
         **shared,
     )
     test_loader = timm.data.create_loader(
-        test, batch_size=max(batch_size, 256), is_training=False, crop_pct=1.0, **shared
+        _Part(test) if hasattr(test, "__getitem__") else test,  # timm itself splits streams
+        batch_size=max(batch_size, 256),
+        is_training=False,
+        crop_pct=1.0,
+        **shared,
     )
     reader = getattr(train, "reader", None)
     classes = getattr(reader, "class_to_idx", None) or getattr(train, "classes", None)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import InputError, RunError
+from ..errors import InputError, RunError, first_line
 from ..layering import Scale, check_rate, clean_name, decayed_parameters, layers, layerwise_rates
 from .files import printable, shown_line
 
@@ -62,10 +62,10 @@ def create_model(
             raise InputError(f"{name}: {error}") from error
         if pretrained or ":" in name:
             raise RunError(
-                f"the weights of {name} could not be had from the hub ({_first_line(error)}); "
+                f"the weights of {name} could not be had from the hub ({first_line(error)}); "
                 "use --checkpoint with a local file, or leave --pretrained out"
             ) from error
-        raise InputError(f"timm cannot build {name}: {_first_line(error)}") from error
+        raise InputError(f"timm cannot build {name}: {first_line(error)}") from error
     if pretrained and not (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
         raise InputError(f"timm has no pretrained weights for {name}; leave --pretrained out")
     if checkpoint is not None:
@@ -94,16 +94,11 @@ def _check_size(model: nn.Module, name: str, img_size: int) -> None:
     except Exception as error:
         own = (getattr(model, "default_cfg", None) or {}).get("input_size", (3, 224, 224))
         raise InputError(
-            f"{name} cannot take {img_size}×{img_size} images ({_first_line(error)}); "
+            f"{name} cannot take {img_size}×{img_size} images ({first_line(error)}); "
             f"try --img-size {own[-1]}"
         ) from error
     finally:
         model.train(was_training)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return shown_line(text.splitlines()[0], 160)
 
 
 def near_names(name: str, known: list[str]) -> str:
@@ -207,7 +202,7 @@ def read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
                 "run code; save its state_dict as safetensors"
             ) from error
         raise InputError(
-            f"checkpoint {path} is damaged or no checkpoint ({_first_line(error)})"
+            f"checkpoint {path} is damaged or no checkpoint ({first_line(error)})"
         ) from error
     entry = ""
     if isinstance(held, Mapping):

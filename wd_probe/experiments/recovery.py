@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import InputError, WdProbeWarning
+from ..errors import InputError, WdProbeWarning, first_line
 from .contents import CONFIG, SUMMARY
 from .files import read_json
 from .models import load_torch
@@ -147,9 +147,9 @@ class Recovery:
             try:
                 part.load_state_dict(state["parts"][name])
             except Exception as error:  # whatever a stranger's file makes torch say
-                line = " ".join(str(error).split())[:200]
                 raise InputError(
-                    f"{self.file} does not fit this run: its {name} cannot be had back ({line}); "
+                    f"{self.file} does not fit this run: its {name} cannot be had back "
+                    f"({first_line(error)}); "
                     "remove the file to begin the run anew"
                 ) from error
         self._folder.rewind(sizes)
@@ -168,10 +168,9 @@ class Recovery:
         return state
 
     def _damaged(self, error: Exception) -> InputError:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         return InputError(
-            f"{self.file} is damaged or not written by wd_probe ({line}); remove the file to begin "
-            "the run anew"
+            f"{self.file} is damaged or not written by wd_probe ({first_line(error)}); remove the "
+            "file to begin the run anew"
         )
 
     def remove(self) -> None:

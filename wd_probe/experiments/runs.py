@@ -20,6 +20,7 @@ from typing import Any, Self, TextIO, TypeVar
 import torch
 
 from ..errors import InputError, WdProbeWarning
+from . import ranks
 from .contents import CONFIG, SUMMARY, TABLES, check_table
 from .files import damaged, read_columns, read_json
 
@@ -226,6 +227,33 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+def run_folder(path: Path, *, again: bool = False) -> RunFolder:
+    """A :class:`RunFolder`; of several processes the first one alone writes to it."""
+    return _Unwritten(path) if ranks.rank() else RunFolder(path, again=again)
+
+
+class _Unwritten(RunFolder):
+    """The folder of a process that leaves all writing to the first one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.failure: str | None = None
+        self._tables: dict[str, TextIO] = {}
+
+    def guard(self, write: Callable[[], T]) -> T | None:
+        """Write nothing."""
+        return None
+
+    def check(self, sizes: Mapping[str, int]) -> None:
+        """Leave it to the first process."""
+
+    def rewind(self, sizes: Mapping[str, int]) -> None:
+        """Leave it to the first process."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def dumps(value: Any, indent: int | None = None) -> str:

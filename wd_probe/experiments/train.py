@@ -14,18 +14,19 @@ from torch.optim import Optimizer
 from .. import figures
 from ..dashboard import Dashboard
 from ..decay import WeightDecay
-from ..errors import InputError, WdProbeWarning
+from ..errors import InputError, WdProbeWarning, first_line
 from ..layering import Layers, decayed_parameters, layers
 from ..probe import OpposingPenaltyProbe
 from ..records import StepRecord
 from ..rules import decay_effect
-from .data import Data, load_data
+from . import ranks
+from .data import Batches, Data, load_data
 from .findings import findings
 from .journal import NOT_EVALUATED, Journal
 from .models import create_model
 from .options import ELSEWHERE, TrainOptions
 from .recovery import RECOVERY, Recovery, Stateful, check_resumable
-from .runs import RunFolder, default_folder, dumps, environment, read_run
+from .runs import RunFolder, default_folder, dumps, environment, read_run, run_folder
 from .training import Score, Step, Trainer, create_optimizer, evaluate, pick_device
 
 #: Decay rates that the λ-profile asks about.
@@ -33,7 +34,9 @@ PROFILE_RATES = tuple(float(f"{10 ** (k / 4):.3g}") for k in range(-16, 9))
 #: Steps in a run at which the λ-profile is taken, about.
 PROFILE_STEPS = 20
 
-Status = Literal["finished", "interrupted", "diverged"]
+#: How a run ends that can be gone on with.
+_STOPPED = ("interrupted", "failed")
+Status = Literal["finished", "interrupted", "diverged", "failed"]
 
 
 class Listener(Protocol):
@@ -56,7 +59,7 @@ class Training:
     options: TrainOptions
     data: Data
     model: nn.Module
-    called: nn.Module  # the model, or what torch.compile made of it
+    called: nn.Module  # in training: the model, or what DDP and torch.compile made of it
     optimizer: Optimizer
     decay: WeightDecay | None
     layers: Layers
@@ -67,6 +70,11 @@ class Training:
         """The loop over its data."""
         amp_dtype = getattr(torch, self.options.amp_dtype) if self.options.amp else None
         return Trainer(self.called, self.optimizer, self.data.train, amp_dtype=amp_dtype)
+
+    def evaluate(self, data: Batches, trainer: Trainer) -> Score:
+        """The model's score; DDP has no part in it, since processes may have unequal parts."""
+        model = self.called if ranks.size() == 1 else self.model
+        return evaluate(model, data, trainer.autocast)
 
     def method(self) -> str:
         """The rule at work: the attached method, or the optimizer's own by its effect."""
@@ -86,7 +94,9 @@ def train(options: TrainOptions, listener: Listener, *, resume: bool = False) ->
     """Train, measure and evaluate; returns the summary, which also stands in the run folder.
 
     Ctrl-C and a loss that is not a number end the run early; what was measured is kept and
-    summarized, and ``status`` says "interrupted" or "diverged".
+    summarized, and ``status`` says "interrupted" or "diverged". Under `torchrun` every process
+    trains on its part of each batch and evaluates its part of the images, and the first one alone
+    writes; where another dies it is "failed", and ``reason`` says what is known.
 
     Args:
         options: what to run.
@@ -100,19 +110,20 @@ def train(options: TrainOptions, listener: Listener, *, resume: bool = False) ->
         Busy: another process is writing to it.
         RunError: the pretrained weights could not be had.
     """
+    ranks.join(pick_device(options.device))
     if not resume:
         run = prepare(options)
         probes = _probes(run)
-        folder = RunFolder(options.output or default_folder(options.command, options.model))
-        with folder:
+        path = options.output or default_folder(options.command, options.model)
+        with run_folder(path) as folder:
             return _run(run, probes, folder, listener, None)
     assert options.output is not None
     check_resumable(options.output)
-    with RunFolder(options.output, again=True) as folder:
+    with run_folder(options.output, again=True) as folder:
         record = check_resumable(options.output)  # it may have just come to its end
-        saved = (options.output / RECOVERY).is_file()
+        saved = ranks.same((options.output / RECOVERY).is_file())
         run = prepare(options, weights=not saved)
-        return _run(run, _probes(run), folder, listener, record)
+        return _run(run, _probes(run), folder, listener, record, saved)
 
 
 def _run(
@@ -121,14 +132,17 @@ def _run(
     folder: RunFolder,
     listener: Listener,
     record: dict[str, Any] | None,
+    saved: bool = False,
 ) -> dict[str, Any]:
-    """Train in the folder; ``record`` is the config.json of a run gone on with."""
+    """Train in the folder; ``record`` is the config.json of a run gone on with, ``saved`` where it
+    was last saved.
+    """  # fmt: skip
     options, (probe, literal) = run.options, probes
     config = _config(run)
     trainer, journal = run.trainer(), Journal(folder, None, probe, literal)
     recovery = _recovery(run, trainer, journal, config)
     if record is not None:
-        if recovery.file.is_file():
+        if saved:
             recovery.load()
         else:
             folder.rewind({})
@@ -136,14 +150,15 @@ def _run(
     folder.json("config.json", config)
     journal.board = folder.guard(lambda: Dashboard(folder.path, layers(run.model, coarse=True)))
     listener.started(run.total, folder.path, run.data, len(run.layers))
-    status = _train(run, trainer, journal, recovery, listener)
+    status, reason = _train(run, trainer, journal, recovery, listener)
     seconds = recovery.seconds
     for attached in probes:
         if attached is not None:
             attached.close()
     journal.write_largest()
     summary = _summary(run, journal, status, seconds)
-    if status == "interrupted":  # who ends it may not wait for the rest
+    summary |= {"reason": reason} if reason else {}
+    if status in _STOPPED:  # who ends it may not wait for the rest
         folder.json("summary.json", summary)
     folder.replace("model.safetensors", lambda partial: _save_weights(run.model, partial))
     if probe is not None:
@@ -152,7 +167,7 @@ def _run(
     folder.guard(lambda: _draw(folder.path, journal.board, options, summary))
     journal.show(Dashboard.close)
     folder.json("summary.json", summary)
-    if status != "interrupted":
+    if status not in _STOPPED:
         recovery.remove()
     return summary | {"write_failure": folder.failure} if folder.failure else summary
 
@@ -194,6 +209,7 @@ def prepare(options: TrainOptions, *, weights: bool = True) -> Training:
     """
     device = pick_device(options.device)
     torch.manual_seed(options.seed)
+    ranks.check_divides(options.batch_size)
     data = load_data(
         options.dataset,
         batch_size=options.batch_size,
@@ -216,13 +232,17 @@ def prepare(options: TrainOptions, *, weights: bool = True) -> Training:
     ).to(device)
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    called: Any = torch.compile(model) if options.torchcompile else model
-    optimizer, decay = _optimizer(options, called)
+    called: Any = ranks.wrapped(model)
+    called = torch.compile(called) if options.torchcompile else called
+    ranks.draw_apart()
+    optimizer, decay = _optimizer(options, model, called)
     total = options.epochs * len(data.train) if options.steps is None else options.steps
     return Training(options, data, model, called, optimizer, decay, layers(model), device, total)
 
 
-def _optimizer(options: TrainOptions, model: nn.Module) -> tuple[Optimizer, WeightDecay | None]:
+def _optimizer(
+    options: TrainOptions, model: nn.Module, called: nn.Module
+) -> tuple[Optimizer, WeightDecay | None]:
     own = options.method == "own"
     optimizer = create_optimizer(
         model,
@@ -236,7 +256,7 @@ def _optimizer(options: TrainOptions, model: nn.Module) -> tuple[Optimizer, Weig
         _spare(optimizer, model, set(chosen))
         return optimizer, None
     return optimizer, WeightDecay(
-        model,
+        called,
         optimizer,
         options.method,  # type: ignore[arg-type]
         rate=options.weight_decay,
@@ -284,7 +304,8 @@ def _probes(run: Training) -> tuple[OpposingPenaltyProbe | None, OpposingPenalty
 
 def _train(
     run: Training, trainer: Trainer, journal: Journal, recovery: Recovery, listener: Listener
-) -> Status:
+) -> tuple[Status, str]:
+    """Train to the end; how that came, and the reason if it is known."""
     epoch = len(journal.epochs)
     try:
         while journal.evaluated < run.total:
@@ -293,16 +314,23 @@ def _train(
                 record = journal.step(step)
                 listener.stepped(step, record)
                 if not math.isfinite(step.loss):
-                    return "diverged"
+                    return "diverged", ""
                 if step.step == trainer.steps:
                     recovery.offer(step.step)
-            test = evaluate(trainer.model, run.data.test, trainer.autocast)
-            journal.epoch(epoch, test, _other_moment(run, trainer), _validated(run, trainer))
+            ranks.settle(run.model)
+            test = run.evaluate(run.data.test, trainer)
+            other, validation = _other_moment(run, trainer), _validated(run, trainer)
+            journal.epoch(epoch, test, other, validation)
             listener.scored(epoch, test)
             recovery.offer(journal.steps)
     except KeyboardInterrupt:
-        return "interrupted"
-    return "finished"
+        return "interrupted", ""
+    except RuntimeError as error:
+        if ranks.size() == 1:
+            raise
+        ranks.outlive_the_others()
+        return "failed", first_line(error)
+    return "finished", ""
 
 
 def _other_moment(run: Training, trainer: Trainer) -> Score:
@@ -310,13 +338,13 @@ def _other_moment(run: Training, trainer: Trainer) -> Score:
     if not run.options.both_moments or decay is None or not decay.has_other_moment:
         return NOT_EVALUATED
     with decay.at_other_moment():
-        return evaluate(trainer.model, run.data.test, trainer.autocast)
+        return run.evaluate(run.data.test, trainer)
 
 
 def _validated(run: Training, trainer: Trainer) -> Score:
     if run.data.validation is None:
         return NOT_EVALUATED
-    return evaluate(trainer.model, run.data.validation, trainer.autocast)
+    return run.evaluate(run.data.validation, trainer)
 
 
 def _config(run: Training) -> dict[str, Any]:

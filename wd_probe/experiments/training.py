@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ..errors import InputError
 from ..hooks import hooked
+from . import ranks
 from .data import Batch, Batches
 from .models import near_names
 from .randomness import random_state, set_random_state
@@ -59,6 +60,8 @@ def pick_device(name: str) -> torch.device:
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in has.items() if there)
+    if name == "cuda":
+        name = ranks.own_gpu()
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -174,9 +177,11 @@ class Trainer:
             self._set(self._start)
             batches = self.data.batches(self._batches)
             set_random_state(resumed["random"])
+            ranks.draw_apart()
             return batches
         if resumed is not None:
             self._set(resumed)
+            ranks.draw_apart()
         self._epoch, self._batches = number, 0
         self._start = self._now()
         return self.data.batches()
@@ -217,8 +222,8 @@ class Trainer:
     @staticmethod
     def _read(held: list[tuple[Tensor, Step]]) -> Iterator[Step]:
         if held:
-            losses = torch.stack([loss.float() for loss, _ in held]).tolist()
-            for (_, step), loss in zip(held, losses, strict=True):
+            losses = ranks.total(torch.stack([loss.float() for loss, _ in held])) / ranks.size()
+            for (_, step), loss in zip(held, losses.tolist(), strict=True):
                 yield replace(step, loss=loss)
 
 
@@ -228,19 +233,22 @@ def evaluate(
     data: Batches,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> Score:
-    """Top-1 and loss over the data, in evaluation mode; the model's mode is put back."""
+    """Top-1 and loss over the data, in evaluation mode; the model's mode is put back.
+
+    Every process evaluates its part of each batch, and all have the score of the whole.
+    """
     was_training = model.training
     model.eval()
-    right, total_loss, count = [], [], 0
+    sums = []  # of each batch: right answers, loss, images
     try:
         for images, labels in data:
             with autocast():
                 logits = model(images).float()
-            right.append((logits.argmax(1) == labels).sum())
-            total_loss.append(F.cross_entropy(logits, labels, reduction="sum"))
-            count += len(labels)
+            right = (logits.argmax(1) == labels).sum()
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            sums.append(torch.stack([right, loss, torch.full_like(loss, len(labels))]))
     finally:
         model.train(was_training)
-    if not count:
-        return Score(math.nan, math.nan)
-    return Score(float(torch.stack(right).sum()) / count, float(sum(total_loss)) / count)
+    whole = torch.stack(sums).cpu().double().sum(0) if sums else torch.zeros(3).double()
+    right, loss, count = ranks.total(whole).tolist()
+    return Score(right / count, loss / count) if count else Score(math.nan, math.nan)

@@ -15,14 +15,15 @@ from torch.nn import functional as F
 from .. import figures
 from ..dashboard import Dashboard
 from ..distortion import feature_distortion
-from ..errors import InputError, RunError, WdProbeWarning
+from ..errors import InputError, RunError, WdProbeWarning, first_line
 from ..layering import Layers, chosen_parameters, clean_name, layers
 from ..prefix import PartScan
 from ..zeroshot import ScanPoint, bracket, check_steps, half_life, zero_shot_decay
+from . import ranks
 from .data import Batches, HeldBatches, load_data, load_images
 from .findings import kind_of
 from .models import classifiers, create_model, read_weights
-from .runs import RunFolder, default_folder, environment, read_run
+from .runs import RunFolder, default_folder, environment, read_run, run_folder
 from .training import Trainer, create_optimizer, pick_device
 
 By = Literal["none", "layer", "kind"]
@@ -158,9 +159,9 @@ class Judge:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """All metrics of a model in its present state."""
+        """All metrics of a model in its present state, over the images of all processes."""
         rows = [self.count(model(images), k) for k, images in enumerate(self.images())]
-        return metrics(torch.stack(rows).double().sum(0))
+        return metrics(ranks.total(torch.stack(rows).cpu().double().sum(0)))
 
 
 def metrics(sums: Tensor) -> dict[str, float]:
@@ -329,12 +330,16 @@ def _on_pictures(
 
 def _train(model: nn.Module, data: Batches, options: ZeroshotOptions, listener: Listener) -> None:
     optimizer = create_optimizer(model, options.opt, lr=options.lr, weight_decay=0.0, momentum=0.9)
-    trainer, total = Trainer(model, optimizer, data), options.epochs * len(data)
+    ranks.check_divides(options.batch_size)
+    trainer = Trainer(ranks.wrapped(model), optimizer, data)
+    ranks.draw_apart()
+    total = options.epochs * len(data)
     done = 0
     for epoch in range(1, options.epochs + 1):
         for step in trainer.epoch(epoch, done + 1, total):
             done = step.step
             listener.progress("training", done, total, f"loss {step.loss:.3f}")
+    ranks.settle(model)
 
 
 def scan(options: ZeroshotOptions, listener: Listener) -> dict[str, Any]:
@@ -344,18 +349,30 @@ def scan(options: ZeroshotOptions, listener: Listener) -> dict[str, Any]:
         InputError: options, files or data that cannot be used.
         RunError: the pretrained weights could not be had.
     """
-    if options.output is not None and (options.output / "config.json").exists():
+    ranks.join(pick_device(options.device))
+    taken = options.output is not None and (options.output / "config.json").exists()
+    if ranks.same(taken):
         raise InputError(f"{options.output} holds a run already; choose another --output")
     subject = prepare(options, listener)
+    if subject.images < ranks.size():
+        raise InputError(f"{subject.images} images are too few for {ranks.size()} processes")
     judge = Judge(subject)
     groups = layers(subject.model)
     parts = _parts(subject.model, groups, options.by)
-    folder = RunFolder(options.output or default_folder("zeroshot", subject.name))
+    folder = run_folder(options.output or default_folder("zeroshot", subject.name))
     try:
         return _scan(options, subject, judge, groups, parts, folder, listener)
     except KeyboardInterrupt:
         folder.close()
         raise RunError(f"interrupted; what was measured stands in {folder.path}") from None
+    except RuntimeError as error:
+        if ranks.size() == 1:
+            raise
+        ranks.outlive_the_others()
+        folder.close()
+        raise RunError(
+            f"failed ({first_line(error)}); what was measured stands in {folder.path}"
+        ) from error
 
 
 def _scan(
@@ -470,7 +487,7 @@ def _by_part(
         return []
     scanner, rounds = PartScan(subject.model, parts), 1 + _BISECTIONS
     grid = [1 - k / options.by_steps for k in range(options.by_steps + 1)]
-    sums = scanner.run(judge.images(), dict.fromkeys(parts, grid), judge.count)
+    sums = _run(scanner, judge, dict.fromkeys(parts, grid))
     listener.progress(f"by {options.by}", 1, rounds, "")
     open_brackets: dict[str, tuple[float, float, float]] = {}
     for index, part in enumerate(parts):
@@ -488,7 +505,7 @@ def _by_part(
             open_brackets[part] = found
     for number in range(_BISECTIONS if open_brackets else 0):
         middles = {part: [(a + b) / 2] for part, (_, a, b) in open_brackets.items()}
-        sums = scanner.run(judge.images(), middles, judge.count)
+        sums = _run(scanner, judge, middles)
         for part, (target, above, below) in list(open_brackets.items()):
             middle = middles[part][0]
             alive = metrics(sums[part][0])[metric] > target
@@ -506,6 +523,13 @@ def _by_part(
     return sorted(lives, key=lambda part: -_or_zero(part["half_life"]))
 
 
+def _run(
+    scanner: PartScan, judge: Judge, scales: Mapping[str, Sequence[float]]
+) -> dict[str, Tensor]:
+    found = scanner.run(judge.images(), scales, judge.count)
+    return {part: ranks.total(sums) for part, sums in found.items()}
+
+
 def _or_zero(value: Any) -> float:
     return float(value) if value == value else 0.0
 
@@ -521,7 +545,9 @@ def _distortion(
     if not options.distortion:
         return []
     listener.progress("distortion", 0, 1, "")
-    found = feature_distortion(subject.model, judge.images(), DISTORTION_SCALES, groups=groups)
+    found = feature_distortion(
+        subject.model, judge.images(), DISTORTION_SCALES, groups=groups, total=ranks.total
+    )
     folder.rows(
         "distortion.csv",
         ("scale", "index", "distortion", "norm_ratio"),
