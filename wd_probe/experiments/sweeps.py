@@ -226,12 +226,15 @@ def run_cell(cell: Cell, folder: Path) -> Summary:
     own = folder / cell.name
     if own.is_symlink():  # of a folder from elsewhere: what it points to is left alone
         own.unlink()
-    shutil.rmtree(own, ignore_errors=True)
+    options = replace(cell.options, output=own)
     begun = time.monotonic()
     try:
-        own.mkdir(parents=True)
-        (own / _INCOMPLETE).touch()
-        summary = train(replace(cell.options, output=own), _Quiet())
+        summary = _gone_on(options)
+        if summary is None:
+            shutil.rmtree(own, ignore_errors=True)
+            own.mkdir(parents=True)
+            (own / _INCOMPLETE).touch()
+            summary = train(options, _Quiet())
         if "write_failure" in summary:
             raise RunError(f"files could not be written: {summary['write_failure']}")
         (own / _INCOMPLETE).unlink()
