@@ -10,7 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 METHODS = ["own", "wd", "rwd", "pwd", "lpwd", "l1", "l2"]
-ON_TWO = [f"fsdp-{m}" for m in METHODS] + ["ddp-own", "ddp-lpwd", "fsdp-sgd-wd"]
+ON_TWO = [f"fsdp-{m}" for m in METHODS] + [
+    "ddp-own",
+    "ddp-lpwd",
+    "fsdp-sgd-wd",
+    "zero-own",
+    "zero-lpwd",
+]
 ON_FOUR = ["fsdp-own", "fsdp-lpwd", "hybrid-own", "hybrid-lpwd", "ddp-own"]
 FORMULAS = ["half", "tensor-parallel"]
 

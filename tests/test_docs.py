@@ -12,7 +12,7 @@ from wd_probe.cli import main as cli
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: Run by the person or by CI, not inside the test suite they would start again.
-ELSEWHERE = ("pip ", "uv ", "pytest", "python -m tests.benchmarks")
+ELSEWHERE = ("pip ", "uv ", "pytest", "python -m tests.benchmarks", "torchrun ")
 #: Commands that serve until Ctrl-C are given a look at a folder that is not there.
 SERVES = "wdprobe dashboard"
 
@@ -124,3 +124,17 @@ def test_no_registry_host_stands_in_the_repository():
         cwd=ROOT, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
     assert [name for name in named if name != "tests/test_docs.py"] == []
+
+
+def test_the_tests_that_compatibility_names_exist():
+    there = {
+        name
+        for file in (ROOT / "tests").glob("test_*.py")
+        for name in (file.stem, *re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE))
+    }
+    page = (ROOT / "docs" / "compatibility.md").read_text()
+    assert set(re.findall(r"\btest_\w+", page)) <= there
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(rows) > 40
+    untested = [row for row in rows if "`test" not in row and "not tried |" not in row]
+    assert [row for row in untested if not row.endswith(("| test |", "`) |"))] == []

@@ -376,6 +376,18 @@ def test_a_measuring_that_fails_does_not_end_the_training(monkeypatch):
     assert all(map(torch.equal, model.parameters(), untouched.parameters()))
 
 
+def test_steps_inside_a_cuda_graph_are_told(monkeypatch):
+    """Capturing itself needs a GPU."""
+    model = small()
+    optimizer = adamw(model.parameters())
+    probe = OpposingPenaltyProbe(model, optimizer)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.warns(WdProbeWarning, match="a CUDA graph replays its steps without hooks"):
+        plain_loop(model, optimizer, 2)
+    assert not probe.records
+
+
 def test_fsdp1_is_refused():
     class FullyShardedDataParallel(nn.Module):
         def __init__(self):

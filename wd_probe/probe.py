@@ -169,6 +169,11 @@ class OpposingPenaltyProbe:
     @torch.no_grad()
     def _before(self, watch: Watch, has_closure: bool) -> None:
         watch.forget()
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            self._tell(
+                "a CUDA graph replays its steps without hooks, so R_op is not measured there"
+            )
+            return
         if (self._next(watch) - 1) % self.every == 0:
             self._safely(lambda: watch.remember(self._known(watch), has_closure))
 

@@ -263,7 +263,9 @@ class Watch:
             return self._own_effects[key]
         known = (*_options(self.optimizer, group), like.ndim, like.dtype, like.device)
         if known not in self._effects:
-            self._effects[known] = decay_effect(self.optimizer, group, like)
+            # ZeroRedundancyOptimizer leaves the stepping to another, over its part of the weights.
+            stepping = getattr(self.optimizer, "optim", self.optimizer)
+            self._effects[known] = decay_effect(stepping, group, like)
         effect = self._own_effects[key] = self._effects[known]
         if effect.rule in _WHY_NOT:
             unmeasured = effect.rule == "none" or self.exact is False

@@ -17,6 +17,7 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -67,6 +68,13 @@ def tensor_parallel(_):
 def adamw(model, method):
     own = 0.1 if method == "own" else 0.0
     return torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=own)
+
+
+def zero(model, method):
+    """The state in parts, the weights whole."""
+    return ZeroRedundancyOptimizer(
+        model.parameters(), torch.optim.AdamW, lr=0.05, weight_decay=0.1 if method == "own" else 0.0
+    )
 
 
 def sgd(model, method):
@@ -216,6 +224,8 @@ SCENARIOS = {
     **{f"fsdp-{m}": (lambda m=m: compared(fsdp, m)) for m in METHODS},
     "ddp-own": lambda: compared(ddp, "own"),
     "ddp-lpwd": lambda: compared(ddp, "lpwd"),
+    "zero-own": lambda: compared(ddp, "own", zero),
+    "zero-lpwd": lambda: compared(ddp, "lpwd", zero),
     "fsdp-sgd-wd": lambda: compared(fsdp, "wd", sgd),
     "hybrid-own": lambda: compared(hybrid, "own"),
     "hybrid-lpwd": lambda: compared(hybrid, "lpwd"),
