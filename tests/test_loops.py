@@ -407,7 +407,6 @@ def test_fsdp1_is_refused():
 # --- compiled -------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:torch._dynamo")
 @pytest.mark.parametrize("compiled", ["model", "step", "both"])
 def test_compiled(compiled):
     """The same counts as the oracle, no graph break in the model, no compiling after the first."""
@@ -437,7 +436,6 @@ def test_compiled(compiled):
     assert graphs[2:] == [0, 0, 0, 0]  # torch itself compiles AdamW's second step anew
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:torch._dynamo")
 @pytest.mark.parametrize("method", ["wd", "rwd", "lpwd", "l2"])
 def test_methods_on_a_compiled_step(method):
     def run(compiled):
@@ -508,6 +506,18 @@ def test_a_thinned_series_keeps_its_maximum_and_its_newest(limit, count):
         assert max(finite) in [value for _, value in kept]
     if count <= limit:
         assert [step for step, _ in kept] == list(range(count))
+
+
+@pytest.mark.parametrize("limit", [2, 3, 8, 9])
+def test_a_thinned_series_is_thinned_evenly(limit):
+    for count in range(1, 100):
+        thinned = Thinned(limit, float)
+        for value in range(count):
+            thinned.append(value)
+        kept = list(thinned)  # of rising values each stretch keeps its last
+        strides = {b - a for a, b in zip([-1, *kept[:-2]], kept[:-1], strict=True)}
+        assert len(strides) <= 1
+        assert len(kept) > limit / 2 or count <= limit
 
 
 def test_a_dropped_probe_frees_model_and_optimizer():

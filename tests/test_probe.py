@@ -451,6 +451,35 @@ def test_closures_are_measured_exactly_too():
     assert [r.values.tolist() for r in probe.records] == [r.values.tolist() for r in plain.records]
 
 
+@pytest.mark.parametrize("reading", ["paired", "literal"])
+@pytest.mark.parametrize("method", ["pwd", "lpwd"])
+def test_decay_in_a_closures_forward_pass(method, reading):
+    """The same numbers as in a plain loop, where the forward pass comes before the step."""
+
+    def run(with_closure):
+        model = small()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        WeightDecay(model, optimizer, method, rate=0.5)
+        probe = OpposingPenaltyProbe(model, optimizer, reading=reading)
+        for step in range(6):
+
+            def closure(step=step):
+                images, labels = batch(step)
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(images), labels)
+                loss.backward()
+                return loss
+
+            if with_closure:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+        return [dict(record.tensors) for record in probe.records]
+
+    assert run(True) == run(False)
+
+
 def test_a_random_optimizer_and_its_copy_draw_the_same_numbers():
     class Noisy(torch.optim.SGD):
         def step(self, closure=None):

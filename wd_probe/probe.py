@@ -178,7 +178,7 @@ class OpposingPenaltyProbe:
             self._safely(lambda: watch.remember(self._known(watch), has_closure))
 
     def _graded(self, watch: Watch) -> None:
-        watch.step_twin()
+        self._safely(watch.graded)
 
     @torch.no_grad()
     def _after(self, watch: Watch) -> None:

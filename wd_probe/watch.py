@@ -105,6 +105,7 @@ class Watch:
         self._own_effects: dict[tuple[int, int], Effect] = {}
         self._copies: dict[Tensor, Tensor] = {}
         self._live: list[Tensor] = []
+        self._has_closure = False
         self._u_hat: dict[Tensor, Tensor] = {}
         self._steps_twice = exact is not False
 
@@ -116,7 +117,12 @@ class Watch:
 
     def remember(self, parameters: Sequence[Tensor], has_closure: bool) -> None:
         """Copy what this step will move of these parameters."""
+        self._has_closure = has_closure
         live = [p for p in parameters if p.grad is not None or (has_closure and p.requires_grad)]
+        self._copy(live)
+        self._live = live
+
+    def _copy(self, live: Sequence[Tensor]) -> None:
         by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for p in live:
             kept = self._copies.get(p)
@@ -126,11 +132,14 @@ class Watch:
             by_kind.setdefault((weights.device, weights.dtype), []).append(p)
         for chosen in by_kind.values():
             kernel.copy_all([self._copies[p] for p in chosen], [local(p) for p in chosen])
-        self._live = live
 
-    def step_twin(self) -> None:
-        """Where a closed rule will not do, take the step on a copy without decay first."""
+    @torch.no_grad()
+    def graded(self) -> None:
+        """The gradient is there: where a closed rule will not do, step a copy without decay now."""
         self._u_hat = {}
+        decay = attached(self.optimizer)
+        if self._has_closure and decay is not None and decay.moment == "forward":
+            self._copy(self._live)  # the forward pass in the closure has decayed the weights
         if not self._live or not self._needs_twin():
             return
         try:
