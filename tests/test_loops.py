@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import pickle
 import tracemalloc
 import warnings
@@ -515,7 +516,7 @@ def test_a_thinned_series_is_thinned_evenly(limit):
         for value in range(count):
             thinned.append(value)
         kept = list(thinned)  # of rising values each stretch keeps its last
-        strides = {b - a for a, b in zip([-1, *kept[:-2]], kept[:-1], strict=True)}
+        strides = {b - a for a, b in itertools.pairwise([-1, *kept[:-1]])}
         assert len(strides) <= 1
         assert len(kept) > limit / 2 or count <= limit
 
