@@ -85,7 +85,7 @@ PLACES = {"save": in_a_save, "evaluation": in_an_evaluation, "figures": at_the_f
 def run(arguments, moment):
     if moment in PLACES:
         PLACES[moment]()
-    else:
+    elif moment is not None or not os.path.exists(of(arguments)):
         calls.append(-1 if moment is None else int(moment * int(open(of(arguments)).read())))
         begin = render.TrainingProgress.started
         def started(*told):
@@ -290,7 +290,7 @@ def test_streamed_pictures_come_in_the_same_order_with_the_same_flips(
             picture = Image.fromarray((image.reshape(8, 8) * 15).astype("uint8"))
             picture.resize((32, 32)).save(folder / f"{number}.png")
     options = {"dataset": "folder", "data_dir": tmp_path, "batch_size": 2, "hflip": 0.5}
-    assert trained((4,), recovery_interval=3, steps=6, **options) == [1, 4]
+    assert trained((7,), recovery_interval=5, steps=9, **options) == [1, 6]
 
 
 # --- what is refused, and left as it is -----------------------------------------------------------
