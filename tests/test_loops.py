@@ -164,6 +164,28 @@ def test_several_optimizers_make_one_record_a_round():
     assert probe.total.penalized == sum(record.penalized for record in probe.records)
 
 
+def test_each_optimizers_own_rule():
+    """One decays, the other has L2, and a third does not decay."""
+    model = nn.Sequential(*small(), nn.Linear(4, 4))
+    first, second = (
+        adamw(model[0].parameters()),
+        torch.optim.Adam(model[2].parameters(), lr=LR, weight_decay=RATE),
+    )
+    third = torch.optim.AdamW(model[3].parameters(), lr=LR, weight_decay=0.0)
+    with pytest.warns(WdProbeWarning) as told:
+        probe = OpposingPenaltyProbe(model, [first, second, third])
+    l2, none = (str(warning.message) for warning in told)
+    assert l2.startswith("Adam, parameter group 0: its weight_decay is L2")
+    assert none.startswith("AdamW has weight_decay=0 in every group")
+    loss_of(model, 0).backward()
+    for one in (first, second, third):
+        one.step()
+    record = probe.records[0]
+    assert record.tensors["0.weight"].total_penalty > 0
+    assert record.tensors["2.weight"].total_penalty > 0
+    assert record.tensors["3.weight"].penalized == 0
+
+
 def test_optimizers_of_different_pace():
     """As a GAN's: a round ends when one of them steps again."""
     model = small()
