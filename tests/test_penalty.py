@@ -205,3 +205,82 @@ def test_profile_leaves_out_a_weight_exactly_on_the_boundary():
     theta, stepped = torch.tensor([1.0]), torch.tensor([0.25])
     assert penalty.profile(theta, stepped, 0.0, [0.5, 0.51]).tolist() == [0, 1]
     assert not opposing(torch.tensor([0.25]), torch.tensor([0.5])).any()
+
+
+def spoiled(size, seed):
+    """Numbers of every kind: zeros of both signs, tiny, huge, infinite, NaN."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(size, generator=generator) * 10.0 ** torch.randint(
+        -30, 30, (size,), generator=generator
+    )
+    odd = torch.tensor([0.0, -0.0, 1e-42, -1e-42, 1e34, torch.inf, -torch.inf, torch.nan])
+    where = torch.randint(0, size, (size // 4,), generator=generator)
+    values[where] = odd[torch.randint(0, len(odd), (len(where),), generator=generator)]
+    return values
+
+
+def middle(theta):
+    """The middle of the numbers whose upper halves are those of θ; zero stays zero."""
+    upper = theta.view(torch.int32) & ~0xFFFF
+    return torch.where(upper & 0x7FFF0000 != 0, upper | 0x8000, upper).view(torch.float32)
+
+
+@pytest.mark.parametrize("size", [1, 7, 5000, (1 << 18) + 5])
+def test_half_copies_are_read_as_the_middle_of_what_they_may_have_been(size):
+    theta, stepped = spoiled(size, 0), spoiled(size, 1)
+    half = torch.empty(size, dtype=torch.bfloat16)
+    kernel.copy_all([half], [theta])
+    found = kernel.tally_all([(half, stepped, 0.01)])[0]
+    torch.testing.assert_close(
+        found, penalty.tally(middle(theta), stepped, 0.01), rtol=1e-5, atol=0
+    )
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10_000), st.floats(1e-6, 0.5))
+def test_half_copies_change_what_lies_within_their_rounding_alone(seed, c):
+    generator = torch.Generator().manual_seed(seed)
+    theta = torch.randn(2000, generator=generator)
+    stepped = theta * torch.randn(2000, generator=generator) * 2 * c
+    half = torch.empty(2000, dtype=torch.bfloat16)
+    kernel.copy_all([half], [theta])
+    whole, found = kernel.tally_all([(theta, stepped, c), (half, stepped, c)])
+    ratio = (stepped.double() / theta.double()).abs()
+    for count, bound in ((1, c / 2), (2, c)):
+        close = ((ratio / bound - 1).abs() < 2.0**-7).sum()
+        assert abs(found[count] - whole[count]) <= close
+    assert found[0] == whole[0] == 2000
+    assert found[3] == 0
+    assert found[5] == pytest.approx(float(whole[5]), rel=1e-3)
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_weights_had_again_from_the_state_are_counted_alike_by_every_way(second, monkeypatch):
+    size = (1 << 18) + 77
+    generator = torch.Generator().manual_seed(4)
+    stepped, first = torch.randn(2, size, generator=generator)
+    first[:100] = 0
+    stepped[50:150] = 0
+    stepped[200], first[201] = torch.nan, torch.inf
+    squares = torch.rand(size, generator=generator) if second else None
+    moved = kernel.Moved(first, squares, 0.7, 1.1, 1e-8, 1 / 0.99)
+    fast = kernel.tally_all([(moved, stepped, 0.01)])[0]
+    monkeypatch.setattr(kernel, "_passes", lambda: None)
+    torch.testing.assert_close(
+        fast, kernel.tally_all([(moved, stepped, 0.01)])[0], rtol=1e-5, atol=1
+    )
+    assert fast[0] == pytest.approx(size - 52, abs=1)  # still and zero, or no number
+    assert fast[3] == 2
+
+
+def test_jobs_of_every_way_in_one_call():
+    theta, stepped = torch.randn(2, 1000, generator=torch.Generator().manual_seed(5))
+    half = torch.empty(1000, dtype=torch.bfloat16)
+    kernel.copy_all([half], [theta])
+    moved = kernel.Moved((theta * 0.99 - stepped) / 0.1, None, 0.1, 1.0, 0.0, 1 / 0.99)
+    double = (theta.double(), stepped.double(), 0.01)
+    jobs = [(theta, stepped, 0.01), double, (half, stepped, 0.01), (moved, stepped, 0.01)]
+    rows = kernel.tally_all(jobs)
+    assert rows[0, 1] > 100
+    for row in rows[1:]:
+        torch.testing.assert_close(row[:5], rows[0, :5], rtol=1e-2, atol=1)

@@ -146,8 +146,9 @@ def test_wd_on_any_optimizer_in_both_conventions(convention, opt):
     assert sum(counts) > 0
 
 
+@pytest.mark.parametrize("keep", ["whole", "half", "nothing"])
 @pytest.mark.parametrize("name", [*TORCH, "sgd-wd"])
-def test_weights_are_bit_identical_with_the_probe_on_or_off(name):
+def test_weights_are_bit_identical_with_the_probe_on_or_off(name, keep):
     def run(probed):
         model = small()
         if name == "sgd-wd":
@@ -156,11 +157,11 @@ def test_weights_are_bit_identical_with_the_probe_on_or_off(name):
         else:
             optimizer = TORCH[name](model.parameters())
         if probed:
-            probe = OpposingPenaltyProbe(model, optimizer, profile=[0.1, 1.0])
-            keys = set(optimizer.state)
-            assert not keys
+            probe = OpposingPenaltyProbe(model, optimizer, profile=[0.1, 1.0], keep=keep)
+            assert not optimizer.state
         drawn = torch.rand(3)
         train(model, optimizer, 6)
+        assert not probed or len(probe.records) == 6
         return list(model.parameters()), optimizer.state_dict(), drawn
 
     (plain, plain_state, plain_drawn), (probed, state, drawn) = run(False), run(True)
@@ -480,6 +481,70 @@ def test_decay_in_a_closures_forward_pass(method, reading):
     assert run(True) == run(False)
 
 
+KEPT = {
+    **{name: TORCH[name] for name in ("adamw", "adamw-fused", "adamw-single", "tensor-lr")},
+    "sgd": lambda ps: torch.optim.SGD(ps, lr=0.5),
+    "momentum": lambda ps: torch.optim.SGD(ps, lr=0.5, momentum=0.9, dampening=0.1),
+    "nesterov": lambda ps: torch.optim.SGD(ps, lr=0.5, momentum=0.9, nesterov=True),
+    "amsgrad": lambda ps: torch.optim.AdamW(ps, lr=0.05, weight_decay=0.3, amsgrad=True),
+    "adam": lambda ps: torch.optim.Adam(ps, lr=0.05, betas=(0.5, 0.9), eps=1e-3),
+}
+
+
+@pytest.mark.parametrize("keep", ["half", "nothing"])
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_kept_changes_no_count(keep, name):
+    """Also where the state tells nothing, or the decay is of another kind: then θ is copied."""
+    model = small()
+    optimizer = KEPT[name](model.parameters())
+    if not optimizer.defaults["weight_decay"]:
+        WeightDecay(model, optimizer, "wd", rate=0.02, scale="max2")
+    whole = OpposingPenaltyProbe(model, optimizer, profile=[0.01])
+    other = OpposingPenaltyProbe(model, optimizer, profile=[0.01], keep=keep)
+    train(model, optimizer, 12)
+    assert whole.total.total.opposing > 5
+    for expected, found in zip(whole.records, other.records, strict=True):
+        for name in expected.names:
+            one, two = expected.tensors[name], found.tensors[name]
+            assert (one.penalized, one.opposing, one.flipped) == (
+                two.penalized, two.opposing, two.flipped,
+            )  # fmt: skip
+            assert two.total_penalty == pytest.approx(one.total_penalty, rel=0.01)
+    for expected, found in zip(whole.profiles, other.profiles, strict=True):
+        assert found.opposing[0] == pytest.approx(expected.opposing[0], abs=1)
+
+
+@pytest.mark.parametrize("method", ["rwd", "lpwd", "l2", "own"])
+@pytest.mark.parametrize("keep", ["half", "nothing"])
+def test_what_is_kept_under_every_method(keep, method):
+    model = small()
+    if method == "own":
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.05, weight_decay=0.1)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        WeightDecay(model, optimizer, method, rate=0.02)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WdProbeWarning)
+        whole = OpposingPenaltyProbe(model, optimizer, reading="literal")
+        other = OpposingPenaltyProbe(model, optimizer, reading="literal", keep=keep)
+    train(model, optimizer, 8)
+    for expected, found in zip(whole.records, other.records, strict=True):
+        assert found.total.opposing == expected.total.opposing
+        assert found.total.total_penalty == pytest.approx(expected.total.total_penalty, rel=0.01)
+
+
+def test_nothing_kept_takes_no_memory():
+    model = small()
+    optimizer = TORCH["adamw"](model.parameters())
+    kept = {}
+    for keep in ("whole", "half", "nothing"):
+        probe = OpposingPenaltyProbe(model, optimizer, keep=keep)
+        train(model, optimizer, 1)
+        copies = probe._watches[0]._copies.values()
+        kept[keep] = sum(copy.numel() * copy.element_size() for copy in copies)
+    assert kept == {"whole": 4 * 212, "half": 2 * 212, "nothing": 0}
+
+
 def test_a_random_optimizer_and_its_copy_draw_the_same_numbers():
     class Noisy(torch.optim.SGD):
         def step(self, closure=None):
@@ -573,6 +638,8 @@ def test_no_decay_at_all_is_said():
 def test_bad_input():
     model, other = small(), small()
     optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(InputError, match="unknown keep 'some'; choose from whole, half, nothing"):
+        OpposingPenaltyProbe(model, optimizer, keep="some")
     with pytest.raises(InputError, match="unknown reading 'free'; choose from paired, literal"):
         OpposingPenaltyProbe(model, optimizer, reading="free")
     with pytest.raises(InputError, match="every must be at least 1, got 0"):

@@ -1,4 +1,7 @@
-/* The probe's two passes over float32 weights: remembering them, and counting (penalty.tally). */
+/* The probe's passes over float32 weights: remembering them, whole or in half as many bytes, and
+   counting (penalty.tally) against what was remembered, or against what the optimizer's state tells
+   of them. */
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -32,6 +35,20 @@ void wd_probe_copy(int64_t blocks, const float *const *from, float *const *to, c
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t k = 0; k < blocks; k++)
         copy_block(from[k], to[k], sizes[k]);
+}
+
+/* The upper half of every number: sign, exponent and seven bits, as bfloat16 has them. */
+void wd_probe_halve(int64_t blocks, const float *const *from, uint16_t *const *to,
+                    const int64_t *sizes, int threads)
+{
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t k = 0; k < blocks; k++) {
+        const uint32_t *source = (const uint32_t *)from[k];
+        uint16_t *target = to[k];
+#pragma omp simd
+        for (int64_t i = 0; i < sizes[k]; i++)
+            target[i] = (uint16_t)(source[i] >> 16);
+    }
 }
 
 static inline int32_t bits(float value)
@@ -72,26 +89,29 @@ static int32_t tally_finite(const float *x, const float *y, int n, float c, doub
     return top;
 }
 
-static void tally_block(const float *a, const float *b, int64_t n, float c, double *out)
+/* Adds the counts of one chunk. */
+static void tally_chunk(const float *a, const float *b, int size, float c, double *out)
 {
-    for (int64_t start = 0; start < n; start += CHUNK) {
-        const int size = (int)(n - start < CHUNK ? n - start : CHUNK);
-        double found[FIELDS];
-        if (tally_finite(a + start, b + start, size, c, found) >= INFINITE) {
-            float x[CHUNK], y[CHUNK];
-            int bad = 0;
-            for (int i = 0; i < size; i++) {
-                const int finite = isfinite(a[start + i]) && isfinite(b[start + i]);
-                x[i] = finite ? a[start + i] : 0;
-                y[i] = finite ? b[start + i] : 0;
-                bad += !finite;
-            }
-            tally_finite(x, y, size, c, found);
-            found[3] = bad;
+    double found[FIELDS];
+    if (tally_finite(a, b, size, c, found) >= INFINITE) {
+        float x[CHUNK], y[CHUNK];
+        int bad = 0;
+        for (int i = 0; i < size; i++) {
+            const int finite = isfinite(a[i]) && isfinite(b[i]);
+            x[i] = finite ? a[i] : 0;
+            y[i] = finite ? b[i] : 0;
+            bad += !finite;
         }
-        for (int k = 0; k < FIELDS; k++)
-            out[k] += found[k];
+        tally_finite(x, y, size, c, found);
+        found[3] = bad;
     }
+    for (int k = 0; k < FIELDS; k++)
+        out[k] += found[k];
+}
+
+static inline int chunk(int64_t n, int64_t start)
+{
+    return (int)(n - start < CHUNK ? n - start : CHUNK);
 }
 
 /* For each block of weights before (a) and after (b) a step that took c*a off, adds to its row of
@@ -101,5 +121,61 @@ void wd_probe_tally(int64_t blocks, const float *const *a, const float *const *b
 {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t k = 0; k < blocks; k++)
-        tally_block(a[k], b[k], sizes[k], c[k], out + FIELDS * k);
+        for (int64_t i = 0; i < sizes[k]; i += CHUNK)
+            tally_chunk(a[k] + i, b[k] + i, chunk(sizes[k], i), c[k], out + FIELDS * k);
+}
+
+/* The same, with the weights before as wd_probe_halve left them: read as the middle of what each
+   may have been. */
+void wd_probe_tally_half(int64_t blocks, const uint16_t *const *a, const float *const *b,
+                         const int64_t *sizes, int threads, const float *c, double *out)
+{
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t k = 0; k < blocks; k++)
+        for (int64_t i = 0; i < sizes[k]; i += CHUNK) {
+            const int n = chunk(sizes[k], i);
+            const uint16_t *half = a[k] + i;
+            float x[CHUNK];
+            uint32_t *whole = (uint32_t *)x;
+#pragma omp simd
+            for (int j = 0; j < n; j++)
+                whole[j] = ((uint32_t)half[j] << 16) | (half[j] & 0x7fff ? 0x8000u : 0);
+            tally_chunk(x, b[k] + i, n, c[k], out + FIELDS * k);
+        }
+}
+
+/* A weight before its step; what rounding alone may have left of a zero is one. */
+static inline float back_again(float after, float moved, float up)
+{
+    const float before = (after + moved) * up;
+    const int still = (fabsf(before) <= 1e-6f * fabsf(moved)) & (fabsf(moved) <= FLT_MAX);
+    return still ? 0 : before;
+}
+
+/* The same, with the weights before had again from the weights after (b) and the optimizer's
+   state: (b + rate * m / (sqrt(v) * root + eps)) * up, and where v is null (b + rate * m) * up. */
+void wd_probe_tally_state(int64_t blocks, const float *const *m, const float *const *b,
+                          const int64_t *sizes, int threads, const float *const *v,
+                          const float *rate, const float *root, const float *eps,
+                          const float *up, const float *c, double *out)
+{
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t k = 0; k < blocks; k++)
+        for (int64_t i = 0; i < sizes[k]; i += CHUNK) {
+            const int n = chunk(sizes[k], i);
+            const float *first = m[k] + i, *after = b[k] + i;
+            const float e = rate[k], r = root[k], small = eps[k];
+            float x[CHUNK];
+            if (v[k]) {
+                const float *second = v[k] + i;
+#pragma omp simd
+                for (int j = 0; j < n; j++)
+                    x[j] = back_again(after[j], e * first[j] / (sqrtf(second[j]) * r + small), up[k]);
+            } else {
+#pragma omp simd
+                for (int j = 0; j < n; j++)
+                    x[j] = back_again(after[j], e * first[j], up[k]);
+            }
+            tally_chunk(x, after, n, c[k], out + FIELDS * k);
+        }
 }

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,9 +34,35 @@ _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
 _THREADING = ("-fopenmp", "-fopenmp-simd")
 _FIELDS = len(penalty.TALLY_FIELDS)
 
-Job = tuple[Tensor, Tensor, float | Tensor]
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
+
+
+class Moved(NamedTuple):
+    """How far a step moved a tensor, by the optimizer's state after it.
+
+    θ = (θ' + rate·first / (√second·root + eps)) · up; without ``second``, (θ' + rate·first) · up.
+    """
+
+    first: Tensor
+    second: Tensor | None
+    rate: float
+    root: float
+    eps: float
+    up: float
+
+    def before(self, stepped: Tensor) -> Tensor:
+        """θ; 0 where it is no more than rounding may have left of a zero."""
+        moved = self.rate * self.first.float()
+        if self.second is not None:
+            moved = moved / (self.second.float().sqrt() * self.root + self.eps)
+        theta = (stepped.float() + moved) * self.up
+        still = (theta.abs() <= 1e-6 * moved.abs()) & moved.isfinite()
+        return torch.where(still, 0.0, theta)
+
+
+#: θ or what is known of it, θ', and c.
+Job = tuple[Tensor | Moved, Tensor, float | Tensor]
 
 
 class _Blocks(NamedTuple):
@@ -45,6 +71,7 @@ class _Blocks(NamedTuple):
     first: Integers
     second: Integers
     sizes: Integers
+    starts: Integers  # in the tensor
     numbers: Integers  # which pair of tensors it is of
 
     def run(self, compiled: Callable[..., None], *more: int) -> None:
@@ -54,26 +81,36 @@ class _Blocks(NamedTuple):
 
 
 class _Passes(NamedTuple):
-    """The two compiled passes; see `kernel.c`."""
+    """The compiled passes; see `kernel.c`."""
 
     copy: Callable[..., None]
+    halve: Callable[..., None]
     tally: Callable[..., None]
+    tally_half: Callable[..., None]
+    tally_state: Callable[..., None]
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy every source into its target, all of the same device, dtype and layout."""
+    """Copy every source into its target, all of the same device, dtype and layout.
+
+    A float32 source may have a bfloat16 target, which only `tally_all` is to read: on the CPU it
+    holds the upper half of every number.
+    """
     passes = _passes()
-    if passes is None or not all(map(_fits, targets, sources)):
-        torch._foreach_copy_(list(targets), list(sources))
-    else:
+    if passes is not None and all(map(_fits, targets, sources)):
         _blocks(sources, targets).run(passes.copy)
+    elif passes is not None and all(map(_halves, targets, sources)):
+        _blocks(sources, targets).run(passes.halve)
+    else:
+        torch._foreach_copy_(list(targets), list(sources))
 
 
 def tally_all(jobs: Sequence[Job]) -> Tensor:
     """`penalty.tally` of every (θ, θ', c).
 
     Args:
-        jobs: for each tensor the weights before, the weights after and the factor taken off.
+        jobs: for each tensor the weights before (or their copy in bfloat16, or how far they moved),
+            the weights after and the factor taken off.
 
     Returns:
         A float64 tensor (len(jobs), len(TALLY_FIELDS)) on the weights' device; the device is not
@@ -81,12 +118,40 @@ def tally_all(jobs: Sequence[Job]) -> Tensor:
     """
     if not jobs:
         return torch.zeros(0, _FIELDS, dtype=torch.float64)
-    if all(theta.device.type == "cpu" for theta, _, _ in jobs):
-        wide = [(_float32(theta), _float32(stepped), c) for theta, stepped, c in jobs]
-        if all(_fits(theta, stepped) for theta, stepped, _ in wide):
-            return _tally_blocks(wide)
-    first = jobs[0][0].device
-    return torch.stack([penalty.tally(*job).to(first, non_blocking=True) for job in jobs])
+    by_way: dict[Callable[[Sequence[Any]], Tensor], list[int]] = {}
+    wide = [_widened(job) for job in jobs]
+    for number, (theta, stepped, _) in enumerate(wide):
+        if isinstance(theta, Moved):
+            way = _tally_moved
+        elif _fits(theta, stepped):
+            way = _tally_whole
+        else:
+            way = _tally_half if _passes() and _halves(theta, stepped) else _tally_plainly
+        by_way.setdefault(way, []).append(number)
+    if len(by_way) == 1:
+        return next(iter(by_way))(wide)
+    device = jobs[0][1].device
+    result = torch.zeros(len(jobs), _FIELDS, dtype=torch.float64, device=device)
+    for tally, chosen in by_way.items():
+        result[chosen] = tally([wide[number] for number in chosen]).to(device)
+    return result
+
+
+def _widened(job: Job) -> Job:
+    """The job in float32, where the compiled passes take it so."""
+    theta, stepped, c = job
+    if isinstance(theta, Moved):
+        if _passes() and _follows(theta, stepped):
+            return job
+        theta = theta.before(stepped)
+    if stepped.dtype != torch.float32 or not _passes():
+        theta = _float32(theta)
+    return theta, _float32(stepped), c
+
+
+def _tally_plainly(jobs: Sequence[Any]) -> Tensor:
+    device = jobs[0][1].device
+    return torch.stack([penalty.tally(*job).to(device, non_blocking=True) for job in jobs])
 
 
 def _float32(tensor: Tensor) -> Tensor:
@@ -96,8 +161,22 @@ def _float32(tensor: Tensor) -> Tensor:
 
 def _fits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are plain float32 on the CPU, laid out alike without gaps."""
+    return one.dtype == torch.float32 and _alike(one, other)
+
+
+def _halves(one: Tensor, other: Tensor) -> bool:
+    """Whether the first may hold the upper halves of the second's numbers."""
+    return one.dtype == torch.bfloat16 and _alike(one, other)
+
+
+def _follows(moved: Moved, stepped: Tensor) -> bool:
+    second = moved.first if moved.second is None else moved.second
+    return _fits(moved.first, stepped) and _fits(second, stepped)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
     return (
-        one.dtype == other.dtype == torch.float32
+        other.dtype == torch.float32
         and one.device.type == other.device.type == "cpu"
         and type(one) in (Tensor, torch.nn.Parameter)
         and type(other) in (Tensor, torch.nn.Parameter)
@@ -117,18 +196,21 @@ def _is_dense(tensor: Tensor) -> bool:
 
 def _blocks(one: Sequence[Tensor], other: Sequence[Tensor]) -> _Blocks:
     rows = [
-        (first + 4 * start, second + 4 * start, min(_BLOCK, size - start), number)
+        (
+            a.data_ptr() + a.element_size() * start,
+            b.data_ptr() + b.element_size() * start,
+            min(_BLOCK, a.numel() - start),
+            start,
+            number,
+        )
         for number, (a, b) in enumerate(zip(one, other, strict=True))
-        for first, second, size in ((a.data_ptr(), b.data_ptr(), a.numel()),)
-        for start in range(0, size, _BLOCK)
+        for start in range(0, a.numel(), _BLOCK)
     ]
-    return _Blocks(*np.array(rows, dtype=np.int64).reshape(-1, 4).T.copy())
+    return _Blocks(*np.array(rows, dtype=np.int64).reshape(-1, 5).T.copy())
 
 
-def _tally_blocks(jobs: Sequence[Job]) -> Tensor:
-    blocks = _blocks([job[0] for job in jobs], [job[1] for job in jobs])
-    factors = np.array([float(job[2]) for job in jobs], dtype=np.float32)[blocks.numbers]
-    partial = np.zeros((len(factors), _FIELDS))
+def _tally_whole(jobs: Sequence[Any]) -> Tensor:
+    blocks, factors, partial = _prepared([job[0] for job in jobs], jobs)
     passes = _passes()
     if passes is not None:
         blocks.run(passes.tally, factors.ctypes.data, partial.ctypes.data)
@@ -139,7 +221,44 @@ def _tally_blocks(jobs: Sequence[Job]) -> Tensor:
             partial[k] = _tally_numpy(before, after, float(factors[k]))
 
         _in_threads(len(factors), work)
-    result = np.zeros((len(jobs), _FIELDS))
+    return _summed(partial, blocks, len(jobs))
+
+
+def _tally_half(jobs: Sequence[Any]) -> Tensor:
+    blocks, factors, partial = _prepared([job[0] for job in jobs], jobs)
+    passes = _passes()
+    assert passes is not None
+    blocks.run(passes.tally_half, factors.ctypes.data, partial.ctypes.data)
+    return _summed(partial, blocks, len(jobs))
+
+
+def _tally_moved(jobs: Sequence[Any]) -> Tensor:
+    moved: list[Moved] = [job[0] for job in jobs]
+    blocks, factors, partial = _prepared([one.first for one in moved], jobs)
+    seconds = [0 if one.second is None else one.second.data_ptr() for one in moved]
+    second = np.array(seconds, dtype=np.int64)[blocks.numbers]
+    second += np.where(second, 4 * blocks.starts, 0)
+    numbers = [
+        np.array([getattr(one, name) for one in moved], dtype=np.float32)[blocks.numbers]
+        for name in ("rate", "root", "eps", "up")
+    ]
+    passes = _passes()
+    assert passes is not None
+    addresses = (part.ctypes.data for part in (*numbers, factors))
+    blocks.run(passes.tally_state, second.ctypes.data, *addresses, partial.ctypes.data)
+    return _summed(partial, blocks, len(jobs))
+
+
+def _prepared(
+    first: Sequence[Tensor], jobs: Sequence[Any]
+) -> tuple[_Blocks, Floats, NDArray[np.float64]]:
+    blocks = _blocks(first, [job[1] for job in jobs])
+    factors = np.array([float(job[2]) for job in jobs], dtype=np.float32)[blocks.numbers]
+    return blocks, factors, np.zeros((len(factors), _FIELDS))
+
+
+def _summed(partial: NDArray[np.float64], blocks: _Blocks, jobs: int) -> Tensor:
+    result = np.zeros((jobs, _FIELDS))
     np.add.at(result, blocks.numbers, partial)
     return torch.from_numpy(result)
 
@@ -206,11 +325,11 @@ def _passes() -> _Passes | None:
     except (OSError, InputError, subprocess.SubprocessError):
         return None
     pointer = ctypes.c_void_p
-    passes = _Passes(library.wd_probe_copy, library.wd_probe_tally)
-    shared = (ctypes.c_int64, pointer, pointer, pointer, ctypes.c_int)
-    library.wd_probe_copy.argtypes = shared
-    library.wd_probe_tally.argtypes = (*shared, pointer, pointer)
-    library.wd_probe_copy.restype = library.wd_probe_tally.restype = None
+    passes = _Passes(*(getattr(library, f"wd_probe_{name}") for name in _Passes._fields))
+    for compiled, more in zip(passes, (0, 0, 2, 2, 7), strict=True):
+        shared = (ctypes.c_int64, pointer, pointer, pointer, ctypes.c_int)
+        compiled.argtypes = (*shared, *(pointer,) * more)  # type: ignore[attr-defined]
+        compiled.restype = None  # type: ignore[attr-defined]
     return passes
 
 

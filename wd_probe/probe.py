@@ -19,7 +19,7 @@ from .hooks import StepHooks, hooked_all
 from .layering import Layers, check_rate, clean_name, layers
 from .records import ProfileRecord, StepRecord
 from .sharding import Shards, refuse_flat
-from .watch import Counted, Effects, Reading, Watch
+from .watch import Counted, Effects, Keep, Reading, Watch
 
 _OPPOSING = [penalty.TALLY_FIELDS.index(name) for name in ("opposing", "opposing_size")]
 _FIELDS = len(penalty.TALLY_FIELDS)
@@ -64,13 +64,18 @@ class OpposingPenaltyProbe:
             that it is taken from; "literal" takes P = cθ_t and û = θ_t − ηU as they are printed.
         parameters: what the optimizer steps, by the model's names, where that is not the model's
             own parameters: float32 master copies, say.
+        keep: of float32 weights during a step. "whole" (default): a copy. "half": the upper half of
+            every number: signs are exact, R_op by size to three digits. "nothing": they are had
+            again from the optimizer's state after the step, under torch's SGD without Nesterov's
+            momentum, Adam and AdamW with decoupled decay (others are copied): exact but for weights
+            within rounding of zero. See docs/performance.md.
         history: how many records to keep. Beyond it every stretch of neighbouring steps keeps the
             record with the largest rate; `total` stays exact.
 
     Raises:
-        InputError: ``every`` < 1 or ``history`` < 2; an unknown reading; an optimizer's hooks never
-            fire, it holds none of the model's parameters or is LBFGS; FSDP1; not every process
-            that holds a part of the parameters builds a probe.
+        InputError: ``every`` < 1 or ``history`` < 2; an unknown reading or keep; an optimizer's
+            hooks never fire, it holds none of the model's parameters or is LBFGS; FSDP1; not every
+            process that holds a part of the parameters builds a probe.
 
     Example:
         >>> net = nn.Linear(64, 10)
@@ -96,8 +101,11 @@ class OpposingPenaltyProbe:
         exact: bool | None = None,
         reading: Reading = "paired",
         parameters: Mapping[str, Tensor] | None = None,
+        keep: Keep = "whole",
         history: int = 4096,
     ) -> None:
+        if keep not in get_args(Keep):
+            raise InputError(f"unknown keep {keep!r}; choose from whole, half, nothing")
         if reading not in get_args(Reading):
             raise InputError(f"unknown reading {reading!r}; choose from paired, literal")
         if every < 1 or profile_every < 1:
@@ -115,7 +123,7 @@ class OpposingPenaltyProbe:
         self._tell = Teller()
         effects: Effects = {}
         self._watches = [
-            Watch(one, exact=exact, reading=reading, effects=effects, tell=self._tell)
+            Watch(one, exact=exact, reading=reading, keep=keep, effects=effects, tell=self._tell)
             for one in self.optimizers
         ]
         self.names: tuple[str, ...] = ()
@@ -138,7 +146,11 @@ class OpposingPenaltyProbe:
             watch.check_rules()
         if self._shards:
             self._shards.meet()
-        self._hooks = [
+        self._hooks = self._attach()
+        weakref.finalize(self, _remove, self._hooks).atexit = False
+
+    def _attach(self) -> list[StepHooks]:
+        return [
             StepHooks(
                 watch.optimizer,
                 partial(_weakly(self._before), watch),
@@ -148,7 +160,6 @@ class OpposingPenaltyProbe:
             )
             for watch in self._watches
         ]
-        weakref.finalize(self, _remove, self._hooks).atexit = False
 
     def _keep_anew(self, history: int) -> None:
         self._records: Thinned[StepRecord] = Thinned(history, lambda record: record.rate)

@@ -11,12 +11,16 @@ from torch.optim import Optimizer
 from . import kernel, penalty
 from .decay import Moment, WeightDecay, attached, voided
 from .errors import Teller, first_line
+from .movement import movement, tells_movement
 from .rules import Effect, Rule, decay_effect
 from .sharding import Shards, local
 from .twin import undecayed
 
 #: Which penalty Eq. 10 asks about where pwd decays before the forward pass (theory fact 9).
 Reading = Literal["paired", "literal"]
+#: What is kept of the weights during a step: all of it, the upper half of every number, or nothing
+#: where the optimizer's state tells how far they moved.
+Keep = Literal["whole", "half", "nothing"]
 #: How a tensor's penalty is had: P = cθ beside the step; P = cû after it, or û/(1 + c); P = cθ
 #: ahead of the gradient; or the step against the same step without decay.
 _Way = Literal["beside", "after", "proximal", "ahead", "exact"]
@@ -53,6 +57,7 @@ class _Penalty:
     """What is taken off one tensor."""
 
     parameter: Tensor
+    group: dict[str, Any]
     way: _Way
     c: float | Tensor
     rate: float  # λ
@@ -87,6 +92,7 @@ class Watch:
         optimizer: one whose hooks fire.
         exact: see :class:`wd_probe.OpposingPenaltyProbe`.
         reading: likewise.
+        keep: likewise.
         effects: rules found so far, shared between the optimizers of a probe.
         tell: says what cannot be measured.
     """
@@ -97,15 +103,17 @@ class Watch:
         *,
         exact: bool | None,
         reading: Reading,
+        keep: Keep,
         effects: Effects,
         tell: Teller,
     ) -> None:
-        self.optimizer, self.exact, self.reading = optimizer, exact, reading
+        self.optimizer, self.exact, self.reading, self.keep = optimizer, exact, reading, keep
         self._effects, self._tell = effects, tell
         self._own_effects: dict[tuple[int, int], Effect] = {}
         self._copies: dict[Tensor, Tensor] = {}
         self._live: list[Tensor] = []
         self._has_closure = False
+        self._moves: set[Tensor] = set()  # had again from the optimizer's state
         self._u_hat: dict[Tensor, Tensor] = {}
         self._steps_twice = exact is not False
 
@@ -119,16 +127,31 @@ class Watch:
         """Copy what this step will move of these parameters."""
         self._has_closure = has_closure
         live = [p for p in parameters if p.grad is not None or (has_closure and p.requires_grad)]
-        self._copy(live)
+        self._moves = self._readable(live) if self.keep == "nothing" else set()
+        self._copy([p for p in live if p not in self._moves] if self._moves else live)
         self._live = live
+
+    def _readable(self, live: Sequence[Tensor]) -> set[Tensor]:
+        """Those of the weights that the optimizer's state will give back, as the penalty is cθ."""
+        penalties = self._penalties()
+        beside = {item.parameter for item in penalties if item.way == "beside" and item.c < 1}
+        return {
+            p
+            for group in self.optimizer.param_groups
+            if tells_movement(self.optimizer, group)
+            for p in group["params"]
+            if p in beside and p.dtype == torch.float32
+        }.intersection(live)
 
     def _copy(self, live: Sequence[Tensor]) -> None:
         by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for p in live:
             kept = self._copies.get(p)
             weights = local(p)
-            if kept is None or kept.shape != weights.shape or kept.dtype != weights.dtype:
-                self._copies[p] = torch.empty_like(weights)
+            half = self.keep == "half" and weights.dtype == torch.float32
+            dtype = torch.bfloat16 if half else weights.dtype
+            if kept is None or kept.shape != weights.shape or kept.dtype != dtype:
+                self._copies[p] = torch.empty_like(weights, dtype=dtype)
             by_kind.setdefault((weights.device, weights.dtype), []).append(p)
         for chosen in by_kind.values():
             kernel.copy_all([self._copies[p] for p in chosen], [local(p) for p in chosen])
@@ -210,6 +233,10 @@ class Watch:
 
     def _job(self, item: _Penalty) -> tuple[kernel.Job, float | Tensor, bool]:
         """What to count for one tensor, Σ|P| in units of its sums, and whether it can oppose."""
+        if item.parameter in self._moves:
+            c = item.c
+            moved = movement(self.optimizer, item.group, item.parameter, float(c))
+            return (moved, local(item.parameter), c), c, True
         before, after, c = self._copies[item.parameter], local(item.parameter), item.c
         if item.way == "beside":
             return (before, after, c), c, True
@@ -228,7 +255,11 @@ class Watch:
         for item in penalties:
             c, p = float(item.c), item.parameter
             factors = [c * wanted / item.rate for wanted in rates]
-            rows.append(penalty.profile(self._copies[p], local(p), c, factors).double().cpu())
+            before = self._copies.get(p)
+            if p in self._moves:
+                before = movement(self.optimizer, item.group, p, c).before(local(p))
+            assert before is not None
+            rows.append(penalty.profile(before, local(p), c, factors).double().cpu())
         return torch.stack(rows) if rows else torch.zeros(0, len(rates), dtype=torch.float64)
 
     # --- what is penalized, and by which rule -------------------------------------------------
@@ -254,7 +285,7 @@ class Watch:
         way = _ATTACHED_WAYS[decay.moment]
         if self.exact and way != "ahead":
             way = "exact"
-        return _Penalty(p, way, decay.factor(p, group), decay.rate)
+        return _Penalty(p, group, way, decay.factor(p, group), decay.rate)
 
     def _own(self, number: int, group: dict[str, Any], p: Tensor) -> _Penalty | None:
         rate = float(group.get("weight_decay", 0))
@@ -264,7 +295,8 @@ class Watch:
         if effect.rule == "none":
             return None
         way = "exact" if self.exact else _OWN_WAYS[effect.rule]
-        return _Penalty(p, way, 0.0 if way == "exact" else effect.factor(group), rate)
+        c = 0.0 if way == "exact" else effect.factor(group)
+        return _Penalty(p, group, way, c, rate)
 
     def _effect(self, number: int, group: dict[str, Any], like: Tensor) -> Effect:
         key = (number, like.ndim)
