@@ -112,7 +112,9 @@ class TrainingProgress:
         if err.is_terminal:
             self._bar.stop()
 
-    def started(self, total_steps: int, folder: Path, data: Any, layer_count: int) -> None:
+    def started(
+        self, total_steps: int, folder: Path, data: Any, layer_count: int, done: int
+    ) -> None:
         """Say what is trained, and begin."""
         self._total, self._begun = total_steps, time.monotonic()
         err.print(
@@ -120,6 +122,8 @@ class TrainingProgress:
             f"{data.num_classes} classes · {layer_count} layers · writing {escape(str(folder))}",
             soft_wrap=True,
         )
+        if done:
+            err.print(f"going on after step {done} of {total_steps}")
         self._bar.update(self._task, total=total_steps)
         if err.is_terminal:
             self._bar.start()
@@ -138,7 +142,8 @@ class TrainingProgress:
             self._told = now
             left = (self._total - step.step) / pace
             err.print(
-                f"step {step.step}/{self._total} · {numbers}{self._score} · {left:.0f} s left"
+                f"step {step.step}/{self._total} · {numbers}{self._score} · {left:.0f} s left",
+                soft_wrap=True,
             )
 
     def scored(self, epoch: int, score: Any) -> None:
@@ -150,11 +155,12 @@ def training_summary(summary: dict[str, Any]) -> None:
     """The result of `wdprobe train` and `wdprobe rop` for a person."""
     title = "Opposing-penalty rate" if summary["command"] == "rop" else "Training"
     scale = "" if summary["scale"] is None else f" ({summary['scale']})"
+    status = "" if summary["status"] == "finished" else f" ({summary['status']})"
     out.print(
-        f"\n[bold]{title}[/] · {escape(summary['model'])} on "
-        f"{escape(summary['dataset'])} · {escape(summary['optimizer'])} · "
-        f"{summary['method']}{scale} · η {summary['lr']:g} · "
-        f"λ {summary['weight_decay']:g} · {summary['steps']} steps"
+        f"\n[bold]{title}[/] · {escape(summary['model'])} on {escape(summary['dataset'])} · "
+        f"{summary['steps']} steps{status}\n"
+        f"{escape(summary['optimizer'])} · {summary['method']}{scale} · η {summary['lr']:g} · "
+        f"λ {summary['weight_decay']:g}"
     )
     _scores(summary)
     if "rate" in summary:
@@ -187,12 +193,17 @@ def _rates(summary: dict[str, Any]) -> None:
         ("R_op, share of weights", "rate", 3),
         ("R_op by size, share of Σ|P|", "mass", None),
         ("sign flips by the step alone", "flip_rate", 3),
-        ("R_op, Eq. 10 to the letter", "literal_rate", 3),
+        ("R_op, Eq. 10 read literally", "literal_rate", 3),
     ):
         if key in summary:
             values = summary[key]
             table.add_row(title, *(share(values[k], digits) for k in ("mean", "max", "last")))
     out.print(table)
+    if "literal_rate" in summary:
+        out.print(
+            f"{summary['method']} decays the weight that the step then moves, so that no penalty "
+            "opposes; read literally, Eq. 10 compares it with a step from the undecayed weight."
+        )
 
 
 def _worst_layers(layers: list[dict[str, Any]], definition: str) -> None:

@@ -18,6 +18,7 @@ def run(command: str, ctx: typer.Context, given: dict[str, Any]) -> None:
     render.show_warnings()
     with render.loading():
         from wd_probe.errors import RunError
+        from wd_probe.experiments.ranks import FAILED
         from wd_probe.experiments.runs import dumps
         from wd_probe.experiments.train import train
 
@@ -43,7 +44,7 @@ def run(command: str, ctx: typer.Context, given: dict[str, Any]) -> None:
         )
     if summary["status"] == "failed":
         raise RunError(
-            f"failed after step {summary['steps']} ({summary['reason']}); what was measured is "
+            f"{FAILED}, after step {summary['steps']} ({summary['reason']}); what was measured is "
             f"kept, and `wdprobe {command} --resume {summary['run']}` goes on, under torchrun too"
         )
     if summary["status"] != "finished" or "write_failure" in summary:

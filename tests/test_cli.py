@@ -352,7 +352,9 @@ def start(tmp_path, *arguments, limit=None):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_ctrl_c_keeps_and_summarizes_what_was_measured(tmp_path, number):
     process = start(tmp_path, "rop", *FAST, "--epochs", "1000", "--output", "run", "--json")
     table = tmp_path / "run/steps.csv"

@@ -562,6 +562,13 @@ def test_state_of_another_method_is_refused():
 # --- bad input ------------------------------------------------------------------------------------
 
 
+def test_parameters_are_chosen_by_name():
+    net = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(InputError, match=r"by name, such as 'weight', got a Parameter$"):
+        WeightDecay(net, optimizer, "wd", rate=0.1, parameters=[net.weight])
+
+
 def test_bad_input():
     model = small()
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -45,18 +45,33 @@ def worker(processes, folder, *scenarios):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def on_two(folder):
     """What every scenario came to, on every rank."""
-    folder = tmp_path_factory.mktemp("distributed")
-    on_two = worker(2, folder, *ON_TWO, *FORMULAS, "saved", "one-rank")
-    return on_two | worker(4, folder, *ON_FOUR, "resumed")
+    return worker(2, folder, *ON_TWO, *FORMULAS, "saved", "one-rank")
 
 
-@pytest.mark.parametrize(
-    ("processes", "name"), [(2, name) for name in ON_TWO] + [(4, name) for name in ON_FOUR]
-)
-def test_the_same_weights_and_counts_as_one_process(found, processes, name):
-    first, *others = found[processes, name]
+@pytest.fixture(scope="module")
+def on_four(folder, on_two):
+    return worker(4, folder, *ON_FOUR, "resumed")
+
+
+@pytest.mark.parametrize("name", ON_TWO)
+def test_two_processes_have_the_weights_and_counts_of_one(on_two, name):
+    check(name, *on_two[2, name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_FOUR)
+def test_four_processes_have_the_weights_and_counts_of_one(on_four, name):
+    check(name, *on_four[4, name])
+
+
+def check(name, first, *others):
     assert first["same weights"]
     alone, together = first["alone"], first["together"]
     assert together["layers"] == alone["layers"]
@@ -72,23 +87,24 @@ def test_the_same_weights_and_counts_as_one_process(found, processes, name):
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_counts_are_those_of_the_whole_tensors(found, name):
-    for rank in found[2, name]:
+def test_counts_are_those_of_the_whole_tensors(on_two, name):
+    for rank in on_two[2, name]:
         for measured, expected in zip(rank["probe"], rank["formula"], strict=True):
             assert {tensor: numbers[:3] for tensor, numbers in measured.items()} == expected
         assert sum(tensor[1] for step in rank["probe"] for tensor in step.values()) > 0
 
 
-def test_a_probe_on_one_rank_alone_is_refused_instead_of_hanging(found):
-    message = found[2, "one-rank"][0]["message"]
+def test_a_probe_on_one_rank_alone_is_refused_instead_of_hanging(on_two):
+    message = on_two[2, "one-rank"][0]["message"]
     assert message == (
         "the parameters are spread over 2 processes, and rank 1 built no probe within 3 s; build "
         "it on every rank (its results may be read on one alone)"
     )
 
 
-def test_a_checkpoint_goes_on_with_another_number_of_processes(found):
-    whole, resumed = found[2, "saved"][0], found[4, "resumed"][3]
+@pytest.mark.slow
+def test_a_checkpoint_goes_on_with_another_number_of_processes(on_two, on_four):
+    whole, resumed = on_two[2, "saved"][0], on_four[4, "resumed"][3]
     assert resumed["weights"] == whole["weights"]
     assert resumed["steps"] == whole["steps"] == 6
     for tensor, numbers in whole["total"].items():

@@ -111,8 +111,8 @@ def test_layer_scales_are_named_in_the_findings():
         "they are usually left undecayed."
     )
     assert told[-1] == (
-        "At the 1 steps asked, the same updates would give R_op 0.5 % under λ = 0.001 "
-        "and 0.9 % under λ = 0.1."
+        "With the same updates R_op would have been 0.5 % under λ = 0.001 and 0.9 % under "
+        "λ = 0.1 (asked at 1 of the steps)."
     )
     nothing = Tally(10, 0, 0, 0, 0.0, 1.0)
     assert findings({"a.weight": (2, nothing)}, [], 0.01) == []

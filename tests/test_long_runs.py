@@ -43,6 +43,7 @@ def measured():
     return model, probe, probe.records
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_steps(measured, tmp_path, monkeypatch):
     model, probe, real = measured
     ordered = sorted(real, key=lambda record: record.rate)

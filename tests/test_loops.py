@@ -367,6 +367,32 @@ def test_copies_and_pickles_carry_no_probe():
     assert all(map(torch.equal, model.parameters(), copied_model.parameters()))
 
 
+def test_a_copied_or_pickled_probe_holds_what_was_measured():
+    model = small()
+    optimizer = adamw(model.parameters())
+    probe = OpposingPenaltyProbe(model, optimizer, profile=[0.1])
+    plain_loop(model, optimizer, 3)
+    for other in (copy.deepcopy(probe), pickle.loads(pickle.dumps(probe))):
+        plain_loop(model, optimizer, 1)
+        assert other.records == probe.records[:3]
+        assert other.total == probe.total or other.total.step == 3
+        assert other.profiles == probe.profiles[:3]
+        other.close()
+    assert len(probe.records) == 5
+    assert probe.records[0] != probe.records[1]
+
+
+def test_what_a_probe_and_a_method_say_of_themselves():
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    decay = WeightDecay(model, optimizer, "lpwd", rate=0.5)
+    assert repr(decay) == "WeightDecay('lpwd', rate=0.5, scale='max2')"
+    probe = OpposingPenaltyProbe(model, optimizer)
+    assert repr(probe) == "OpposingPenaltyProbe(SGD, steps=0, rate=nan)"
+    plain_loop(model, optimizer, 2)
+    assert repr(probe) == "OpposingPenaltyProbe(SGD, steps=2, rate=0)"
+
+
 def test_loading_an_optimizers_state_keeps_the_probe():
     model = small()
     optimizer = adamw(model.parameters())

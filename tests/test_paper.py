@@ -86,6 +86,7 @@ def test_published_figures_stand_beside_the_rows_they_belong_to():
     assert published("torch/cifar100", convnext, "adam", "rwd", "table1") == "–"
 
 
+@pytest.mark.slow
 def test_table3_chooses_on_validation_and_pairs_by_seed(output):
     result = reproduce("table3", small(output), listener := Silent())
     assert result["cells"] == len(listener.ended) == 16

@@ -569,6 +569,27 @@ def test_a_random_optimizer_and_its_copy_draw_the_same_numbers():
     assert sizes == pytest.approx(0.05 * sum(p.abs().sum().item() for p in small().parameters()))
 
 
+def test_a_step_that_fails_by_itself_is_not_the_copys_fault():
+    class Failing(torch.optim.Adam):
+        def step(self, closure=None):
+            if self.fails:
+                raise RuntimeError("boom")
+            return super().step(closure)
+
+    model = small()
+    optimizer = Failing(model.parameters(), lr=0.05, weight_decay=0.1)
+    optimizer.fails = False
+    with pytest.warns(WdProbeWarning, match="L2 regularization"):
+        probe = OpposingPenaltyProbe(model, optimizer)
+    train(model, optimizer, 2)
+    optimizer.fails = True
+    with pytest.raises(RuntimeError, match="boom"):
+        train(model, optimizer, 1)
+    optimizer.fails = False
+    train(model, optimizer, 2)
+    assert [record.penalized for record in probe.records] == [212] * 4
+
+
 def test_an_optimizer_that_cannot_be_stepped_twice_is_told_once_and_trains_on():
     class Locked(torch.optim.Adam):
         def __init__(self, params, **options):
@@ -648,8 +669,14 @@ def test_bad_input():
         OpposingPenaltyProbe(other, optimizer)
     with pytest.raises(InputError, match="LBFGS moves the weights several times"):
         OpposingPenaltyProbe(model, torch.optim.LBFGS(model.parameters()))
-    with pytest.raises(InputError, match=r"a torch\.optim\.Optimizer is needed, got list"):
+    with pytest.raises(InputError, match="the list of optimizers is empty"):
         OpposingPenaltyProbe(model, [])
+    with pytest.raises(InputError, match="an optimizer is given twice"):
+        OpposingPenaltyProbe(model, [optimizer, optimizer])
+    with pytest.raises(InputError, match=r"a torch\.optim\.Optimizer is needed, got str"):
+        OpposingPenaltyProbe(model, ["adamw"])
+    with pytest.raises(InputError, match=r"a torch\.nn\.Module is needed, got list"):
+        OpposingPenaltyProbe([model], optimizer)
 
 
 def test_closures():
@@ -779,6 +806,8 @@ def test_nan_weights_are_named():
         F.cross_entropy(model(images), labels).backward()
         model[2].bias.grad.fill_(math.nan)
         optimizer.step()
+        with pytest.warns(WdProbeWarning, match="some weights are NaN or infinite since step 1"):
+            _ = probe.records
     assert probe.records[0].nonfinite == 4
     assert probe.records[0].penalized == sum(p.numel() for p in model.parameters()) - 4
 

@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
+from wd_probe.cli import render
 
 from tests.test_cli import wdprobe  # noqa: F401
 from tests.test_experiments import Silent, open_data, write_idx
 from wd_probe import InputError, WdProbeWarning
-from wd_probe.cli import render
 from wd_probe.dashboard import serve
 from wd_probe.experiments import data, files, gridfile, models, report_sweeps, sweeps, zeroshot
 from wd_probe.experiments.options import TrainOptions

@@ -19,7 +19,7 @@ from wd_probe.experiments import ranks
 from wd_probe.experiments.training import Score, evaluate
 
 WDPROBE = shutil.which("wdprobe", path=os.path.dirname(sys.executable))
-ROP = ["rop", "--model", "test_convnext", "--lr", "1e-3", "--device", "cpu", "--epochs", "2"]
+ROP = ["rop", "--model", "test_convnext", "--lr", "1e-3", "--device", "cpu", "--epochs", "1"]
 
 
 def command(processes, *arguments):
@@ -73,6 +73,7 @@ def test_a_run_of_two_processes_is_that_of_one(one, tmp_path):
     assert written == {path.name.split(".")[0] for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_scan_is_split_over_the_processes(one, tmp_path):
     given = ["zeroshot", "--run", one[0], "--steps", "5", "--by", "layer", "--by-steps", "4"]
     alone = measured(1, *given, "--output", tmp_path / "alone")

@@ -381,6 +381,11 @@ class WeightDecay:
             if attached(one) is self:
                 del _ATTACHED[one]
 
+    def __repr__(self) -> str:
+        """Method and rate."""
+        scale = "" if self.scale is None else f", scale={self.scale!r}"
+        return f"WeightDecay({self.method!r}, rate={self.rate:g}{scale})"
+
     def __enter__(self) -> Self:
         """Return itself."""
         return self
@@ -411,8 +416,8 @@ def _check_held(chosen: dict[str, nn.Parameter], held: set[Tensor]) -> None:
     if lacking:
         raise InputError(
             f"the optimizer lacks {len(lacking)} of the {len(chosen)} parameters to decay "
-            f"({lacking[0]!r} first); build it from all of model.parameters(), or name those it "
-            "holds with parameters="
+            f"({lacking[0]!r} first); build it from all of model.parameters(), give a list of all "
+            "the optimizers, or name those it holds with parameters="
         )
 
 

@@ -1,7 +1,7 @@
 """Being called around every step of an optimizer, and ahead of a model's forward passes."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -42,12 +42,21 @@ def hooked(optimizer: Optimizer) -> Optimizer:
     )
 
 
-def hooked_all(optimizers: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
-    """As :func:`hooked`, of one optimizer or several."""
-    several = (optimizers,) if isinstance(optimizers, Optimizer) else optimizers
-    if not isinstance(several, Sequence) or not several:
-        return (hooked(optimizers),)  # type: ignore[arg-type]
-    return tuple(hooked(optimizer) for optimizer in several)
+def hooked_all(optimizers: Optimizer | Iterable[Optimizer]) -> tuple[Optimizer, ...]:
+    """As :func:`hooked`, of one optimizer or several.
+
+    Raises:
+        InputError: as there; or there is none, or one is given twice.
+    """
+    if not isinstance(optimizers, Iterable):
+        return (hooked(optimizers),)
+    given = optimizers.values() if isinstance(optimizers, Mapping) else optimizers
+    found = tuple(hooked(optimizer) for optimizer in given)
+    if not found:
+        raise InputError("the list of optimizers is empty")
+    if len(set(found)) < len(found):
+        raise InputError("an optimizer is given twice")
+    return found
 
 
 class StepHooks:

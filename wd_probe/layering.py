@@ -289,6 +289,11 @@ def chosen_parameters(
         return own
     wanted = dict.fromkeys(names)
     for name in wanted:
+        if not isinstance(name, str):
+            raise InputError(
+                f"parameters are chosen by name, such as {next(iter(own))!r}, got a "
+                f"{type(name).__name__}"
+            )
         if name not in own:
             raise InputError(f"the model has no parameter named {name!r}")
     return {name: own[name] for name in wanted}

@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any, Self, get_args
 
 import numpy as np
@@ -22,6 +23,7 @@ from .sharding import Shards, refuse_flat
 from .watch import Counted, Effects, Keep, Reading, Watch
 
 _OPPOSING = [penalty.TALLY_FIELDS.index(name) for name in ("opposing", "opposing_size")]
+_NONFINITE = penalty.TALLY_FIELDS.index("nonfinite")
 _FIELDS = len(penalty.TALLY_FIELDS)
 #: Steps whose numbers may wait on the device before they are read without being asked for.
 _MOST_PENDING = 256
@@ -145,7 +147,7 @@ class OpposingPenaltyProbe:
         for watch in self._watches:
             watch.check_rules()
         if self._shards:
-            self._shards.meet()
+            self._shards.meet(self._tell)
         self._hooks = self._attach()
         weakref.finalize(self, _remove, self._hooks).atexit = False
 
@@ -162,8 +164,8 @@ class OpposingPenaltyProbe:
         ]
 
     def _keep_anew(self, history: int) -> None:
-        self._records: Thinned[StepRecord] = Thinned(history, lambda record: record.rate)
-        self._profiles: Thinned[ProfileRecord] = Thinned(history, lambda p: max(p.opposing))
+        self._records: Thinned[StepRecord] = Thinned(history, attrgetter("rate"))
+        self._profiles: Thinned[ProfileRecord] = Thinned(history, attrgetter("most"))
 
     def _take_in(self, named: Any) -> None:
         """Give every new parameter a row, after those there are."""
@@ -262,6 +264,12 @@ class OpposingPenaltyProbe:
                 self._finish_round()
                 self._open = _Round(step, self.layers, np.zeros((len(self.names), _FIELDS)))
             self._open.add([self._row[p] for p in counted.parameters], rows, counted.profile)
+            if rows[:, _NONFINITE].any():
+                self._tell(
+                    f"some weights are NaN or infinite since step {step} or before; R_op leaves "
+                    "them out",
+                    about="nonfinite",
+                )
 
     def _finish_round(self) -> None:
         if self._open is None:
@@ -308,7 +316,7 @@ class OpposingPenaltyProbe:
         """The records since the last call, which the probe then forgets: for long runs."""
         taken = self.records
         self._finish_round()
-        self._records = Thinned(self._records.limit, lambda record: record.rate)
+        self._records = Thinned(self._records.limit, attrgetter("rate"))
         return taken
 
     @property
@@ -349,6 +357,20 @@ class OpposingPenaltyProbe:
         self.flush()
         for watch in self._watches:
             watch.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or pickle holds what was measured, and is attached to nothing."""
+        self.flush()
+        attached = ("_hooks", "_watches", "optimizers", "_stepped", "_row", "_strangers")
+        nothing: dict[str, Any] = {name: type(self.__dict__[name])() for name in attached}
+        return self.__dict__ | nothing | {"_shards": None, "_model": None}
+
+    def __repr__(self) -> str:
+        """What is watched, and what came of it so far."""
+        names = ", ".join(type(one).__name__ for one in self.optimizers[:3])
+        more = ", ..." if len(self.optimizers) > 3 else ""
+        total = self.total.total
+        return f"OpposingPenaltyProbe({names}{more}, steps={self.steps}, rate={total.rate:.6g})"
 
     def __enter__(self) -> Self:
         """Return itself."""

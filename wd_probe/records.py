@@ -77,7 +77,7 @@ def summed(
     return result
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class StepRecord:
     """One measured optimizer step.
 
@@ -92,6 +92,17 @@ class StepRecord:
     values: NDArray[np.float64]
     names: tuple[str, ...]
     groups: Layers
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same step with the same numbers."""
+        if not isinstance(other, StepRecord):
+            return NotImplemented
+        same = (self.step, self.names, self.groups) == (other.step, other.names, other.groups)
+        return same and np.array_equal(self.values, other.values)
+
+    def __hash__(self) -> int:
+        """By the step."""
+        return hash((self.step, self.names))
 
     def __repr__(self) -> str:
         """The step and its totals."""
@@ -163,3 +174,8 @@ class ProfileRecord:
     rates: tuple[float, ...]
     opposing: tuple[int, ...]
     penalized: int
+
+    @property
+    def most(self) -> int:
+        """The largest of the counts."""
+        return max(self.opposing)

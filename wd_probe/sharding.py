@@ -1,14 +1,14 @@
 """Parameters that several processes hold in parts: the DTensors of FSDP2, tensor parallelism."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, Teller
 
 #: How long a process waits for the others to build their probe, in seconds.
 PATIENCE = 60.0
@@ -22,11 +22,13 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def refuse_flat(model: nn.Module) -> None:
-    """Refuse what hides the parameters.
+    """Refuse what hides the parameters, or has none.
 
     Raises:
-        InputError: the model, or a part of it, is wrapped by FSDP1.
+        InputError: it is no module; it, or a part of it, is wrapped by FSDP1.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a torch.nn.Module is needed, got {type(model).__name__}")
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise InputError(
             "FullyShardedDataParallel packs the parameters into flat shards, which have no layers; "
@@ -95,7 +97,7 @@ class Shards:
 
         return wait
 
-    def meet(self) -> None:
+    def meet(self, tell: Teller) -> None:
         """Wait until every process that holds a part has come here too.
 
         Raises:
@@ -109,12 +111,15 @@ class Shards:
             _meetings[ranks] += 1
             prefix = f"wd_probe/{ranks}/{_meetings[ranks]}"
             store.set(f"{prefix}/{dist.get_rank()}", "here")
-            try:
-                store.wait([f"{prefix}/{rank}" for rank in ranks], timedelta(seconds=PATIENCE))
-            except dist.DistStoreError:
-                missing = [rank for rank in ranks if not store.check([f"{prefix}/{rank}"])]
-                raise InputError(
-                    f"the parameters are spread over {len(ranks)} processes, and rank "
-                    f"{', '.join(map(str, missing))} built no probe within {PATIENCE:g} s; build "
-                    "it on every rank (its results may be read on one alone)"
-                ) from None
+            begun, missing = time.monotonic(), list(ranks)
+            while missing := [rank for rank in missing if not store.check([f"{prefix}/{rank}"])]:
+                waited, named = time.monotonic() - begun, ", ".join(map(str, missing))
+                if waited > PATIENCE:
+                    raise InputError(
+                        f"the parameters are spread over {len(ranks)} processes, and rank {named} "
+                        f"built no probe within {PATIENCE:g} s; build it on every rank (its "
+                        "results may be read on one alone)"
+                    )
+                if waited > PATIENCE / 6:
+                    tell(f"the probe waits for rank {named} to build one too")
+                time.sleep(0.02)

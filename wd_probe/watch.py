@@ -115,6 +115,7 @@ class Watch:
         self._has_closure = False
         self._moves: set[Tensor] = set()  # had again from the optimizer's state
         self._u_hat: dict[Tensor, Tensor] = {}
+        self._twin_error = ""
         self._steps_twice = exact is not False
 
     def held(self) -> Iterator[Tensor]:
@@ -168,11 +169,7 @@ class Watch:
         try:
             self._u_hat = undecayed(self.optimizer)
         except Exception as error:  # what a copy cannot do must not end somebody's training
-            self._steps_twice = False
-            self._tell(
-                f"a copy of {type(self.optimizer).__name__} cannot be stepped "
-                f"({first_line(error)}), so R_op is not measured there"
-            )
+            self._twin_error = first_line(error)
 
     def _needs_twin(self) -> bool:
         """Whether any penalty is to be had exactly; computes no factors, as every step asks."""
@@ -193,6 +190,12 @@ class Watch:
         """Count what the step did; None if nothing was remembered of it."""
         if not self._live:
             return None
+        if self._twin_error:  # and the optimizer itself could
+            self._steps_twice = False
+            self._tell(
+                f"a copy of {type(self.optimizer).__name__} cannot be stepped "
+                f"({self._twin_error}), so R_op is not measured there from now on"
+            )
         wanted = {p for p in self._live if p.grad is not None}
         self._live = []
         found = [item for item in self._penalties() if item.parameter in wanted]
@@ -224,7 +227,7 @@ class Watch:
 
     def forget(self) -> None:
         """Drop what was remembered."""
-        self._live, self._u_hat = [], {}
+        self._live, self._u_hat, self._twin_error = [], {}, ""
 
     def close(self) -> None:
         """Free the copies."""

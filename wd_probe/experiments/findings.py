@@ -79,8 +79,9 @@ def _small_ones(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
         )
     if total.opposing >= 50 and total.flipped / total.opposing > 0.95:
         found.append(
-            f"{total.flipped / total.opposing:.1%} of the opposing weights had their sign flipped "
-            "by the step alone: R_op follows the learning rate far more than the decay rate."
+            f"{_percent(total.flipped / total.opposing)} of the opposing weights had their sign "
+            "flipped by the step alone: R_op follows the learning rate far more than the decay "
+            "rate."
         )
     return found
 
@@ -97,6 +98,6 @@ def _profile(profiles: Sequence[ProfileRecord], rate: float) -> list[str]:
         return []
     at = [sum(p.opposing[rates.index(r)] for p in profiles) / penalized for r in (low, high)]
     return [
-        f"At the {len(profiles)} steps asked, the same updates would give R_op "
-        f"{_percent(at[0])} under λ = {low:.2g} and {_percent(at[1])} under λ = {high:.2g}."
+        f"With the same updates R_op would have been {_percent(at[0])} under λ = {low:.2g} and "
+        f"{_percent(at[1])} under λ = {high:.2g} (asked at {len(profiles)} of the steps)."
     ]

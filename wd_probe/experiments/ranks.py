@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
+#: What the others can say of a process that is gone.
+FAILED = "failed, perhaps as another process has died"
+
 
 def size() -> int:
     """How many processes share this run."""

@@ -29,6 +29,8 @@ def check_resumable(path: Path) -> dict[str, Any]:
         InputError: there is none, it is damaged, or the run has come to its end.
     """
     file = path / "config.json"
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
     if not file.is_file():
         raise InputError(f"{path} is no run folder: it has no config.json")
     config = read_json(file, CONFIG)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import time
 import warnings
 import weakref
@@ -124,6 +125,7 @@ class RunFolder:
             partial = self.path / f"{name}.partial"
             partial.unlink(missing_ok=True)
             write(partial)
+            shutil.copymode(self.path / _LOCK, partial)  # safetensors makes files for one user
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(self.path / name)

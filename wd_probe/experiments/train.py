@@ -42,8 +42,10 @@ Status = Literal["finished", "interrupted", "diverged", "failed"]
 class Listener(Protocol):
     """Is told how a run goes."""
 
-    def started(self, total_steps: int, folder: Path, data: Data, layer_count: int) -> None:
-        """Everything is ready; training begins."""
+    def started(
+        self, total_steps: int, folder: Path, data: Data, layer_count: int, done: int
+    ) -> None:
+        """Everything is ready; training begins, or goes on after ``done`` steps."""
 
     def stepped(self, step: Step, record: StepRecord | None) -> None:
         """A step was trained, and measured unless ``record`` is None."""
@@ -149,7 +151,7 @@ def _run(
         config = record | {"resumed_at": [*record.get("resumed_at", ()), journal.steps]}
     folder.json("config.json", config)
     journal.board = folder.guard(lambda: Dashboard(folder.path, layers(run.model, coarse=True)))
-    listener.started(run.total, folder.path, run.data, len(run.layers))
+    listener.started(run.total, folder.path, run.data, len(run.layers), journal.steps)
     status, reason = _train(run, trainer, journal, recovery, listener)
     seconds = recovery.seconds
     for attached in probes:

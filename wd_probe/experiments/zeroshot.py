@@ -353,26 +353,30 @@ def scan(options: ZeroshotOptions, listener: Listener) -> dict[str, Any]:
     taken = options.output is not None and (options.output / "config.json").exists()
     if ranks.same(taken):
         raise InputError(f"{options.output} holds a run already; choose another --output")
-    subject = prepare(options, listener)
-    if subject.images < ranks.size():
-        raise InputError(f"{subject.images} images are too few for {ranks.size()} processes")
-    judge = Judge(subject)
-    groups = layers(subject.model)
-    parts = _parts(subject.model, groups, options.by)
-    folder = run_folder(options.output or default_folder("zeroshot", subject.name))
+    folder: RunFolder | None = None
     try:
+        subject = prepare(options, listener)
+        if subject.images < ranks.size():
+            raise InputError(f"{subject.images} images are too few for {ranks.size()} processes")
+        judge = Judge(subject)
+        groups = layers(subject.model)
+        parts = _parts(subject.model, groups, options.by)
+        folder = run_folder(options.output or default_folder("zeroshot", subject.name))
         return _scan(options, subject, judge, groups, parts, folder, listener)
     except KeyboardInterrupt:
+        if folder is None:
+            raise
         folder.close()
         raise RunError(f"interrupted; what was measured stands in {folder.path}") from None
     except RuntimeError as error:
-        if ranks.size() == 1:
+        if ranks.size() == 1 or isinstance(error, RunError):
             raise
         ranks.outlive_the_others()
-        folder.close()
-        raise RunError(
-            f"failed ({first_line(error)}); what was measured stands in {folder.path}"
-        ) from error
+        kept = "nothing was measured yet"
+        if folder is not None:
+            folder.close()
+            kept = f"what was measured stands in {folder.path}"
+        raise RunError(f"{ranks.FAILED} ({first_line(error)}); {kept}") from error
 
 
 def _scan(
@@ -413,7 +417,7 @@ def _scan(
         if options.run is None and options.checkpoint is None and not options.pretrained:
             from safetensors.torch import save_model
 
-            folder.guard(lambda: save_model(subject.model, str(folder.path / "model.safetensors")))
+            folder.replace("model.safetensors", lambda path: save_model(subject.model, str(path)))
     folder.guard(lambda: _draw(folder.path, curve, subject))
     return summary | {"write_failure": folder.failure} if folder.failure else summary
 

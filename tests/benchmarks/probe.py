@@ -1,0 +1,283 @@
+"""What measuring R_op costs: against the bytes it moves, in a training step, beside its peers."""
+
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests.benchmarks.timing import alternate, header, milliseconds, ratio, row
+from wd_probe import OpposingPenaltyProbe, kernel
+from wd_probe.probe import _remove
+
+KEPT = ("whole", "half", "nothing")
+
+
+def built(name):
+    size = {"img_size": 32} if name.startswith("vit") else {}
+    return timm.create_model(name, num_classes=10, **size)
+
+
+# --- the bytes ------------------------------------------------------------------------------------
+
+
+def floor(name, rounds, device):
+    """The probe's own work against floor A: read θ, write the copy, read the copy and θ'."""
+    torch.manual_seed(0)
+    stepped = [p.detach() for p in built(name).to(device).parameters()]
+    theta = [p + 1e-4 * torch.randn_like(p) for p in stepped]
+    first, second = ([torch.rand_like(p) for p in stepped] for _ in range(2))
+    copies = {
+        "whole": [torch.empty_like(p) for p in stepped],
+        "half": [torch.empty_like(p, dtype=torch.bfloat16) for p in stepped],
+    }
+
+    def bytes_alone():
+        torch._foreach_copy_(copies["whole"], theta)
+        for p, q in zip(copies["whole"], stepped, strict=True):
+            p.sum()
+            q.sum()
+
+    def copied(kept):
+        kernel.copy_all(copies[kept], theta)
+        kernel.tally_all([(p, q, 1e-6) for p, q in zip(copies[kept], stepped, strict=True)])
+
+    def had_again(seconds):
+        state = zip(first, seconds, stepped, strict=True)
+        kernel.tally_all([(kernel.Moved(m, v, 1e-4, 1.0, 1e-8, 1.0), q, 1e-6) for m, v, q in state])
+
+    sides = {
+        "floor": bytes_alone,
+        "whole": lambda: copied("whole"),
+        "half": lambda: copied("half"),
+        "nothing, Adam": lambda: had_again(second),
+        "nothing, SGD": lambda: had_again([None] * len(first)),
+    }
+    times = alternate(sides, rounds, device)
+    passes, kernel._passes = kernel._passes, lambda: None
+    try:
+        plain = {name: sides[name] for name in ("floor", "whole")}
+        without = alternate(plain, max(3, rounds // 3), device, warm_up=1)
+    finally:
+        kernel._passes = passes
+    weights = sum(p.numel() for p in stepped)
+    header(f"the probe's own work, {name}, {weights / 1e6:.1f} M float32 weights", "words a weight",
+           "ms", "of floor A")  # fmt: skip
+    row("floor A: copy θ, read both", 4, f"{milliseconds(times, 'floor'):.1f}", "")
+    words = {"whole": "4", "half": "3", "nothing, Adam": "3", "nothing, SGD": "2"}
+    for side, moved in words.items():
+        row(f"keep {side}", moved, f"{milliseconds(times, side):.1f}", f"{ratio(times, side, 'floor'):.2f}")  # noqa: E501  # fmt: skip
+    row("keep whole, no C compiler", "4", f"{milliseconds(without, 'whole'):.1f}",
+        f"{ratio(without, 'whole', 'floor'):.2f}")  # fmt: skip
+
+
+# --- a training step ------------------------------------------------------------------------------
+
+
+class Step:
+    """A training step, with any instrument attached for as long as one call."""
+
+    def __init__(self, name, batch, device):
+        torch.manual_seed(0)
+        self.model = built(name).to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0.01)
+        self.images = torch.randn(batch, 3, 32, 32, device=device)
+        self.labels = torch.randint(0, 10, (batch,), device=device)
+
+    def __call__(self):
+        F.cross_entropy(self.model(self.images), self.labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def probed(self, **options):
+        probe = OpposingPenaltyProbe(self.model, self.optimizer, **options)
+        _remove(probe._hooks)
+
+        def step():
+            hooks = probe._attach()
+            self()
+            probe.flush()
+            _remove(hooks)
+
+        return step
+
+    def hooked(self, before=None, after=None):
+        def step():
+            handles = []
+            if before is not None:
+                handles.append(self.optimizer.register_step_pre_hook(lambda *_: before(self.model)))
+            handles.append(self.optimizer.register_step_post_hook(lambda *_: after(self.model)))
+            self()
+            for handle in handles:
+                handle.remove()
+
+        return step
+
+
+def steps(names, batches, rounds, device):
+    header("training step at 32×32, probed at every step", "plain, ms",
+           *(f"keep {kept}" for kept in KEPT))  # fmt: skip
+    for name in names:
+        for batch in batches:
+            step = Step(name, batch, device)
+            sides = {"plain": step, **{kept: step.probed(keep=kept) for kept in KEPT}}
+            times = alternate(sides, rounds, device, warm_up=2)
+            row(f"{name}, batch {batch}", f"{milliseconds(times, 'plain'):.0f}",
+                *(f"{ratio(times, kept, 'plain'):.3f}" for kept in KEPT))  # fmt: skip
+
+
+# --- peers ----------------------------------------------------------------------------------------
+
+
+def norms(model):
+    """Gradient and weight norms, one `.item()` a tensor, as per-layer monitors log them."""
+    for p in model.parameters():
+        p.grad.norm().item()
+        p.detach().norm().item()
+
+
+def histograms(model):
+    """A histogram of every gradient, as `wandb.watch` makes."""
+    for p in model.parameters():
+        flat = p.grad.detach().flatten()
+        torch.histc(flat, bins=64, min=flat.min().item(), max=flat.max().item()).tolist()
+
+
+class UpdateSize:
+    """Cockpit's cheapest look at steps: ‖θ' − θ‖ of each tensor, from a clone of the weights."""
+
+    def __init__(self):
+        self.kept = []
+
+    def before(self, model):
+        self.kept = [p.detach().clone() for p in model.parameters()]
+
+    def after(self, model):
+        for p, kept in zip(model.parameters(), self.kept, strict=True):
+            (p.detach() - kept).norm(2).item()
+
+
+def peers(name, batch, rounds, device):
+    step, size = Step(name, batch, device), UpdateSize()
+    sides = {
+        "no instrument": step,
+        "wd_probe, keep whole": step.probed(),
+        "wd_probe, keep half": step.probed(keep="half"),
+        "wd_probe, keep nothing": step.probed(keep="nothing"),
+        "update sizes, as Cockpit's UpdateSize": step.hooked(size.before, size.after),
+        "norms, one .item() a tensor": step.hooked(None, norms),
+        "gradient histograms, as wandb.watch": step.hooked(None, histograms),
+    }
+    times = alternate(sides, rounds, device, warm_up=2)
+    header(f"instrument at every step, {name}, batch {batch}", "ms more", "ratio")
+    for side in list(sides)[1:]:
+        more = milliseconds(times, side) - milliseconds(times, "no instrument")
+        row(side, f"{more:.0f}", f"{ratio(times, side, 'no instrument'):.3f}")
+
+
+# --- growth ---------------------------------------------------------------------------------------
+
+
+class Tensors(nn.Module):
+    """So many tensors of one size; steps without a forward pass."""
+
+    def __init__(self, count, size, device):
+        super().__init__()
+        self.weights = nn.ParameterList(torch.randn(size, device=device) for _ in range(count))
+        for p in self.weights:
+            p.grad = torch.randn_like(p)
+
+
+def growth(rounds, device):
+    header("optimizer step alone, AdamW fused", "weights", "tensors", "step, ms", "probe, ms",
+           "probe, ns a weight")  # fmt: skip
+    shapes = [(1, 1_000_000), (10, 1_000_000), (100, 1_000_000), (100, 10_000), (1000, 10_000),
+              (5000, 1_000)]  # fmt: skip
+    for count, size in shapes:
+        model = Tensors(count, size, device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
+        probe = OpposingPenaltyProbe(model, optimizer)
+        _remove(probe._hooks)
+
+        def probed(probe=probe, optimizer=optimizer):
+            hooks = probe._attach()
+            optimizer.step()
+            probe.flush()
+            _remove(hooks)
+
+        times = alternate({"plain": optimizer.step, "probed": probed}, rounds, device)
+        more = milliseconds(times, "probed") - milliseconds(times, "plain")
+        row("", f"{count * size / 1e6:.0f} M", f"{count:,}", f"{milliseconds(times, 'plain'):.1f}",
+            f"{more:.1f}", f"{1e6 * more / (count * size):.2f}")  # fmt: skip
+
+
+def every(name, batch, rounds, device):
+    header(f"{name}, batch {batch}, measured", "ratio over 10 steps")
+    step = Step(name, batch, device)
+    probes = {f"every {n}": OpposingPenaltyProbe(step.model, step.optimizer, every=n) for n in (1, 2, 10)}  # noqa: E501  # fmt: skip
+    for probe in probes.values():
+        _remove(probe._hooks)
+
+    def ten(probe=None):
+        def steps():
+            hooks = probe._attach() if probe is not None else []
+            for _ in range(10):
+                step()
+            if probe is not None:
+                probe.flush()
+            _remove(hooks)
+
+        return steps
+
+    sides = {"plain": ten(), **{title: ten(probe) for title, probe in probes.items()}}
+    times = alternate(sides, rounds, device, warm_up=1)
+    for title in probes:
+        row(title, f"{ratio(times, title, 'plain'):.3f}")
+
+
+# --- inside the step ------------------------------------------------------------------------------
+
+
+def inside(weights, rounds, device):
+    """AdamW compiled with and without counting in the same pass, on one flat tensor."""
+    theta, m, v = (torch.rand(weights, device=device) for _ in range(3))
+    g, kept = torch.randn(weights, device=device), torch.empty(weights, device=device)
+    lr, decay = 1e-4, 0.01
+
+    def moved(theta, m, v):
+        m = m.lerp(g, 0.1)
+        v = v * 0.999 + 0.001 * g * g
+        return theta * (1 - lr * decay) - lr * m / (v.sqrt() + 1e-8), m, v
+
+    def update(theta, m, v):
+        after, m_new, v_new = moved(theta, m, v)
+        theta.copy_(after)
+        m.copy_(m_new)
+        v.copy_(v_new)
+
+    def update_and_count(theta, m, v):
+        after, m_new, v_new = moved(theta, m, v)
+        size = theta.abs()
+        opposes = ((theta < 0) != (after < 0)) & (after.abs() > lr * decay / 2 * size)
+        found = torch.stack([
+            (theta != 0).sum().float(), opposes.sum().float(), size.sum(), (size * opposes).sum()
+        ])  # fmt: skip
+        theta.copy_(after)
+        m.copy_(m_new)
+        v.copy_(v_new)
+        return found
+
+    def beside(theta, m, v):
+        kernel.copy_all([kept], [theta])
+        plain(theta, m, v)
+        kernel.tally_all([(kept, theta, lr * decay)])
+
+    plain, counting = torch.compile(update), torch.compile(update_and_count)
+    sides = {
+        "compiled step": lambda: plain(theta, m, v),
+        "step, probe beside it": lambda: beside(theta, m, v),
+        "step that counts": lambda: counting(theta, m, v),
+    }
+    times = alternate(sides, rounds, device)
+    header(f"AdamW compiled, {weights / 1e6:.0f} M weights in one tensor", "ms", "ratio")
+    for side in sides:
+        row(side, f"{milliseconds(times, side):.1f}", f"{ratio(times, side, 'compiled step'):.2f}")
