@@ -172,8 +172,9 @@ def test_train_keeps_checkpoint_curves_and_config(wdprobe, tmp_path):
 def test_train_for_a_person_and_without_measuring(wdprobe, tmp_path):
     code, out, _ = wdprobe("train", *FAST, "--epochs", 2, "--output", "run")
     assert code == 0
-    assert "Training · test_convnext on digits · adam · lpwd (max2) · η 0.0001" in " ".join(
-        out.split()
+    assert (
+        "Training · test_convnext on digits · 88 steps adam · lpwd (max2) · η 0.0001"
+        in " ".join(out.split())
     )
     assert "mean of the best 2 epochs" in out
     assert "R_op" not in out

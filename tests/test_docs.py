@@ -84,7 +84,7 @@ def test_commands_parse_and_start(where, command, monkeypatch, tmp_path, capsys)
         return
     if "--resume" in command:
         assert run(command, monkeypatch) == 2
-        assert "is no run folder" in capsys.readouterr().err
+        assert "runs/killed does not exist" in capsys.readouterr().err
         return
     more = next((options for start, options in QUICKLY.items() if command.startswith(start)), [])
     if "/usr/share/datasets" in command and not Path("/usr/share/datasets/fashion-mnist").is_dir():

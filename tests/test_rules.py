@@ -11,6 +11,7 @@ import timm.optim
 import torch
 from torch import nn
 
+from wd_probe.hooks import hooked
 from wd_probe.rules import decay_effect, decay_share
 
 
@@ -271,3 +272,12 @@ def test_l2_has_no_share_of_its_own():
     w = weights()
     optimizer = torch.optim.Adam([w], weight_decay=0.1)
     assert math.isnan(decay_share(optimizer, optimizer.param_groups[0], w, "l2"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_lookahead_is_known_by_what_it_wraps_also_once_one_was_copied():
+    """Copying hooks the steps of the class, and leaves the copy without what it wraps."""
+    net = nn.Linear(2, 2)
+    wrapped = timm.optim.create_optimizer_v2(net, "lookahead_adamw", lr=0.1, weight_decay=0.1)
+    copy.deepcopy(wrapped)
+    assert hooked(wrapped) is wrapped._base_optimizer

@@ -29,6 +29,9 @@ def hooked(optimizer: Optimizer) -> Optimizer:
         raise InputError(f"a torch.optim.Optimizer is needed, got {type(optimizer).__name__}")
     if isinstance(optimizer, LBFGS):
         raise InputError("LBFGS moves the weights several times in one step: it has no single û")
+    base = vars(optimizer).get(_INNER[0])
+    if isinstance(base, Optimizer):  # Lookahead: copying one hooks its own steps too
+        return hooked(base)
     # torch marks a step as hooked in Optimizer.__init__, which some wrappers never call.
     if getattr(type(optimizer).step, "hooked", False):
         return optimizer

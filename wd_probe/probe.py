@@ -23,7 +23,6 @@ from .sharding import Shards, refuse_flat
 from .watch import Counted, Effects, Keep, Reading, Watch
 
 _OPPOSING = [penalty.TALLY_FIELDS.index(name) for name in ("opposing", "opposing_size")]
-_NONFINITE = penalty.TALLY_FIELDS.index("nonfinite")
 _FIELDS = len(penalty.TALLY_FIELDS)
 #: Steps whose numbers may wait on the device before they are read without being asked for.
 _MOST_PENDING = 256
@@ -264,12 +263,6 @@ class OpposingPenaltyProbe:
                 self._finish_round()
                 self._open = _Round(step, self.layers, np.zeros((len(self.names), _FIELDS)))
             self._open.add([self._row[p] for p in counted.parameters], rows, counted.profile)
-            if rows[:, _NONFINITE].any():
-                self._tell(
-                    f"some weights are NaN or infinite since step {step} or before; R_op leaves "
-                    "them out",
-                    about="nonfinite",
-                )
 
     def _finish_round(self) -> None:
         if self._open is None:

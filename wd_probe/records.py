@@ -108,7 +108,8 @@ class StepRecord:
         """The step and its totals."""
         return (
             f"StepRecord(step={self.step}, rate={self.rate:.6g}, mass={self.mass:.6g}, "
-            f"flip_rate={self.flip_rate:.6g}, penalized={self.penalized})"
+            f"flip_rate={self.flip_rate:.6g}, penalized={self.penalized}"
+            + (f", nonfinite={self.nonfinite})" if self.nonfinite else ")")
         )
 
     @cached_property

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 import wd_probe
 from wd_probe import sharding
 
-OUT = Path(sys.argv[1])
+OUT = Path(sys.argv[1] if __name__ == "__main__" else ".")
 
 
 def small():
