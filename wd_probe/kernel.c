@@ -38,17 +38,30 @@ void wd_probe_copy(int64_t blocks, const float *const *from, float *const *to, c
 }
 
 /* The upper half of every number: sign, exponent and seven bits, as bfloat16 has them. */
+static void halve_block(const uint32_t *from, uint16_t *to, int64_t n)
+{
+    int64_t i = 0;
+#ifdef __AVX2__
+    for (; i < n && ((uintptr_t)(to + i) & 31); i++)
+        to[i] = (uint16_t)(from[i] >> 16);
+    for (; i + 16 <= n; i += 16) {
+        const __m256i a = _mm256_srli_epi32(_mm256_loadu_si256((const __m256i *)(from + i)), 16);
+        const __m256i b = _mm256_srli_epi32(_mm256_loadu_si256((const __m256i *)(from + i + 8)), 16);
+        const __m256i lanes = _mm256_packus_epi32(a, b);
+        _mm256_stream_si256((__m256i *)(to + i), _mm256_permute4x64_epi64(lanes, 0xd8));
+    }
+    _mm_sfence();
+#endif
+    for (; i < n; i++)
+        to[i] = (uint16_t)(from[i] >> 16);
+}
+
 void wd_probe_halve(int64_t blocks, const float *const *from, uint16_t *const *to,
                     const int64_t *sizes, int threads)
 {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t k = 0; k < blocks; k++) {
-        const uint32_t *source = (const uint32_t *)from[k];
-        uint16_t *target = to[k];
-#pragma omp simd
-        for (int64_t i = 0; i < sizes[k]; i++)
-            target[i] = (uint16_t)(source[i] >> 16);
-    }
+    for (int64_t k = 0; k < blocks; k++)
+        halve_block((const uint32_t *)from[k], to[k], sizes[k]);
 }
 
 static inline int32_t bits(float value)

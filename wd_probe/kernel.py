@@ -28,11 +28,12 @@ from . import penalty
 from .errors import InputError
 
 _BLOCK = 1 << 18  # weights a thread takes at a time; also what keeps sums independent of threads
-_FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 # OpenMP finds the runtime that torch has loaded already, and so the same threads: a pool of our own
 # would compete with theirs, which spin for a while after every operation.
 _THREADING = ("-fopenmp", "-fopenmp-simd")
 _FIELDS = len(penalty.TALLY_FIELDS)
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -175,14 +176,13 @@ def _follows(moved: Moved, stepped: Tensor) -> bool:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    return (
-        other.dtype == torch.float32
-        and one.device.type == other.device.type == "cpu"
-        and type(one) in (Tensor, torch.nn.Parameter)
-        and type(other) in (Tensor, torch.nn.Parameter)
-        and one.stride() == other.stride()
-        and _is_dense(one)
-    )
+    if not (other.dtype == torch.float32 and one.is_cpu and other.is_cpu):
+        return False
+    if type(one) not in _PLAIN or type(other) not in _PLAIN:
+        return False
+    if one.is_contiguous() and other.is_contiguous():
+        return True
+    return one.stride() == other.stride() and _is_dense(one)
 
 
 def _is_dense(tensor: Tensor) -> bool:

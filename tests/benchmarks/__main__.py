@@ -1,8 +1,8 @@
-"""What the probe costs, measured side by side in one run.
+"""What the probe, the methods, scans, training, sweeps and start-up cost, side by side in one run.
 
-    python -m tests.benchmarks [--scans | --methods | --sweeps | --training] [--model NAME]
+    python -m tests.benchmarks [PART ...] [--quick] [--model NAME]
 
-Prints Markdown tables. Every ratio is the median over rounds in which its two sides took turns.
+Prints Markdown tables. Every ratio is the median over rounds in which its sides took turns.
 """
 
 import argparse
@@ -18,66 +18,12 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from tests.benchmarks import training
-from wd_probe import OpposingPenaltyProbe, WeightDecay, kernel, layers, zero_shot_decay
+from tests.benchmarks import probe, training
+from tests.benchmarks.timing import alternate, header, milliseconds, ratio, row
+from wd_probe import WeightDecay, half_life, kernel, layers, zero_shot_decay
 from wd_probe.experiments import sweeps
 from wd_probe.experiments.options import TrainOptions
-from wd_probe.hooks import StepHooks
 from wd_probe.prefix import PartScan
-
-
-def clock(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def alternate(sides, rounds, device, warm_up=3):
-    """Seconds of each callable, round by round, in an order that turns around every round."""
-    times = {name: [] for name in sides}
-    for number in range(warm_up + rounds):
-        names = list(sides) if number % 2 else list(reversed(sides))
-        for name in names:
-            begun = clock(device)
-            sides[name]()
-            taken = clock(device) - begun
-            if number >= warm_up:
-                times[name].append(taken)
-    return times
-
-
-def ratio(times, name, base):
-    return statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
-
-
-def milliseconds(times, name):
-    return 1e3 * statistics.median(times[name])
-
-
-def step_cost(model_name, batch_size, rounds, device):
-    """A training step with the probe attached against the same step without it."""
-
-    torch.manual_seed(0)
-    model = timm.create_model(model_name, num_classes=10).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
-    images = torch.randn(batch_size, 3, 32, 32, device=device)
-    labels = torch.randint(0, 10, (batch_size,), device=device)
-
-    def step():
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    probe = OpposingPenaltyProbe(model, optimizer)
-    probe._hooks.remove()
-
-    def probed():
-        probe._hooks = StepHooks(optimizer, probe._before, probe._after, outermost=True)
-        step()
-        probe.flush()
-        probe._hooks.remove()
-
-    return alternate({"plain": step, "probed": probed}, rounds, device)
 
 
 def method_cost(model_name, batch_size, rounds, device):
@@ -113,44 +59,9 @@ def methods(model_name, batch_size, rounds, device):
         print(f"| {title} | {milliseconds(times, name):.0f} | {ratio(times, name, 'adamw'):.3f} |")
 
 
-def probe_floor(model_name, rounds, device):
-    """The probe's own work against the bytes it must move: copy θ, read the copy and θ'."""
-    torch.manual_seed(0)
-    model = timm.create_model(model_name, num_classes=10).to(device)
-    stepped = [p.detach() for p in model.parameters()]
-    theta = [p + 1e-4 * torch.randn_like(p) for p in stepped]
-    kept = [torch.empty_like(p) for p in stepped]
-
-    def copy():
-        torch._foreach_copy_(kept, theta)
-
-    def read():
-        for p, q in zip(kept, stepped, strict=True):
-            p.sum()
-            q.sum()
-
-    def own():
-        kernel.copy_all(kept, theta)
-        kernel.tally_all([(p, q, 1e-6) for p, q in zip(kept, stepped, strict=True)])
-
-    def floor():
-        copy()
-        read()
-
-    times = alternate({"copy": copy, "read": read, "floor": floor, "probe": own}, rounds, device)
-    passes = kernel._passes
-    kernel._passes = lambda: None
-    try:
-        plain = alternate({"floor": floor, "probe": own}, max(3, rounds // 3), device, warm_up=1)
-    finally:
-        kernel._passes = passes
-    return times, plain, sum(p.numel() for p in stepped)
-
-
 def scan_cost(model_name, images, steps, rounds, device):
     """A scan against as many bare evaluation passes over the same data."""
-    size = {"img_size": 32} if "vit" in model_name else {}
-    model = timm.create_model(model_name, num_classes=10, **size).to(device).eval()
+    model = probe.built(model_name).to(device).eval()
     batches = torch.randn(images, 3, 32, 32, device=device).split(64)
 
     @torch.no_grad()
@@ -169,7 +80,7 @@ def scan_cost(model_name, images, steps, rounds, device):
 
 def part_cost(model_name, images, rounds, device):
     """A scan layer by layer with what does not change kept, against whole passes."""
-    model = timm.create_model(model_name, num_classes=10).to(device)
+    model = probe.built(model_name).to(device)
     parts = {layer.name: layer.parameters for layer in layers(model)}
     batches = torch.randn(images, 3, 32, 32, device=device).split(64)
     scales = dict.fromkeys(parts, (0.8, 0.5, 0.2))
@@ -179,24 +90,44 @@ def part_cost(model_name, images, rounds, device):
             batches, scales, lambda logits, _: logits.sum().reshape(1)
         )
 
-    return alternate({"whole": side(False), "kept": side(True)}, rounds, device, 0)
+    times = alternate({"whole": side(False), "kept": side(True)}, rounds, device, 0)
+    return times, len(parts)
 
 
-def scans(rounds, device):
-    print("\n| scan | bare passes, s | scan, s | ratio |\n|---|---|---|---|")
-    for name, images, steps in (("convnext_tiny", 256, 10), ("vit_base_patch16_224", 256, 10)):
+def half_life_cost(steps):
+    """Evaluations that the half-life takes after a scan, over answers of every steepness."""
+    counts = []
+    for sharpness in (1, 2, 4, 8, 16, 32):
+        model = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.ones_(model.weight)
+        calls = []
+
+        def evaluate(m, sharpness=sharpness, calls=calls):
+            calls.append(1)
+            return {"top1": 1 - (1 - m.weight.item()) ** sharpness}
+
+        curve = zero_shot_decay(model, evaluate, steps)
+        scanned = len(calls)
+        half_life(model, evaluate, curve, metric="top1", chance=0.0)
+        counts.append(len(calls) - scanned)
+    return max(counts)
+
+
+def scans(models, images, steps, rounds, device):
+    header("scan", "bare passes, s", "scan, s", "ratio")
+    for name in models:
         times, weights = scan_cost(name, images, steps, rounds, device)
-        print(
-            f"| {name}, {weights / 1e6:.0f} M, {steps + 1} passes of {images} "
-            f"| {milliseconds(times, 'bare') / 1e3:.1f} | {milliseconds(times, 'scan') / 1e3:.1f} "
-            f"| {ratio(times, 'scan', 'bare'):.3f} |"
-        )
-    print("\n| by layer, 3 scales | whole passes, s | kept, s | ratio |\n|---|---|---|---|")
-    times = part_cost("convnext_tiny", 128, 1, device)
+        row(f"{name}, {weights / 1e6:.0f} M, {steps + 1} passes of {images}",
+            f"{milliseconds(times, 'bare') / 1e3:.1f}", f"{milliseconds(times, 'scan') / 1e3:.1f}",
+            f"{ratio(times, 'scan', 'bare'):.3f}")  # fmt: skip
     print(
-        f"| convnext_tiny, 20 layers | {milliseconds(times, 'whole') / 1e3:.1f} "
-        f"| {milliseconds(times, 'kept') / 1e3:.1f} | {ratio(times, 'kept', 'whole'):.2f} |"
+        f"\nHalf-life after a scan of {steps} steps: at most {half_life_cost(steps)} evaluations."
     )
+    header("by layer, 3 scales", "whole passes, s", "kept, s", "ratio")
+    for name in models:
+        times, parts = part_cost(name, max(32, images // 2), 1, device)
+        seconds = [f"{milliseconds(times, side) / 1e3:.1f}" for side in ("whole", "kept")]
+        row(f"{name}, {parts} layers", *seconds, f"{ratio(times, 'kept', 'whole'):.2f}")
 
 
 class Silent:
@@ -255,70 +186,88 @@ def sweep_overheads(model_name):
 
 
 def start_up(rounds):
-    def run(*arguments):
-        begun = time.perf_counter()
-        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - begun
+    """Wall-clock seconds of short commands in processes of their own, and what they import."""
+    main = "import sys; sys.argv = {}; from wd_probe.cli.main import main; main()"
+    commands = {
+        "python -c pass": "pass",
+        "import torch": "import torch",
+        "import torch, timm": "import torch, timm",
+        "wdprobe --help": main.format(["wdprobe", "--help"]),
+        "wdprobe audit --opt adamw": main.format(["wdprobe", "audit", "--opt", "adamw"]),
+        "wdprobe layers --model convnext_tiny": main.format(
+            ["wdprobe", "layers", "--model", "convnext_tiny"]
+        ),
+    }
+    heavy = ("torch", "torch._dynamo", "torchvision", "timm", "numpy", "scipy", "sklearn",
+             "matplotlib", "tensorboard", "rich", "typer")  # fmt: skip
+    shown = f"; import sys; print([n for n in {heavy} if n in sys.modules], file=sys.stderr)"
 
-    main = (
-        "import sys; sys.argv = ['wdprobe', '--help']; from wd_probe.cli.main import main; main()"
-    )
-    return (
-        statistics.median(run("-c", "pass") for _ in range(rounds)),
-        statistics.median(run("-c", main) for _ in range(rounds)),
-    )
+    def run(code):
+        begun = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", f"import atexit; atexit.register(exec, {shown[2:]!r}); {code}"],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        return time.perf_counter() - begun, done.stderr.splitlines()[-1]
+
+    header("start-up", "s", "imported")
+    times = {title: [] for title in commands}
+    for _ in range(rounds):
+        for title, code in commands.items():
+            times[title].append(run(code))
+    for title, runs in times.items():
+        names = runs[0][1].strip("[]").replace("'", "")
+        row(title, f"{statistics.median(seconds for seconds, _ in runs):.2f}", names)
+
+
+PARTS = ("probe", "peers", "growth", "inside", "methods", "scans", "training", "sweeps", "startup")
+#: What `--quick` leaves out, as it takes minutes.
+LONG = ("methods", "training", "sweeps")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which tables; default all")
     parser.add_argument("--model", default="convnext_tiny")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[64])
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--methods", action="store_true", help="measure the decay methods")
-    parser.add_argument("--training", action="store_true", help="measure training throughput")
-    parser.add_argument("--scans", action="store_true", help="measure scans instead of the probe")
-    parser.add_argument("--sweeps", action="store_true", help="measure what a sweep adds to cells")
+    parser.add_argument("--batch-size", type=int, default=None)
+    parser.add_argument("--rounds", type=int, default=None)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, models and tables")
     options = parser.parse_args()
+    quick = options.quick
+    parts = options.parts or [part for part in PARTS if not (quick and part in LONG)]
+    rounds = options.rounds or (5 if quick else 15)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     print(
         f"{name or platform.machine()}, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}, timm {timm.__version__}, kernel "
-        f"{'compiled' if kernel._passes() else 'plain'}, {options.rounds} rounds\n"
+        f"{'compiled' if kernel._passes() else 'plain'}, {rounds} rounds"
     )
-    if options.training:
-        training.report(options.model, options.batch_size[0], max(3, options.rounds // 5), device)
-        return
-    if options.methods:
-        methods(options.model, options.batch_size[0], options.rounds, device)
-        return
-    if options.sweeps:
-        sweep_overheads(options.model)
-        return
-    if options.scans:
-        scans(max(3, options.rounds // 8), device)
-        return
-    print("| training step, 32×32 | plain, ms | probed at every step, ms | ratio |")
-    print("|---|---|---|---|")
-    for size in options.batch_size:
-        times = step_cost(options.model, size, options.rounds, device)
-        print(
-            f"| {options.model}, batch {size} | {milliseconds(times, 'plain'):.0f} "
-            f"| {milliseconds(times, 'probed'):.0f} | {ratio(times, 'probed', 'plain'):.3f} |"
-        )
-    times, plain, weights = probe_floor(options.model, 2 * options.rounds, device)
-    print(f"\n| the probe's own work, {weights / 1e6:.1f} M float32 weights | ms | of the floor |")
-    print("|---|---|---|")
-    for title, side in (("copy θ", "copy"), ("read both", "read"), ("floor: both", "floor")):
-        print(f"| {title} | {milliseconds(times, side):.1f} | |")
-    for title, measured in (("probe", times), ("probe, no C compiler", plain)):
-        print(
-            f"| {title} | {milliseconds(measured, 'probe'):.1f} "
-            f"| {ratio(measured, 'probe', 'floor'):.2f} |"
-        )
-    bare, help_ = start_up(9)
-    print(f"\n| start-up | s |\n|---|---|\n| python -c pass | {bare:.2f} |")
-    print(f"| wdprobe --help | {help_:.2f} |")
+    batch = options.batch_size or (64 if device.type == "cpu" else 512)
+    model = options.model
+    models = [model] if quick or model != "convnext_tiny" else list(MODELS)
+    tables = {
+        "probe": lambda: (
+            probe.floor(model, 2 * rounds, device),
+            probe.steps(models, [batch] if quick else [batch // 4, batch], rounds, device),
+        ),
+        "peers": lambda: probe.peers(model, batch, rounds, device),
+        "growth": lambda: (
+            probe.growth(rounds, device, quick),
+            None if quick else probe.every("test_convnext", batch, rounds, device),
+        ),
+        "inside": lambda: probe.inside(2_000_000 if quick else 28_000_000, rounds, device),
+        "methods": lambda: methods(model, batch, rounds, device),
+        "scans": lambda: scans(models, 64 if quick else 128, 10, 3, device),
+        "training": lambda: training.report("test_convnext", 128, max(3, rounds // 3), device),
+        "sweeps": lambda: sweep_overheads("test_convnext"),
+        "startup": lambda: start_up(3 if quick else 7),
+    }
+    for part in parts:
+        tables[part]()
+
+
+MODELS = ("convnext_tiny", "swin_tiny_patch4_window7_224", "vit_base_patch16_224")
 
 
 if __name__ == "__main__":
