@@ -47,8 +47,9 @@ class Teller:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line of reasonable length."""
+    """What an error says, in one printable line of reasonable length."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = "".join(ch if ch.isprintable() else repr(ch)[1:-1] for ch in line)
     return line if len(line) <= 160 else line[:157] + "..."
 
 
