@@ -220,7 +220,18 @@ def start_up(rounds):
         row(title, f"{statistics.median(seconds for seconds, _ in runs):.2f}", names)
 
 
-PARTS = ("probe", "peers", "growth", "inside", "methods", "scans", "training", "sweeps", "startup")
+PARTS = (
+    "probe",
+    "exactness",
+    "peers",
+    "growth",
+    "inside",
+    "methods",
+    "scans",
+    "training",
+    "sweeps",
+    "startup",
+)
 #: What `--quick` leaves out, as it takes minutes.
 LONG = ("methods", "training", "sweeps")
 
@@ -251,6 +262,7 @@ def main():
             probe.floor(model, 2 * rounds, device),
             probe.steps(models, [batch] if quick else [batch // 4, batch], rounds, device),
         ),
+        "exactness": lambda: probe.exactness(1 if quick else 3, device),
         "peers": lambda: probe.peers(model, batch, rounds, device),
         "growth": lambda: (
             probe.growth(rounds, device, quick),

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.benchmarks.timing import alternate, header, milliseconds, ratio, row
-from wd_probe import OpposingPenaltyProbe, kernel
+from wd_probe import OpposingPenaltyProbe, WeightDecay, kernel
+from wd_probe.experiments.data import load_data
 from wd_probe.probe import _remove
 
 KEPT = ("whole", "half", "nothing")
@@ -123,6 +124,41 @@ def steps(names, batches, rounds, device):
             times = alternate(sides, rounds, device, warm_up=2)
             row(f"{name}, batch {batch}", f"{milliseconds(times, 'plain'):.0f}",
                 *(f"{ratio(times, kept, 'plain'):.3f}" for kept in KEPT))  # fmt: skip
+
+
+def exactness(epochs, device):
+    """What keeping less changes in the counts: three probes on the same steps on digits."""
+    data = load_data("digits", batch_size=64, img_size=32, device=device, seed=0)
+    makers = {
+        "AdamW": lambda ps: torch.optim.AdamW(ps, lr=1e-3, weight_decay=0.05),
+        "AdamW, fused": lambda ps: torch.optim.AdamW(ps, lr=1e-3, weight_decay=0.05, fused=True),
+        "SGD, momentum": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9),
+    }
+    header("test_convnext on digits", "penalized weights, all steps", "opposing",
+           "keep half: differ", "R_op by size", "keep nothing: differ", "R_op by size")  # fmt: skip
+    for name, make in makers.items():
+        torch.manual_seed(0)
+        model = built("test_convnext").to(device)
+        optimizer = make(model.parameters())
+        decay = None
+        if not optimizer.defaults["weight_decay"]:
+            decay = WeightDecay(model, optimizer, "wd", rate=0.05)
+        probes = [OpposingPenaltyProbe(model, optimizer, keep=kept) for kept in KEPT]
+        for _ in range(epochs):
+            for images, labels in data.train:
+                F.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        del decay
+        whole, *others = [probe.total for probe in probes]
+        cells = []
+        for other in others:
+            differ = sum(
+                abs(one.opposing - two.opposing) + abs(one.penalized - two.penalized)
+                for one, two in zip(whole.tensors.values(), other.tensors.values(), strict=True)
+            )
+            cells += [differ, f"{other.mass / whole.mass - 1:+.0e}"]
+        row(name, f"{whole.penalized:,}", f"{whole.total.opposing:,}", *cells)
 
 
 # --- peers ----------------------------------------------------------------------------------------
