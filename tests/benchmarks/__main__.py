@@ -202,10 +202,12 @@ def start_up(rounds):
              "matplotlib", "tensorboard", "rich", "typer")  # fmt: skip
     shown = f"; import sys; print([n for n in {heavy} if n in sys.modules], file=sys.stderr)"
 
+    at_exit = f"import atexit; atexit.register(exec, {shown[2:]!r}, {{}})"
+
     def run(code):
         begun = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-c", f"import atexit; atexit.register(exec, {shown[2:]!r}); {code}"],
+            [sys.executable, "-c", f"{at_exit}; {code}"],
             check=True, capture_output=True, text=True,
         )  # fmt: skip
         return time.perf_counter() - begun, done.stderr.splitlines()[-1]
