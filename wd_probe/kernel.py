@@ -26,6 +26,7 @@ from torch import Tensor
 
 from . import penalty
 from .errors import InputError
+from .sharding import PLAIN
 
 _BLOCK = 1 << 18  # weights a thread takes at a time; also what keeps sums independent of threads
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -33,7 +34,6 @@ _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-sha
 # would compete with theirs, which spin for a while after every operation.
 _THREADING = ("-fopenmp", "-fopenmp-simd")
 _FIELDS = len(penalty.TALLY_FIELDS)
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -178,7 +178,7 @@ def _follows(moved: Moved, stepped: Tensor) -> bool:
 def _alike(one: Tensor, other: Tensor) -> bool:
     if not (other.dtype == torch.float32 and one.is_cpu and other.is_cpu):
         return False
-    if type(one) not in _PLAIN or type(other) not in _PLAIN:
+    if type(one) not in PLAIN or type(other) not in PLAIN:
         return False
     if one.is_contiguous() and other.is_contiguous():
         return True

@@ -12,13 +12,14 @@ from .errors import InputError, Teller
 
 #: How long a process waits for the others to build their probe, in seconds.
 PATIENCE = 60.0
-_PLAIN = (Tensor, nn.Parameter)
+#: What is held whole, in memory of its own.
+PLAIN = (Tensor, nn.Parameter)
 _meetings: Counter[tuple[int, ...]] = Counter()
 
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds: of an ordinary tensor, all of it."""
-    if type(tensor) in _PLAIN:  # asked of every tensor at every step
+    if type(tensor) in PLAIN:  # asked of every tensor at every step
         return tensor
     to_local = getattr(tensor, "to_local", None)
     return tensor.detach() if to_local is None else to_local().detach()
