@@ -4,7 +4,7 @@ Cockpit 1.0.2 imports only where setuptools still has pkg_resources, so this run
 of its own:
 
     python -m venv VENV && VENV/bin/pip install 'setuptools<70' cockpit-for-pytorch numpy
-    PYTHONPATH=. VENV/bin/python tests/benchmarks/peer_cockpit.py
+    VENV/bin/python -m tests.benchmarks.peer_cockpit
 """
 
 import statistics
