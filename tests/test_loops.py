@@ -411,7 +411,7 @@ def test_a_measuring_that_fails_does_not_end_the_training(monkeypatch):
     def full(*_):
         raise MemoryError("no memory for the counts")
 
-    monkeypatch.setattr("wd_probe.watch.kernel.tally_all", full)
+    monkeypatch.setattr("wd_probe.watch.kernel.Tallying", full)
     with pytest.warns(
         WdProbeWarning, match=r"R_op of step 1 is not measured: no memory for the counts"
     ) as told:

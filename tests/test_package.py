@@ -1,4 +1,5 @@
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -84,9 +85,12 @@ def test_attaching_loads_no_compiler():
 
 def test_imports_flow_one_way():
     """Formulas and layers know nothing of hooks, hooks nothing of experiments, none of the CLI."""
-    order = ["errors", "penalty", "history", "sharding", "layering", "kernel", "records", "hooks",
-             "twin", "rules", "decay", "auditing", "movement", "watch", "probe", "zeroshot",
-             "distortion", "prefix", "dashboard", "figures"]  # fmt: skip
+    order = ["errors", "penalty", "history", "sharding", "layering", "movement", "kernel",
+             "records", "hooks", "twin", "rules", "decay", "auditing", "watch", "probe",
+             "zeroshot", "distortion", "prefix", "dashboard", "figures"]  # fmt: skip
+    for path in (ROOT / "wd_probe" / "kernel").glob("*.py"):
+        for module in re.findall(r"^from \.\.(\w+)", path.read_text(), re.MULTILINE):
+            assert order.index(module) < order.index("kernel"), (path.name, module)
     for path in (ROOT / "wd_probe").glob("*.py"):
         if path.stem == "__init__":
             continue

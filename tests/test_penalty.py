@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests import reference
 from wd_probe import InputError, kernel, opposing, penalty
+from wd_probe.movement import Moved
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 TINY32 = struct.unpack("<f", b"\x01\x00\x00\x00")[0]
@@ -79,7 +80,7 @@ def test_tally_and_kernels_agree_on_edge_cases(pairs, c):
     expected = list(reference.tally(theta, stepped, c).values())
     plain = penalty.tally(theta, stepped, c).tolist()
     fast = kernel.tally_all([(theta, stepped, c)])[0].tolist()
-    in_numpy = kernel._tally_numpy(theta.numpy(), stepped.numpy(), c)
+    in_numpy = kernel.cpu.tally_numpy(theta.numpy(), stepped.numpy(), c)
     assert plain[:4] == expected[:4]
     assert fast[:4] == expected[:4]
     assert in_numpy[:4] == expected[:4]
@@ -147,7 +148,7 @@ def test_kernel_is_compiled_where_there_is_a_compiler_and_plain_torch_agrees(mon
     import shutil
 
     if shutil.which("cc"):
-        assert kernel._passes() is not None
+        assert kernel.cpu.passes() is not None
     generator = torch.Generator().manual_seed(3)
     shapes = [(3,), (1,), (700, 1000), (8, 4, 3, 3), (0,)]
     jobs = []
@@ -159,7 +160,7 @@ def test_kernel_is_compiled_where_there_is_a_compiler_and_plain_torch_agrees(mon
     fast = kernel.tally_all(jobs)
     plain = torch.stack([penalty.tally(*job) for job in jobs])
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=0)
-    monkeypatch.setattr(kernel, "_passes", lambda: None)
+    monkeypatch.setattr(kernel.cpu, "passes", lambda: None)
     torch.testing.assert_close(fast, kernel.tally_all(jobs), rtol=1e-5, atol=0)
     assert kernel.tally_all([]).shape == (0, 6)
 
@@ -179,20 +180,20 @@ def test_kernel_sums_do_not_depend_on_threads():
 
 def test_no_compiler_falls_back(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
-    kernel._passes.cache_clear()
+    kernel.cpu.passes.cache_clear()
     try:
-        assert kernel._passes() is None
+        assert kernel.cpu.passes() is None
         theta = torch.tensor([1.0])
         assert kernel.tally_all([(theta, -theta, 0.1)])[0, 1] == 1
     finally:
         monkeypatch.undo()
-        kernel._passes.cache_clear()
+        kernel.cpu.passes.cache_clear()
 
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_copies_are_exact_at_any_size_and_alignment(monkeypatch, compiled):
     if not compiled:
-        monkeypatch.setattr(kernel, "_passes", lambda: None)
+        monkeypatch.setattr(kernel.cpu, "passes", lambda: None)
     for size in (0, 1, 7, 33, 1000, (1 << 18) + 5):
         source = torch.randn(size + 3)[3:]
         target = torch.zeros(size + 1)[1:]
@@ -263,9 +264,9 @@ def test_weights_had_again_from_the_state_are_counted_alike_by_every_way(second,
     stepped[50:150] = 0
     stepped[200], first[201] = torch.nan, torch.inf
     squares = torch.rand(size, generator=generator) if second else None
-    moved = kernel.Moved(first, squares, 0.7, 1.1, 1e-8, 1 / 0.99)
+    moved = Moved(first, squares, 0.7, 1.1, 1e-8, 1 / 0.99)
     fast = kernel.tally_all([(moved, stepped, 0.01)])[0]
-    monkeypatch.setattr(kernel, "_passes", lambda: None)
+    monkeypatch.setattr(kernel.cpu, "passes", lambda: None)
     torch.testing.assert_close(
         fast, kernel.tally_all([(moved, stepped, 0.01)])[0], rtol=1e-5, atol=1
     )
@@ -277,7 +278,7 @@ def test_jobs_of_every_way_in_one_call():
     theta, stepped = torch.randn(2, 1000, generator=torch.Generator().manual_seed(5))
     half = torch.empty(1000, dtype=torch.bfloat16)
     kernel.copy_all([half], [theta])
-    moved = kernel.Moved((theta * 0.99 - stepped) / 0.1, None, 0.1, 1.0, 0.0, 1 / 0.99)
+    moved = Moved((theta * 0.99 - stepped) / 0.1, None, 0.1, 1.0, 0.0, 1 / 0.99)
     double = (theta.double(), stepped.double(), 0.01)
     jobs = [(theta, stepped, 0.01), double, (half, stepped, 0.01), (moved, stepped, 0.01)]
     rows = kernel.tally_all(jobs)

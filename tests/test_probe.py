@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests import reference
-from wd_probe import InputError, OpposingPenaltyProbe, WdProbeWarning, WeightDecay
+from wd_probe import InputError, OpposingPenaltyProbe, WdProbeWarning, WeightDecay, layers
 from wd_probe.decay import attached
 
 
@@ -540,7 +540,7 @@ def test_nothing_kept_takes_no_memory():
     for keep in ("whole", "half", "nothing"):
         probe = OpposingPenaltyProbe(model, optimizer, keep=keep)
         train(model, optimizer, 1)
-        copies = probe._watches[0]._copies.values()
+        copies = probe._watches[0]._copies._kept.values()
         kept[keep] = sum(copy.numel() * copy.element_size() for copy in copies)
     assert kept == {"whole": 4 * 212, "half": 2 * 212, "nothing": 0}
 
@@ -833,3 +833,83 @@ def test_deepcopy_of_an_optimizer_is_not_attached():
     assert attached(copy.deepcopy(optimizer)) is None
     decay.detach()
     assert attached(optimizer) is None
+
+
+def changes(draw, model, optimizer, decay):
+    """What a loop may do between two steps, as functions by name."""
+    first, second = optimizer.param_groups
+    parameters = list(model.parameters())
+
+    def attach(method):
+        if decay:
+            decay.pop().detach()
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 0.0
+        decay.append(WeightDecay(model, optimizer, method, rate=0.3, groups=layers(model)))
+
+    def convert(dtype):
+        model.to(dtype)
+        optimizer.state.clear()
+
+    def swap():
+        a, b = model[0].weight, model[2].weight
+        a.data, b.data = b.data, a.data
+
+    def elsewhere():
+        p = draw.choice(parameters)
+        p.data = p.data.clone()
+
+    def freeze():
+        p = draw.choice(parameters)
+        p.requires_grad_(not p.requires_grad)
+
+    def own():
+        if decay:
+            decay.pop().detach()
+        draw.choice((first, second))["weight_decay"] = draw.choice((0.0, 0.2, 0.5))
+
+    return {
+        "nothing": lambda: None,
+        "rate": lambda: draw.choice((first, second)).update(lr=draw.choice((0.01, 0.05))),
+        "decay": own,
+        "attach": lambda: attach(draw.choice(("wd", "lpwd", "rwd"))),
+        "dtype": lambda: convert(draw.choice((torch.bfloat16, torch.float32))),
+        "swap": swap,
+        "elsewhere": elsewhere,
+        "freeze": freeze,
+        "regroup": lambda: (
+            second["params"].insert(0, first["params"].pop())
+            if len(first["params"]) > 1
+            else first["params"].append(second["params"].pop())
+        ),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:AdamW has weight_decay=0")
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("keep", ["whole", "half", "nothing"])
+def test_what_is_kept_from_step_to_step_follows_every_change(seed, keep):
+    """A probe counts as one that prepares every step anew."""
+    draw = random.Random(seed)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 4))
+    groups = [{"params": list(part.parameters())} for part in (model[:2], model[2:])]
+    optimizer = torch.optim.AdamW(groups, lr=0.05, weight_decay=0.3, foreach=False)
+    decay = []
+    probe = OpposingPenaltyProbe(model, optimizer, keep=keep)
+    forgetful = OpposingPenaltyProbe(model, optimizer, keep=keep)
+    between = changes(draw, model, optimizer, decay)
+    for step in range(30):
+        between[draw.choice(list(between))]()
+        forgetful._watches[0].close()
+        forgetful._held.clear()
+        images, labels = batch(step, next(model.parameters()).dtype)
+        loss = F.cross_entropy(model(images).float(), labels)
+        if loss.requires_grad:
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len(probe.records) > 10
+    for one, other in zip(probe.records, forgetful.records, strict=True):
+        assert np.array_equal(one.values, other.values)
+    assert probe.total.penalized > 1000

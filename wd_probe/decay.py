@@ -173,6 +173,10 @@ class WeightDecay:
         """Whether this parameter is decayed at all."""
         return self.moment != "never" and self.rate > 0 and parameter in self._shares
 
+    def share(self, parameter: Tensor) -> float | None:
+        """λ_i / λ of this parameter's layer; None where it is not to decay."""
+        return self._shares.get(parameter)
+
     def factor(self, parameter: Tensor, group: dict[str, Any]) -> float | Tensor:
         """c, the share of this parameter that is taken off in a step, at its group's live rate.
 

@@ -20,7 +20,7 @@ from .hooks import StepHooks, hooked_all
 from .layering import Layers, check_rate, clean_name, layers
 from .records import ProfileRecord, StepRecord
 from .sharding import Shards, refuse_flat
-from .watch import Counted, Effects, Keep, Reading, Watch
+from .watch import Counted, Effects, Keep, Reading, Watch, same
 
 _OPPOSING = [penalty.TALLY_FIELDS.index(name) for name in ("opposing", "opposing_size")]
 _FIELDS = len(penalty.TALLY_FIELDS)
@@ -122,14 +122,23 @@ class OpposingPenaltyProbe:
         self._model = model
         self._finds_layers = groups is None
         self._tell = Teller()
-        effects: Effects = {}
-        self._watches = [
-            Watch(one, exact=exact, reading=reading, keep=keep, effects=effects, tell=self._tell)
-            for one in self.optimizers
-        ]
         self.names: tuple[str, ...] = ()
         self._row: dict[Tensor, int] = {}
         self._strangers: set[Tensor] = set()
+        self._held: dict[Watch, list[Tensor]] = {}  # as last looked through for new ones
+        effects: Effects = {}
+        self._watches = [
+            Watch(
+                one,
+                self._row,
+                exact=exact,
+                reading=reading,
+                keep=keep,
+                effects=effects,
+                tell=self._tell,
+            )
+            for one in self.optimizers
+        ]
         self._take_in(model.named_parameters() if parameters is None else parameters.items())
         if not any(p in self._row for watch in self._watches for p in watch.held()):
             raise InputError(
@@ -215,11 +224,18 @@ class OpposingPenaltyProbe:
             why = first_line(error)
             self._tell(f"R_op of step {self.steps or 1} is not measured: {why}", about=why)
 
-    def _known(self, watch: Watch) -> list[Tensor]:
-        """The optimizer's parameters that are measured; new ones are looked for in the model."""
-        held = list(watch.held())
-        if all(p in self._row for p in held):
-            return held
+    def _known(self, watch: Watch) -> list[list[Tensor]]:
+        """The optimizer's parameters that are measured, by group; new ones are looked for."""
+        held = watch.held()
+        if not same(held, self._held.get(watch, ())):
+            self._look_through(watch, held)
+        groups = [group["params"] for group in watch.optimizer.param_groups]
+        if not self._strangers:
+            return groups
+        return [[p for p in params if p in self._row] for params in groups]
+
+    def _look_through(self, watch: Watch, held: list[Tensor]) -> None:
+        """Take in the parameters that have joined an optimizer."""
         new = {p for p in held if p not in self._row and p not in self._strangers}
         if new:
             self.flush()  # what was measured before has the layers that were there then
@@ -233,7 +249,7 @@ class OpposingPenaltyProbe:
                 "are none of the model's; R_op leaves them out",
                 about="strangers",
             )
-        return [p for p in held if p in self._row]
+        self._held[watch] = held
 
     def _count(self, watch: Watch) -> None:
         measured = (self.steps - 1) // self.every
@@ -252,17 +268,19 @@ class OpposingPenaltyProbe:
         sums = torch.cat([counted.sums() for _, counted in pending]).cpu().numpy()
         start = 0
         for step, counted in pending:
-            rows = sums[start : start + len(counted.parameters)]
-            start += len(counted.parameters)
+            found = sums[start : start + len(counted.rows)]
+            start += len(counted.rows)
             if counted.voided is not None and float(counted.voided):
                 continue
-            rows[:, 4:] *= np.array([float(size) for size in counted.sizes]).reshape(-1, 1)
-            never = np.flatnonzero(~np.array(counted.opposes, dtype=bool))
-            rows[never[:, None], _OPPOSING] = 0
+            sizes = np.array([float(size) for size in counted.sizes])
+            opposes = np.array(counted.opposes, dtype=bool)
+            found[:, 4:] *= sizes[counted.penalties, None]
+            never = np.flatnonzero(~opposes[counted.penalties])
+            found[never[:, None], _OPPOSING] = 0
             if self._open is None or self._open.step != step:
                 self._finish_round()
                 self._open = _Round(step, self.layers, np.zeros((len(self.names), _FIELDS)))
-            self._open.add([self._row[p] for p in counted.parameters], rows, counted.profile)
+            self._open.add(counted.rows, found, counted.profile)
 
     def _finish_round(self) -> None:
         if self._open is None:
@@ -354,7 +372,7 @@ class OpposingPenaltyProbe:
     def __getstate__(self) -> dict[str, Any]:
         """A copy or pickle holds what was measured, and is attached to nothing."""
         self.flush()
-        attached = ("_hooks", "_watches", "optimizers", "_stepped", "_row", "_strangers")
+        attached = ("_hooks", "_watches", "optimizers", "_stepped", "_row", "_strangers", "_held")
         nothing: dict[str, Any] = {name: type(self.__dict__[name])() for name in attached}
         return self.__dict__ | nothing | {"_shards": None, "_model": None}
 
@@ -385,13 +403,13 @@ class _Round:
 
     def add(
         self,
-        rows: list[int],
-        numbers: NDArray[np.float64],
+        rows: NDArray[np.int64],
+        found: NDArray[np.float64],
         profile: Callable[[], Tensor] | None,
     ) -> None:
         """Add what one optimizer's step came to."""
-        self.values = _grown(self.values, max(rows, default=-1) + 1)
-        self.values[rows] += numbers
+        self.values = _grown(self.values, rows.max(initial=-1) + 1)
+        self.values[rows] += found
         self.profiles.append(None if profile is None else profile().sum(0).numpy())
 
     def has_profile(self) -> bool:

@@ -1,17 +1,20 @@
 """One optimizer's steps seen from both sides: what is penalized by how much, and the counts."""
 
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
 from . import kernel, penalty
 from .decay import Moment, WeightDecay, attached, voided
 from .errors import Teller, first_line
-from .movement import movement, tells_movement
+from .movement import Moved, movements, tells_movement
 from .rules import Effect, Rule, decay_effect
 from .sharding import Shards, local
 from .twin import undecayed
@@ -22,8 +25,8 @@ Reading = Literal["paired", "literal"]
 #: where the optimizer's state tells how far they moved.
 Keep = Literal["whole", "half", "nothing"]
 #: How a tensor's penalty is had: P = cθ beside the step; P = cû after it, or û/(1 + c); P = cθ
-#: ahead of the gradient; or the step against the same step without decay.
-_Way = Literal["beside", "after", "proximal", "ahead", "exact"]
+#: ahead of the gradient, read as paired or literally; or the step against the same without decay.
+_Way = Literal["beside", "after", "proximal", "ahead", "literal", "exact"]
 
 _OWN_WAYS: dict[Rule, _Way] = {
     "wd": "beside",
@@ -48,19 +51,42 @@ _EXACTLY = (
     "measured against a copy of the optimizer that steps without decay: slower, with another copy "
     "of weights, gradients and state in memory; "
 )
+#: An address, how many numbers there, and of which kind.
+_Place = tuple[int, int, torch.dtype]
 #: Rules by the optimizer's class and options: loops with an optimizer for each tensor have many.
 Effects = dict[tuple[Any, ...], Effect]
 
 
 @dataclass(frozen=True, slots=True)
 class _Penalty:
-    """What is taken off one tensor."""
+    """What is taken off tensors that are alike."""
 
-    parameter: Tensor
-    group: dict[str, Any]
     way: _Way
     c: float | Tensor
     rate: float  # λ
+    group: dict[str, Any]
+
+    @property
+    def factor(self) -> float | Tensor:
+        """What θ' is counted at."""
+        if self.way == "beside":
+            return self.c
+        return self.size if self.way == "literal" else 0.0
+
+    @property
+    def size(self) -> float | Tensor:
+        """Σ|P| in units of the sums counted."""
+        if self.way == "exact":
+            return 1.0
+        if self.way in ("beside", "proximal"):
+            return self.c
+        # (1 − c) of what was penalized stands: P is c/(1 − c) of that
+        return self.c / (1 - self.c) if isinstance(self.c, Tensor) or self.c < 1 else 0.0
+
+    @property
+    def opposes(self) -> bool:
+        """Whether it can."""
+        return self.way in ("beside", "literal", "exact")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +94,18 @@ class Counted:
     """One optimizer's measured step, whose numbers may still be on the device.
 
     Attributes:
-        parameters: what was penalized.
-        sizes: Σ|P| of each in units of the sums counted.
-        opposes: False where a penalty cannot oppose.
-        sums: gives the float64 (len(parameters), 6) counts of the whole parameters.
-        profile: gives the float64 (len(parameters), rates) counts at other rates, if asked for and
-            to be had.
+        rows: which of the probe's parameters were penalized.
+        penalties: for each the number of what was taken off it.
+        sizes: of each penalty Σ|P| in units of the sums counted.
+        opposes: of each penalty whether it can oppose.
+        sums: gives the float64 (len(rows), 6) counts of the whole parameters.
+        profile: gives the float64 (len(rows), rates) counts at other rates, if asked for and to be
+            had.
         voided: 1 where `GradScaler` left this step out.
     """
 
-    parameters: list[Tensor]
+    rows: NDArray[np.int64]
+    penalties: NDArray[np.int64]
     sizes: list[float | Tensor]
     opposes: list[bool]
     sums: Callable[[], Tensor]
@@ -85,11 +113,80 @@ class Counted:
     voided: Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How to count a step; holds while the same tensors are penalized in the same ways.
+
+    Attributes:
+        weights: the penalized parameters; where each lies is its ``place``.
+        ways: of each.
+        tally: counts those that a closed rule gives.
+        rows: see :class:`Counted`.
+    """
+
+    weights: list[Tensor]
+    places: list[_Place]
+    ways: list[_Way]
+    tally: kernel.Tallying
+    rows: NDArray[np.int64]
+
+    def holds(self, weights: list[Tensor], ways: list[_Way]) -> bool:
+        """Whether it does for these."""
+        return same(weights, self.weights) and ways == self.ways and _places(weights) == self.places
+
+
+class _Copies:
+    """A copy of each of some weights, made anew before every step."""
+
+    def __init__(self, half: bool) -> None:
+        self._half = half
+        self._kept: dict[Tensor, Tensor] = {}
+        self._weights: list[Tensor] = []
+        self._places: list[_Place] = []
+        self._passes: list[kernel.Copying] = []
+
+    def __getitem__(self, p: Tensor) -> Tensor:
+        return self._kept[p]
+
+    def take(self, weights: list[Tensor]) -> None:
+        """Copy these weights."""
+        places = _places(weights)
+        if not (same(weights, self._weights) and places == self._places):
+            self._passes = self._prepared(weights)
+            self._weights, self._places = weights, places
+        for copying in self._passes:
+            copying()
+
+    def _prepared(self, weights: list[Tensor]) -> list[kernel.Copying]:
+        by_kind: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+        for p in weights:
+            kept, here = self._kept.get(p), local(p)
+            half = self._half and here.dtype == torch.float32
+            dtype = torch.bfloat16 if half else here.dtype
+            if kept is None or kept.shape != here.shape or kept.dtype != dtype:
+                kept = self._kept[p] = torch.empty_like(here, dtype=dtype)
+            targets, sources = by_kind.setdefault((here.device, here.dtype), ([], []))
+            targets.append(kept)
+            sources.append(here)
+        return [kernel.Copying(*both) for both in by_kind.values()]
+
+
+def _places(weights: Sequence[Tensor]) -> list[_Place]:
+    """Where their numbers lie."""
+    return [(here.data_ptr(), here.numel(), here.dtype) for here in map(local, weights)]
+
+
+def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Whether two lists hold the very same tensors."""
+    return len(one) == len(other) and all(map(operator.is_, one, other))
+
+
 class Watch:
     """Remembers an optimizer's weights before its step, and counts after it.
 
     Args:
         optimizer: one whose hooks fire.
+        rows: the number of each parameter that is measured; others are left alone.
         exact: see :class:`wd_probe.OpposingPenaltyProbe`.
         reading: likewise.
         keep: likewise.
@@ -100,6 +197,7 @@ class Watch:
     def __init__(
         self,
         optimizer: Optimizer,
+        rows: Mapping[Tensor, int],
         *,
         exact: bool | None,
         reading: Reading,
@@ -108,54 +206,47 @@ class Watch:
         tell: Teller,
     ) -> None:
         self.optimizer, self.exact, self.reading, self.keep = optimizer, exact, reading, keep
-        self._effects, self._tell = effects, tell
+        self._rows, self._effects, self._tell = rows, effects, tell
         self._own_effects: dict[tuple[int, int], Effect] = {}
-        self._copies: dict[Tensor, Tensor] = {}
-        self._live: list[Tensor] = []
+        self._copies = _Copies(half=keep == "half")
+        self._plan: _Plan | None = None
+        self._live: list[list[Tensor]] = []  # by parameter group
         self._has_closure = False
         self._moves: set[Tensor] = set()  # had again from the optimizer's state
         self._u_hat: dict[Tensor, Tensor] = {}
         self._twin_error = ""
         self._steps_twice = exact is not False
 
-    def held(self) -> Iterator[Tensor]:
+    def held(self) -> list[Tensor]:
         """The optimizer's parameters."""
-        return (p for group in self.optimizer.param_groups for p in group["params"])
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     # --- around the step, on the device -------------------------------------------------------
 
-    def remember(self, parameters: Sequence[Tensor], has_closure: bool) -> None:
-        """Copy what this step will move of these parameters."""
+    def remember(self, groups: Iterable[Sequence[Tensor]], has_closure: bool) -> None:
+        """Copy what this step will move of these parameters, which stand by parameter group."""
         self._has_closure = has_closure
-        live = [p for p in parameters if p.grad is not None or (has_closure and p.requires_grad)]
-        self._moves = self._readable(live) if self.keep == "nothing" else set()
-        self._copy([p for p in live if p not in self._moves] if self._moves else live)
-        self._live = live
+        self._live = [
+            [p for p in params if p.grad is not None or (has_closure and p.requires_grad)]
+            for params in groups
+        ]
+        self._moves = self._readable() if self.keep == "nothing" else set()
+        self._copies.take(self._copied())
 
-    def _readable(self, live: Sequence[Tensor]) -> set[Tensor]:
+    def _copied(self) -> list[Tensor]:
+        live = [p for params in self._live for p in params]
+        return [p for p in live if p not in self._moves] if self._moves else live
+
+    def _readable(self) -> set[Tensor]:
         """Those of the weights that the optimizer's state will give back, as the penalty is cθ."""
-        penalties = self._penalties()
-        beside = {item.parameter for item in penalties if item.way == "beside" and item.c < 1}
+        weights, numbers, penalties = self._penalized()
+        told = [
+            item.way == "beside" and item.c < 1 and tells_movement(self.optimizer, item.group)
+            for item in penalties
+        ]
         return {
-            p
-            for group in self.optimizer.param_groups
-            if tells_movement(self.optimizer, group)
-            for p in group["params"]
-            if p in beside and p.dtype == torch.float32
-        }.intersection(live)
-
-    def _copy(self, live: Sequence[Tensor]) -> None:
-        by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for p in live:
-            kept = self._copies.get(p)
-            weights = local(p)
-            half = self.keep == "half" and weights.dtype == torch.float32
-            dtype = torch.bfloat16 if half else weights.dtype
-            if kept is None or kept.shape != weights.shape or kept.dtype != dtype:
-                self._copies[p] = torch.empty_like(weights, dtype=dtype)
-            by_kind.setdefault((weights.device, weights.dtype), []).append(p)
-        for chosen in by_kind.values():
-            kernel.copy_all([self._copies[p] for p in chosen], [local(p) for p in chosen])
+            p for p, k in zip(weights, numbers, strict=True) if told[k] and p.dtype == torch.float32
+        }
 
     @torch.no_grad()
     def graded(self) -> None:
@@ -163,8 +254,8 @@ class Watch:
         self._u_hat = {}
         decay = attached(self.optimizer)
         if self._has_closure and decay is not None and decay.moment == "forward":
-            self._copy(self._live)  # the forward pass in the closure has decayed the weights
-        if not self._live or not self._needs_twin():
+            self._copies.take(self._copied())  # the closure's forward pass has decayed the weights
+        if not any(self._live) or not self._needs_twin():
             return
         try:
             self._u_hat = undecayed(self.optimizer)
@@ -183,12 +274,13 @@ class Watch:
             rule != "none" and (bool(self.exact) or _OWN_WAYS[rule] == "exact")
             for number, group in enumerate(self.optimizer.param_groups)
             if group.get("weight_decay", 0)
-            for rule in {self._effect(number, group, p).rule for p in group["params"]}
+            for like in {p.ndim: p for p in group["params"]}.values()
+            for rule in (self._effect(number, group, like).rule,)
         )
 
     def count(self, shards: Shards, profile_rates: Sequence[float]) -> Counted | None:
         """Count what the step did; None if nothing was remembered of it."""
-        if not self._live:
+        if not any(self._live):
             return None
         if self._twin_error:  # and the optimizer itself could
             self._steps_twice = False
@@ -196,34 +288,79 @@ class Watch:
                 f"a copy of {type(self.optimizer).__name__} cannot be stepped "
                 f"({self._twin_error}), so R_op is not measured there from now on"
             )
-        wanted = {p for p in self._live if p.grad is not None}
+        if self._has_closure:
+            self._live = [[p for p in params if p.grad is not None] for params in self._live]
+        weights, numbers, penalties = self._penalized()
         self._live = []
-        found = [item for item in self._penalties() if item.parameter in wanted]
-        closed = [item for item in found if item.way != "exact"]
-        exact = [item for item in found if item.parameter in self._u_hat and item.way == "exact"]
-        jobs, sizes, opposes = [], [], []
-        for item in closed:
-            job, size, may_oppose = self._job(item)
-            jobs.append(job)
-            sizes.append(size)
-            opposes.append(may_oppose)
-        sums = [kernel.tally_all(jobs)] if jobs or not exact else []
-        for p in (item.parameter for item in exact):
+        exact: list[tuple[Tensor, int]] = []
+        if any(item.way == "exact" for item in penalties):
+            both = list(zip(weights, numbers, strict=True))
+            exact = [(p, k) for p, k in both if penalties[k].way == "exact" and p in self._u_hat]
+            closed = [(p, k) for p, k in both if penalties[k].way != "exact"]
+            weights, numbers = [p for p, _ in closed], [k for _, k in closed]
+        each = [penalties[k] for k in numbers]
+        plan = self._planned(weights, each)
+        self._plan = None if self._moves else plan
+        factors = [item.factor for item in penalties]
+        sums = [plan.tally([factors[k] for k in numbers])] if weights or not exact else []
+        for p, _ in exact:
             counted = penalty.tally_exact(self._copies[p], local(self._u_hat[p]), local(p))
             sums.append(counted.unsqueeze(0))
         self._u_hat = {}
-        parameters = [item.parameter for item in (*closed, *exact)]
         profile = None
-        if profile_rates and all(item.way == "beside" for item in found):
-            profile = shards.sum(parameters, self._profile(closed, profile_rates))
+        if profile_rates and all(item.way == "beside" for item in penalties):
+            found = self._profile(weights, each, profile_rates)
+            profile = shards.sum(weights, found)
         return Counted(
-            parameters,
-            [*sizes, *(1.0 for _ in exact)],
-            [*opposes, *(True for _ in exact)],
-            shards.sum(parameters, torch.cat(sums)),
+            np.concatenate([plan.rows, self._numbered([p for p, _ in exact])]),
+            np.array(numbers + [k for _, k in exact], dtype=np.int64),
+            [item.size for item in penalties],
+            [item.opposes for item in penalties],
+            shards.sum([*weights, *(p for p, _ in exact)], torch.cat(sums)),
             profile,
             voided(self.optimizer),
         )
+
+    def _planned(self, weights: list[Tensor], penalties: list[_Penalty]) -> _Plan:
+        """How to count these weights: as the last time, where nothing has changed."""
+        ways = [item.way for item in penalties]
+        if self._plan is not None and self._plan.holds(weights, ways):
+            return self._plan
+        pairs = self._pairs(weights, penalties)
+        tally = kernel.Tallying([one for one, _ in pairs], [other for _, other in pairs])
+        return _Plan(weights, _places(weights), ways, tally, self._numbered(weights))
+
+    def _pairs(
+        self, weights: Sequence[Tensor], penalties: Sequence[_Penalty]
+    ) -> list[tuple[Tensor | Moved, Tensor]]:
+        """What to count against what."""
+        given = list(zip(weights, penalties, strict=True))
+        read = [(p, item.group, float(item.c)) for p, item in given if p in self._moves]
+        moved = iter(movements(self.optimizer, read) if read else ())
+        pairs: list[tuple[Tensor | Moved, Tensor]] = []
+        for p, item in given:
+            after = local(p)
+            before = next(moved) if p in self._moves else self._copies[p]
+            # P is a share of û where it falls after the step: what stands is weighed, and cannot
+            # oppose
+            turned = item.way in ("after", "proximal")
+            pairs.append((after, self._copies[p]) if turned else (before, after))
+        return pairs
+
+    def _numbered(self, weights: Sequence[Tensor]) -> NDArray[np.int64]:
+        return np.array([self._rows[p] for p in weights], dtype=np.int64)
+
+    def _profile(
+        self, weights: Sequence[Tensor], penalties: Sequence[_Penalty], rates: Sequence[float]
+    ) -> Tensor:
+        rows = []
+        pairs = self._pairs(weights, penalties)
+        for (before, after), item in zip(pairs, penalties, strict=True):
+            c = float(item.c)
+            factors = [c * wanted / item.rate for wanted in rates]
+            theta = before.before(after) if isinstance(before, Moved) else before
+            rows.append(penalty.profile(theta, after, c, factors).double().cpu())
+        return torch.stack(rows) if rows else torch.zeros(0, len(rates), dtype=torch.float64)
 
     def forget(self) -> None:
         """Drop what was remembered."""
@@ -232,63 +369,45 @@ class Watch:
     def close(self) -> None:
         """Free the copies."""
         self.forget()
-        self._copies.clear()
-
-    def _job(self, item: _Penalty) -> tuple[kernel.Job, float | Tensor, bool]:
-        """What to count for one tensor, Σ|P| in units of its sums, and whether it can oppose."""
-        if item.parameter in self._moves:
-            c = item.c
-            moved = movement(self.optimizer, item.group, item.parameter, float(c))
-            return (moved, local(item.parameter), c), c, True
-        before, after, c = self._copies[item.parameter], local(item.parameter), item.c
-        if item.way == "beside":
-            return (before, after, c), c, True
-        if item.way == "proximal":  # û/(1 + c) stands: P = c·θ'
-            return (after, before, 0.0), c, False
-        # (1 − c) of what was penalized stands: P is c/(1 − c) of that
-        share = c / (1 - c) if isinstance(c, Tensor) or c < 1 else 0.0
-        if item.way == "after":
-            return (after, before, 0.0), share, False
-        if self.reading == "paired":
-            return (before, after, 0.0), share, False
-        return (before, after, share), share, True
-
-    def _profile(self, penalties: Sequence[_Penalty], rates: Sequence[float]) -> Tensor:
-        rows = []
-        for item in penalties:
-            c, p = float(item.c), item.parameter
-            factors = [c * wanted / item.rate for wanted in rates]
-            before = self._copies.get(p)
-            if p in self._moves:
-                before = movement(self.optimizer, item.group, p, c).before(local(p))
-            assert before is not None
-            rows.append(penalty.profile(before, local(p), c, factors).double().cpu())
-        return torch.stack(rows) if rows else torch.zeros(0, len(rates), dtype=torch.float64)
+        self._plan = None
+        self._copies = _Copies(half=self.keep == "half")
 
     # --- what is penalized, and by which rule -------------------------------------------------
 
-    def _penalties(self) -> list[_Penalty]:
-        """Every penalized parameter, with its live factor."""
+    def _penalized(self) -> tuple[list[Tensor], list[int], list[_Penalty]]:
+        """The penalized weights of this step, of each the number of its penalty, and those."""
         decay = attached(self.optimizer)
-        result = []
-        for number, group in enumerate(self.optimizer.param_groups):
-            for p in group["params"]:
-                found = (
-                    self._attached(decay, p, group)
-                    if decay is not None
-                    else self._own(number, group, p)
-                )
-                if found is not None and (found.way != "exact" or self._steps_twice):
-                    result.append(found)
-        return result
+        weights: list[Tensor] = []
+        numbers: list[int] = []
+        penalties: list[_Penalty] = []
+        for number, params in enumerate(self._live):
+            known: dict[float | None, int | None] = {}  # by what tells a group's tensors apart
+            for p in params:
+                kind = p.ndim if decay is None else decay.share(p)
+                if kind not in known:
+                    known[kind] = None
+                    item = self._penalty(decay, number, p)
+                    if item is not None and (item.way != "exact" or self._steps_twice):
+                        known[kind] = len(penalties)
+                        penalties.append(item)
+                at = known[kind]
+                if at is not None:
+                    weights.append(p)
+                    numbers.append(at)
+        return weights, numbers, penalties
 
-    def _attached(self, decay: WeightDecay, p: Tensor, group: dict[str, Any]) -> _Penalty | None:
+    def _penalty(self, decay: WeightDecay | None, number: int, p: Tensor) -> _Penalty | None:
+        group = self.optimizer.param_groups[number]
+        if decay is None:
+            return self._own(number, group, p)
         if not decay.decays(p):
             return None
         way = _ATTACHED_WAYS[decay.moment]
-        if self.exact and way != "ahead":
+        if way == "ahead":
+            way = "literal" if self.reading == "literal" else "ahead"
+        elif self.exact:
             way = "exact"
-        return _Penalty(p, group, way, decay.factor(p, group), decay.rate)
+        return _Penalty(way, decay.factor(p, group), decay.rate, group)
 
     def _own(self, number: int, group: dict[str, Any], p: Tensor) -> _Penalty | None:
         rate = float(group.get("weight_decay", 0))
@@ -299,7 +418,7 @@ class Watch:
             return None
         way = "exact" if self.exact else _OWN_WAYS[effect.rule]
         c = 0.0 if way == "exact" else effect.factor(group)
-        return _Penalty(p, group, way, c, rate)
+        return _Penalty(way, c, rate, group)
 
     def _effect(self, number: int, group: dict[str, Any], like: Tensor) -> Effect:
         key = (number, like.ndim)

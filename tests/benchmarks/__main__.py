@@ -254,7 +254,7 @@ def main():
     print(
         f"{name or platform.machine()}, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}, timm {timm.__version__}, kernel "
-        f"{'compiled' if kernel._passes() else 'plain'}, {rounds} rounds"
+        f"{'compiled' if kernel.cpu.passes() else 'plain'}, {rounds} rounds"
     )
     batch = options.batch_size or (64 if device.type == "cpu" else 512)
     model = options.model

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from tests.benchmarks.timing import alternate, header, milliseconds, ratio, row
 from wd_probe import OpposingPenaltyProbe, WeightDecay, kernel
 from wd_probe.experiments.data import load_data
+from wd_probe.movement import Moved
 from wd_probe.probe import _remove
 
 KEPT = ("whole", "half", "nothing")
@@ -44,7 +45,7 @@ def floor(name, rounds, device):
 
     def had_again(seconds):
         state = zip(first, seconds, stepped, strict=True)
-        kernel.tally_all([(kernel.Moved(m, v, 1e-4, 1.0, 1e-8, 1.0), q, 1e-6) for m, v, q in state])
+        kernel.tally_all([(Moved(m, v, 1e-4, 1.0, 1e-8, 1.0), q, 1e-6) for m, v, q in state])
 
     sides = {
         "floor": bytes_alone,
@@ -54,12 +55,12 @@ def floor(name, rounds, device):
         "nothing, SGD": lambda: had_again([None] * len(first)),
     }
     times = alternate(sides, rounds, device)
-    passes, kernel._passes = kernel._passes, lambda: None
+    passes, kernel.cpu.passes = kernel.cpu.passes, lambda: None
     try:
         plain = {name: sides[name] for name in ("floor", "whole")}
         without = alternate(plain, max(3, rounds // 3), device, warm_up=1)
     finally:
-        kernel._passes = passes
+        kernel.cpu.passes = passes
     weights = sum(p.numel() for p in stepped)
     header(f"the probe's own work, {name}, {weights / 1e6:.1f} M float32 weights", "words a weight",
            "ms", "of floor A")  # fmt: skip

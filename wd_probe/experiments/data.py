@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError, first_line
-from ..kernel import cache_dir
+from ..kernel.cpu import cache_dir
 from . import ranks
 from .files import damaged
 
