@@ -11,8 +11,8 @@ from wd_probe import penalty
 from wd_probe.kernel import gpu
 from wd_probe.movement import Moved
 
-gpu._BLOCK, gpu._TILE = 256, 64  # several blocks and tiles of small tensors
-SIZES = (1, 63, 64, 65, 255, 256, 257, 1000, 0, 600)
+gpu._BLOCK, gpu._TILE = 64, 32  # several blocks and tiles of small tensors
+SIZES = (1, 31, 32, 33, 63, 64, 65, 130, 0, 160)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PAIRS = [*zip(DTYPES, DTYPES, strict=True), *itertools.product(DTYPES[1:], DTYPES[:1])]
 
