@@ -70,6 +70,10 @@ def zeroshot(
     batch_size: o.BatchSize = 64,
     seed: o.Seed = 0,
     device: o.DeviceOption = o.Device.auto,
+    amp: o.Amp = False,
+    amp_dtype: o.AmpDtypeOption = o.AmpDtype.bfloat16,
+    channels_last: o.ChannelsLast = False,
+    torchcompile: o.TorchCompile = False,
     output: o.Output = None,
     json: o.Json = False,
 ) -> None:

@@ -41,6 +41,19 @@ def trained(tmp_path_factory):
     return path
 
 
+class Watcher:
+    """Interrupts a scan after so many points; never if 0."""
+
+    def __init__(self, points=0):
+        self.points = points
+
+    def note(self, _): ...
+
+    def progress(self, what, done, *_):
+        if what == "scan" and done == self.points:
+            raise KeyboardInterrupt
+
+
 def rows(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -117,6 +130,53 @@ def test_unlabelled_pictures_and_unreadable_ones_among_them(wdprobe, tmp_path): 
     assert {"head", "biases", "matrices and kernels", "norm weights"} <= kinds
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"amp": True},
+        {"amp": True, "amp_dtype": "float16", "channels_last": True},
+        {"torchcompile": True},
+        {"amp": True, "torchcompile": True, "channels_last": True},
+    ],
+    ids=lambda asked: "-".join(map(str, asked)),
+)
+def test_faster_passes_give_nearly_the_same(trained, tmp_path, monkeypatch, asked):
+    compiled, seen = [], set()
+
+    def compile(model):
+        compiled.append(model)
+        return torch_compile(model, backend="eager")
+
+    def count(judge, logits, number):
+        last = (judge.subject.model.stem[0].weight, next(judge.images()))
+        is_last = {t.is_contiguous(memory_format=torch.channels_last) for t in last}
+        seen.add((logits.dtype, *is_last))
+        return judge_count(judge, logits, number)
+
+    def scanned(name, **options):
+        options |= {"run": trained, "num_samples": 64, "steps": 4, "by": "kind", "by_steps": 2}
+        return scan(ZeroshotOptions(**options, output=tmp_path / name), Watcher())
+
+    torch_compile, judge_count = torch.compile, Judge.count
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(Judge, "count", count)
+    plain = scanned("plain")
+    assert (compiled, seen) == ([], {(torch.float32, False)})
+    seen.clear()
+    fast = scanned("fast", **asked)
+    assert len(compiled) == bool(asked.get("torchcompile"))
+    dtype = getattr(torch, asked.get("amp_dtype", "bfloat16")) if "amp" in asked else torch.float32
+    assert seen == {(dtype, "channels_last" in asked)}
+    for one, other in zip(plain["curve"], fast["curve"], strict=True):
+        assert other["top1"] == pytest.approx(one["top1"], abs=0.04)
+        assert other["loss"] == pytest.approx(one["loss"], abs=5e-3)
+        assert other["kl"] == pytest.approx(one["kl"], abs=5e-3)
+    lives = [{p["name"]: p["half_life"] for p in result["parts"]} for result in (plain, fast)]
+    assert lives[1] == pytest.approx(lives[0], abs=0.06, nan_ok=True)
+    config = json.loads((tmp_path / "fast/config.json").read_text())
+    assert {key: config[key] for key in asked} == asked
+
+
 def judge_of(logits, labels, labelled=True):
     data = HeldBatches(
         torch.zeros(len(labels), 3, 2, 2, dtype=torch.uint8), labels, 4, device=torch.device("cpu")
@@ -156,17 +216,9 @@ def test_a_gap_is_drawn_where_a_metric_is_no_number(trained, tmp_path):
 
 
 def test_ctrl_c_leaves_what_was_measured(trained, tmp_path):
-    class Impatient:
-        def note(self, _):
-            pass
-
-        def progress(self, what, done, *_):
-            if what == "scan" and done == 4:
-                raise KeyboardInterrupt
-
     options = ZeroshotOptions(run=trained, steps=10, num_samples=32, output=tmp_path / "z")
     with pytest.raises(RunError, match="interrupted; what was measured stands in"):
-        scan(options, Impatient())
+        scan(options, Watcher(4))
     assert [row["step"] for row in rows(tmp_path / "z/curve.csv")] == ["0", "1", "2", "3"]
 
 

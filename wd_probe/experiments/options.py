@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..decay import METHODS, Convention
 from ..errors import InputError
 from ..layering import Scale
@@ -13,6 +15,17 @@ from ..layering import Scale
 ELSEWHERE = ("output", "device", "data_dir", "dataset_download", "recovery_interval")
 #: The learning rates of the paper's base settings (Table 2).
 _SGD_LIKE = ("sgd", "momentum", "sgdp", "nesterov")
+
+
+def autocast_dtype(amp: bool, name: str) -> torch.dtype | None:
+    """What ``--amp`` and ``--amp-dtype`` compute in; None for full precision.
+
+    Raises:
+        InputError: a type that autocast is not made for.
+    """
+    if name not in ("bfloat16", "float16"):
+        raise InputError(f"--amp-dtype must be bfloat16 or float16, got {name!r}")
+    return getattr(torch, name) if amp else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +87,7 @@ class TrainOptions:
             raise InputError(f"--hflip must be a probability, got {self.hflip}")
         if not 0 <= self.val_split < 1:
             raise InputError(f"--val-split must be a share below 1, got {self.val_split}")
-        if self.amp_dtype not in ("bfloat16", "float16"):
-            raise InputError(f"--amp-dtype must be bfloat16 or float16, got {self.amp_dtype!r}")
+        autocast_dtype(self.amp, self.amp_dtype)
         self._check_method()
 
     def _check_method(self) -> None:

@@ -24,7 +24,7 @@ from .data import Batches, Data, load_data
 from .findings import findings
 from .journal import NOT_EVALUATED, Journal
 from .models import create_model
-from .options import ELSEWHERE, TrainOptions
+from .options import ELSEWHERE, TrainOptions, autocast_dtype
 from .recovery import RECOVERY, Recovery, Stateful, check_resumable
 from .runs import RunFolder, default_folder, dumps, environment, read_run, run_folder
 from .training import Score, Step, Trainer, create_optimizer, evaluate, pick_device
@@ -70,8 +70,8 @@ class Training:
 
     def trainer(self) -> Trainer:
         """The loop over its data."""
-        amp_dtype = getattr(torch, self.options.amp_dtype) if self.options.amp else None
-        return Trainer(self.called, self.optimizer, self.data.train, amp_dtype=amp_dtype)
+        dtype = autocast_dtype(self.options.amp, self.options.amp_dtype)
+        return Trainer(self.called, self.optimizer, self.data.train, amp_dtype=dtype)
 
     def evaluate(self, data: Batches, trainer: Trainer) -> Score:
         """The model's score; DDP has no part in it, since processes may have unequal parts."""

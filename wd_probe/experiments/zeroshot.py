@@ -23,6 +23,7 @@ from . import ranks
 from .data import Batches, HeldBatches, load_data, load_images
 from .findings import kind_of
 from .models import classifiers, create_model, read_weights
+from .options import autocast_dtype
 from .runs import RunFolder, default_folder, environment, read_run, run_folder
 from .training import Trainer, create_optimizer, pick_device
 
@@ -41,7 +42,9 @@ class ZeroshotOptions:
 
     The model and its weights come from ``run``, ``checkpoint`` or ``pretrained``; without any of
     them the paper's Baseline (no decay) is trained first. ``img_size`` None is the run's own size,
-    the model's own for a checkpoint, else 32.
+    the model's own for a checkpoint, else 32. ``torchcompile`` is of the training and of passes of
+    the whole model; those by parts and those that measure distortion hook into the model and are
+    not compiled.
     """
 
     model: str = "convnext_tiny"
@@ -65,10 +68,15 @@ class ZeroshotOptions:
     batch_size: int = 64
     seed: int = 0
     device: str = "auto"
+    amp: bool = False
+    amp_dtype: str = "bfloat16"
+    channels_last: bool = False
+    torchcompile: bool = False
     output: Path | None = None
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
+        autocast_dtype(self.amp, self.amp_dtype)
         for name in ("by_steps", "epochs", "batch_size", "num_samples", "img_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -108,10 +116,15 @@ class Judge:
     """Metrics of logits on a fixed sequence of batches, against the undecayed model's.
 
     The first logits it is given for each batch are taken as the undecayed model's.
+
+    Args:
+        subject: what is scanned.
+        compiled: whether :meth:`evaluate` compiles the model.
     """
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, compiled: bool = False) -> None:
         self.subject = subject
+        self._model = torch.compile(subject.model) if compiled else subject.model
         self._whole: list[Tensor] = []
         self._labels = [labels for _, labels in subject.data]
         self.classes = 0
@@ -158,9 +171,9 @@ class Judge:
             )
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """All metrics of a model in its present state, over the images of all processes."""
-        rows = [self.count(model(images), k) for k, images in enumerate(self.images())]
+    def evaluate(self, _: nn.Module) -> dict[str, float]:
+        """All metrics of the model in its present state, over the images of all processes."""
+        rows = [self.count(self._model(images), k) for k, images in enumerate(self.images())]
         return metrics(ranks.total(torch.stack(rows).cpu().double().sum(0)))
 
 
@@ -177,6 +190,16 @@ def prepare(options: ZeroshotOptions, listener: Listener) -> Subject:
         RunError: the pretrained weights could not be had.
     """
     device = pick_device(options.device)
+    subject = _subject(options, device, listener)
+    if options.channels_last:
+        subject.model.to(memory_format=torch.channels_last)
+    dtype = autocast_dtype(options.amp, options.amp_dtype)
+    if dtype is not None:  # entered anew by each pass: what autocast keeps of weights would be old
+        subject.model.forward = torch.autocast(device.type, dtype)(subject.model.forward)
+    return subject
+
+
+def _subject(options: ZeroshotOptions, device: torch.device, listener: Listener) -> Subject:
     torch.manual_seed(options.seed)
     if options.run is not None:
         return _from_run(options, options.run, device, listener)
@@ -206,6 +229,7 @@ def _dataset(
         seed=options.seed,
         data_dir=folder,
         download=options.dataset_download,
+        channels_last=options.channels_last,
     )
 
 
@@ -322,6 +346,7 @@ def _on_pictures(
         torch.zeros(len(pictures), dtype=torch.long),
         options.batch_size,
         device=device,
+        channels_last=options.channels_last,
         mean=config["mean"],
         std=config["std"],
     )
@@ -331,7 +356,11 @@ def _on_pictures(
 def _train(model: nn.Module, data: Batches, options: ZeroshotOptions, listener: Listener) -> None:
     optimizer = create_optimizer(model, options.opt, lr=options.lr, weight_decay=0.0, momentum=0.9)
     ranks.check_divides(options.batch_size)
-    trainer = Trainer(ranks.wrapped(model), optimizer, data)
+    called: Any = ranks.wrapped(model)
+    called = torch.compile(called) if options.torchcompile else called
+    trainer = Trainer(
+        called, optimizer, data, amp_dtype=autocast_dtype(options.amp, options.amp_dtype)
+    )
     ranks.draw_apart()
     total = options.epochs * len(data)
     done = 0
@@ -358,7 +387,7 @@ def scan(options: ZeroshotOptions, listener: Listener) -> dict[str, Any]:
         subject = prepare(options, listener)
         if subject.images < ranks.size():
             raise InputError(f"{subject.images} images are too few for {ranks.size()} processes")
-        judge = Judge(subject)
+        judge = Judge(subject, options.torchcompile)
         groups = layers(subject.model)
         parts = _parts(subject.model, groups, options.by)
         folder = run_folder(options.output or default_folder("zeroshot", subject.name))
