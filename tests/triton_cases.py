@@ -7,6 +7,7 @@ import itertools
 
 import torch
 
+from tests.benchmarks import triton_adamw
 from wd_probe import penalty
 from wd_probe.kernel import gpu
 from wd_probe.movement import Moved
@@ -32,6 +33,22 @@ def compare(befores, afters, factors, thetas):
     found = gpu.Tally(befores, afters)(factors)
     expected = [penalty.tally(*case) for case in zip(thetas, afters, factors, strict=True)]
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-6, atol=1e-12)
+
+
+def compare_adamw(generator):
+    triton_adamw.BLOCK, triton_adamw.TILE = 64, 32
+    theta = 1e-3 * torch.randn(150, generator=generator)
+    expected = theta.clone()
+    ours = triton_adamw.AdamW(theta, 1e-3, 0.5, count=True)
+    theirs = torch.optim.AdamW([expected], 1e-3, weight_decay=0.5)
+    for _ in range(3):
+        theta.grad = expected.grad = torch.randn(150, generator=generator)
+        before = theta.clone()
+        found = ours.step()
+        theirs.step()
+        torch.testing.assert_close(theta, expected, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(found[0], penalty.tally(before, theta, 5e-4), rtol=1e-6, atol=0)
+        assert found[0, 1] > 10
 
 
 def main():
@@ -66,6 +83,7 @@ def main():
     assert torch.equal(first, again)
     assert not torch.equal(first, tally([0.9 * k for k in range(10)]))
     assert gpu._is_right(torch.device("cpu"))
+    compare_adamw(generator)
     print("alike")
 
 

@@ -15,6 +15,34 @@ WIDTH = 8
 
 
 @triton.jit
+def seen(x, y, c, penalized, opposing, flipped, nonfinite, opposing_size, total_size):
+    """Add a tile of weights, before and after, to its six counts."""
+    finite = (tl.abs(x) < float("inf")) & (tl.abs(y) < float("inf"))
+    old = tl.where(finite, tl.abs(x), 0.0)
+    new = tl.abs(y)
+    across = (((x < 0) & (y > 0)) | ((x > 0) & (y < 0))) & finite
+    opposes = across & (new > c / 2 * old)
+    penalized += (old != 0).to(tl.int32)
+    opposing += opposes.to(tl.int32)
+    flipped += (across & (new > c * old)).to(tl.int32)
+    nonfinite += 1 - finite.to(tl.int32)
+    opposing_size += tl.where(opposes, old, 0.0)
+    total_size += old
+    return penalized, opposing, flipped, nonfinite, opposing_size, total_size
+
+
+@triton.jit
+def store(row, penalized, opposing, flipped, nonfinite, opposing_size, total_size):
+    """Write the sums of a block's tiles into its row."""
+    tl.store(row, tl.sum(penalized, 0).to(tl.float64))
+    tl.store(row + 1, tl.sum(opposing, 0).to(tl.float64))
+    tl.store(row + 2, tl.sum(flipped, 0).to(tl.float64))
+    tl.store(row + 3, tl.sum(nonfinite, 0).to(tl.float64))
+    tl.store(row + 4, tl.sum(opposing_size.to(tl.float64), 0))
+    tl.store(row + 5, tl.sum(total_size.to(tl.float64), 0))
+
+
+@triton.jit
 def count(
     befores,
     afters,
@@ -55,7 +83,6 @@ def count(
         size = tl.multiple_of(size, 16)
     tensor = tl.load(tensors + k)
     c = tl.load(factors + tensor).to(WIDE)
-    half = c / 2
     penalized = tl.zeros((TILE,), tl.int32)
     opposing = tl.zeros((TILE,), tl.int32)
     flipped = tl.zeros((TILE,), tl.int32)
@@ -78,24 +105,11 @@ def count(
             x = (y + moved) * tl.load(moves + 4 * tensor + 3)
             still = (tl.abs(x) <= 1e-6 * tl.abs(moved)) & (tl.abs(moved) < float("inf"))
             x = tl.where(still, 0.0, x)
-        finite = (tl.abs(x) < float("inf")) & (tl.abs(y) < float("inf"))
-        old = tl.where(finite, tl.abs(x), 0.0)
-        new = tl.abs(y)
-        across = (((x < 0) & (y > 0)) | ((x > 0) & (y < 0))) & finite
-        opposes = across & (new > half * old)
-        penalized += (old != 0).to(tl.int32)
-        opposing += opposes.to(tl.int32)
-        flipped += (across & (new > c * old)).to(tl.int32)
-        nonfinite += 1 - finite.to(tl.int32)
-        opposing_size += tl.where(opposes, old, 0.0)
-        total_size += old
+        penalized, opposing, flipped, nonfinite, opposing_size, total_size = seen(
+            x, y, c, penalized, opposing, flipped, nonfinite, opposing_size, total_size
+        )
     row = found + 8 * k
-    tl.store(row, tl.sum(penalized, 0).to(tl.float64))
-    tl.store(row + 1, tl.sum(opposing, 0).to(tl.float64))
-    tl.store(row + 2, tl.sum(flipped, 0).to(tl.float64))
-    tl.store(row + 3, tl.sum(nonfinite, 0).to(tl.float64))
-    tl.store(row + 4, tl.sum(opposing_size.to(tl.float64), 0))
-    tl.store(row + 5, tl.sum(total_size.to(tl.float64), 0))
+    store(row, penalized, opposing, flipped, nonfinite, opposing_size, total_size)
 
 
 @triton.jit
