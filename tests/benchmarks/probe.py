@@ -14,8 +14,13 @@ from wd_probe.probe import _remove
 KEPT = ("whole", "half", "nothing")
 
 
+def side_of(name):
+    """The images' side: 32, or what is next below it and in whole patches."""
+    return 28 if "patch14" in name else 32
+
+
 def built(name):
-    size = {"img_size": 32} if name.startswith(("vit", "swin")) else {}
+    size = {"img_size": side_of(name)} if name.startswith(("vit", "swin")) else {}
     return timm.create_model(name, num_classes=10, **size)
 
 
@@ -78,11 +83,17 @@ def floor(name, rounds, device):
 class Step:
     """A training step, with any instrument attached for as long as one call."""
 
-    def __init__(self, name, batch, device):
+    def __init__(self, name, batch, device, momentum=None):
         torch.manual_seed(0)
         self.model = built(name).to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0.01)
-        self.images = torch.randn(batch, 3, 32, 32, device=device)
+        weights = self.model.parameters()
+        if momentum is None:
+            self.optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.01)
+        else:
+            self.optimizer = torch.optim.SGD(weights, lr=1e-3, momentum=momentum)
+            self.decay = WeightDecay(self.model, self.optimizer, "wd", rate=0.01)
+        side = side_of(name)
+        self.images = torch.randn(batch, 3, side, side, device=device)
         self.labels = torch.randint(0, 10, (batch,), device=device)
 
     def __call__(self):
@@ -120,11 +131,24 @@ def steps(names, batches, rounds, device):
            *(f"keep {kept}" for kept in KEPT))  # fmt: skip
     for name in names:
         for batch in batches:
-            step = Step(name, batch, device)
-            sides = {"plain": step, **{kept: step.probed(keep=kept) for kept in KEPT}}
-            times = alternate(sides, rounds, device, warm_up=2)
-            row(f"{name}, batch {batch}", f"{milliseconds(times, 'plain'):.0f}",
-                *(f"{ratio(times, kept, 'plain'):.3f}" for kept in KEPT))  # fmt: skip
+            timed_step(f"{name}, batch {batch}", Step(name, batch, device), rounds, device)
+
+
+def timed_step(title, step, rounds, device):
+    sides = {"plain": step, **{kept: step.probed(keep=kept) for kept in KEPT}}
+    times = alternate(sides, rounds, device, warm_up=2)
+    row(title, f"{milliseconds(times, 'plain'):.0f}",
+        *(f"{ratio(times, kept, 'plain'):.3f}" for kept in KEPT))  # fmt: skip
+
+
+def large(rounds, device):
+    """A model of 1.0 B weights; by SGD with momentum, since Adam's state and a copy are 20 GB."""
+    name, batch = "vit_giant_patch14_224", 4
+    header("training step at 28×28, SGD with momentum, wd", "plain, ms",
+           *(f"keep {kept}" for kept in KEPT))  # fmt: skip
+    step = Step(name, batch, device, momentum=0.9)
+    weights = sum(p.numel() for p in step.model.parameters())
+    timed_step(f"{name}, {weights / 1e9:.2f} B, batch {batch}", step, rounds, device)
 
 
 def exactness(epochs, device):
@@ -225,8 +249,7 @@ class Tensors(nn.Module):
 
 
 def growth(rounds, device, quick=False):
-    header("optimizer step alone, AdamW fused", "weights", "tensors", "step, ms", "probe, ms",
-           "probe, ns a weight")  # fmt: skip
+    header("AdamW's step alone, fused", "weights", "step, ms", "probe, ms", "probe, ns a weight")
     shapes = [(1, 1_000_000), (10, 1_000_000), (100, 1_000_000), (100, 10_000), (1000, 10_000),
               (5000, 1_000)]  # fmt: skip
     for count, size in shapes[:2] + shapes[3:4] if quick else shapes:
@@ -243,8 +266,9 @@ def growth(rounds, device, quick=False):
 
         times = alternate({"plain": optimizer.step, "probed": probed}, rounds, device)
         more = milliseconds(times, "probed") - milliseconds(times, "plain")
-        row("", f"{count * size / 1e6:.0f} M", f"{count:,}", f"{milliseconds(times, 'plain'):.1f}",
-            f"{more:.1f}", f"{1e6 * more / (count * size):.2f}")  # fmt: skip
+        row(f"{count:,} tensors of {size:,}", f"{count * size / 1e6:.0f} M",
+            f"{milliseconds(times, 'plain'):.1f}", f"{more:.1f}",
+            f"{1e6 * more / (count * size):.2f}")  # fmt: skip
 
 
 def every(name, batch, rounds, device):
@@ -269,52 +293,3 @@ def every(name, batch, rounds, device):
     times = alternate(sides, rounds, device, warm_up=1)
     for title in probes:
         row(title, f"{ratio(times, title, 'plain'):.3f}")
-
-
-# --- inside the step ------------------------------------------------------------------------------
-
-
-def inside(weights, rounds, device):
-    """AdamW compiled with and without counting in the same pass, on one flat tensor."""
-    theta, m, v = (torch.rand(weights, device=device) for _ in range(3))
-    g, kept = torch.randn(weights, device=device), torch.empty(weights, device=device)
-    lr, decay = 1e-4, 0.01
-
-    def moved(theta, m, v):
-        m = m.lerp(g, 0.1)
-        v = v * 0.999 + 0.001 * g * g
-        return theta * (1 - lr * decay) - lr * m / (v.sqrt() + 1e-8), m, v
-
-    def update(theta, m, v):
-        after, m_new, v_new = moved(theta, m, v)
-        theta.copy_(after)
-        m.copy_(m_new)
-        v.copy_(v_new)
-
-    def update_and_count(theta, m, v):
-        after, m_new, v_new = moved(theta, m, v)
-        size = theta.abs()
-        opposes = ((theta < 0) != (after < 0)) & (after.abs() > lr * decay / 2 * size)
-        found = torch.stack([
-            (theta != 0).sum().float(), opposes.sum().float(), size.sum(), (size * opposes).sum()
-        ])  # fmt: skip
-        theta.copy_(after)
-        m.copy_(m_new)
-        v.copy_(v_new)
-        return found
-
-    def beside(theta, m, v):
-        kernel.copy_all([kept], [theta])
-        plain(theta, m, v)
-        kernel.tally_all([(kept, theta, lr * decay)])
-
-    plain, counting = torch.compile(update), torch.compile(update_and_count)
-    sides = {
-        "compiled step": lambda: plain(theta, m, v),
-        "step, probe beside it": lambda: beside(theta, m, v),
-        "step that counts": lambda: counting(theta, m, v),
-    }
-    times = alternate(sides, rounds, device)
-    header(f"AdamW compiled, {weights / 1e6:.0f} M weights in one tensor", "ms", "ratio")
-    for side in sides:
-        row(side, f"{milliseconds(times, side):.1f}", f"{ratio(times, side, 'compiled step'):.2f}")

@@ -1,22 +1,23 @@
-"""Training throughput: `wdprobe train`'s loop against timm's own, on the same model and images.
+"""Training: what methods cost, the pace beside timm's loop, what quickens it, models in a stack.
 
-timm's side is what its train.py does without a GPU: `create_loader` with two workers decoding and
-augmenting PIL images, its optimizer, forward, loss, backward, step. Ours keeps the images on the
-device. On a GPU each further choice is measured on top of the last: bf16, channels-last, compile.
+timm's side is what its train.py does: `create_loader` with two workers decoding and augmenting PIL
+images, its optimizer, forward, loss, backward, step. Ours keeps the images on the device. Each
+further choice is measured on top of the last.
 """
 
-import statistics
-import time
-
+import timm
 import timm.data
 import torch
 from PIL import Image
 from timm.optim import create_optimizer_v2
+from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn import functional as F
 
+from tests.benchmarks.timing import alternate, header, milliseconds, ratio, row
+from wd_probe import WeightDecay
 from wd_probe.experiments.data import HeldBatches
 from wd_probe.experiments.models import create_model
-from wd_probe.experiments.training import Trainer, create_optimizer
+from wd_probe.experiments.training import Trainer
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -62,7 +63,10 @@ def timms(name, images, labels, batch, device):
     return epoch
 
 
-def ours(name, images, labels, batch, device, *, amp=False, channels_last=False, compiled=False):
+def ours(
+    name, images, labels, batch, device, *, amp=False, channels_last=False, fused=False,
+    compiled=False, mode=None, compiled_step=False,
+):  # fmt: skip
     data = HeldBatches(
         images, labels, batch, device=device, hflip=0.5, channels_last=channels_last,
         generator=torch.Generator().manual_seed(0),
@@ -70,8 +74,10 @@ def ours(name, images, labels, batch, device, *, amp=False, channels_last=False,
     model = create_model(name, num_classes=10, img_size=32).to(device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
-    called = torch.compile(model) if compiled else model
-    optimizer = create_optimizer(model, "adam", lr=1e-3, weight_decay=0.0, momentum=0.9)
+    called = torch.compile(model, mode=mode) if compiled else model
+    optimizer = create_optimizer_v2(model, "adam", lr=1e-3, fused=fused)
+    if compiled_step:
+        optimizer.step = torch.compile(optimizer.step)
     trainer = Trainer(called, optimizer, data, amp_dtype=torch.bfloat16 if amp else None)
 
     def epoch():
@@ -80,31 +86,113 @@ def ours(name, images, labels, batch, device, *, amp=False, channels_last=False,
     return epoch
 
 
-def throughput(name, batch, rounds, device):
-    """Images per second of each side, round by round, the sides taking turns."""
-    images, labels = pictures(16 * batch if device.type == "cpu" else 64 * batch)
-    given = (name, images, labels, batch, device)
-    sides = {"timm's loop": timms(*given), "wdprobe train": ours(*given)}
+def sides(device, quick):
+    """What is tried beside `wdprobe train`, each on top of the last."""
+    added = {"+ fused optimizer": {"fused": True}}
     if device.type == "cuda":
-        sides["+ bf16"] = ours(*given, amp=True)
-        sides["+ channels-last"] = ours(*given, amp=True, channels_last=True)
-        sides["+ compile"] = ours(*given, amp=True, channels_last=True, compiled=True)
-    found = {side: [] for side in sides}
-    for number in range(rounds + 1):
-        for side, epoch in sides.items():
-            begun = time.perf_counter()
-            seen = epoch()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if number:  # the first starts workers and compiles
-                found[side].append(seen / (time.perf_counter() - begun))
+        added |= {
+            "+ bf16": {"amp": True},
+            "+ channels-last": {"channels_last": True},
+            "+ compile": {"compiled": True},
+            "+ compiled optimizer": {"compiled_step": True, "fused": False},
+            "fused again, CUDA graphs": {
+                "compiled_step": False, "fused": True, "mode": "reduce-overhead"
+            },
+        }  # fmt: skip
+    elif not quick:
+        added |= {
+            "+ compile": {"compiled": True},
+            "+ compiled optimizer": {"compiled_step": True, "fused": False},
+        }
+    together, found = {}, {}
+    for title, options in added.items():
+        together |= options
+        found[title] = dict(together)
     return found
 
 
-def report(name, batch, rounds, device):
-    """Print the table."""
-    found = throughput(name, batch, rounds, device)
-    print(f"\n| training {name}, 32×32, batch {batch} | images/s | of timm's |\n|---|---|---|")
-    for side, paces in found.items():
-        ratio = statistics.median(a / b for a, b in zip(paces, found["timm's loop"], strict=True))
-        print(f"| {side} | {statistics.median(paces):.0f} | {ratio:.2f} |")
+def throughput(name, batch, rounds, device, quick):
+    """Seconds of an epoch of each side, round by round, the sides taking turns."""
+    images, labels = pictures((16 if device.type == "cpu" else 64) * batch)
+    given = (name, images, labels, batch, device)
+    epochs = {"timm's loop": timms(*given), "wdprobe train": ours(*given)}
+    for title, options in sides(device, quick).items():
+        epochs[title] = ours(*given, **options)
+    seen = {title: epoch() for title, epoch in epochs.items()}  # starts workers and compiles
+    return alternate(epochs, rounds, device, warm_up=1), seen
+
+
+def report(name, batch, rounds, device, quick):
+    """Print the tables."""
+    times, seen = throughput(name, batch, rounds, device, quick)
+    header(f"training {name}, 32×32, batch {batch}", "images/s", "of timm's")
+    for side in times:
+        pace = 1e3 * seen[side] / milliseconds(times, side)
+        share = 1 / ratio(times, side, "timm's loop")
+        row(side, f"{pace:.0f}", f"{share:.2f}")
+    stack(name, batch, 2 if quick else 4 if device.type == "cpu" else 16, rounds, device)
+
+
+def stack(name, batch, count, rounds, device):
+    """Training steps of several models one after another, and of all in one under `torch.func`."""
+    models = [create_model(name, num_classes=10, img_size=32).to(device) for _ in range(count)]
+    images = torch.randn(count, batch, 3, 32, 32, device=device)
+    labels = torch.randint(0, 10, (count, batch), device=device)
+    weights, buffers = stack_module_state(models)
+    optimizer = torch.optim.Adam(weights.values(), lr=1e-3, fused=True)
+    each = [torch.optim.Adam(model.parameters(), lr=1e-3, fused=True) for model in models]
+
+    def loss(weights, buffers, images, labels):
+        return F.cross_entropy(functional_call(models[0], (weights, buffers), (images,)), labels)
+
+    gradients = vmap(grad(loss), randomness="different")
+
+    def stacked():
+        for key, gradient in gradients(weights, buffers, images, labels).items():
+            weights[key].grad = gradient
+        optimizer.step()
+
+    def in_turn():
+        for k, model in enumerate(models):
+            F.cross_entropy(model(images[k]), labels[k]).backward()
+            each[k].step()
+            each[k].zero_grad()
+
+    times = alternate({"in turn": in_turn, "stacked": stacked}, rounds, device)
+    header(f"a step of {count} models {name}, batch {batch} each", "ms", "ratio")
+    row("in turn", f"{milliseconds(times, 'in turn'):.0f}", "")
+    row("stacked under torch.func", f"{milliseconds(times, 'stacked'):.0f}",
+        f"{ratio(times, 'stacked', 'in turn'):.2f}")  # fmt: skip
+
+
+def method_cost(model_name, batch_size, rounds, device):
+    """A training step by each method against the same step with AdamW's own decay."""
+
+    def side(method):
+        torch.manual_seed(0)
+        model = timm.create_model(model_name, num_classes=10).to(device)
+        own = method == "adamw"
+        kind = torch.optim.AdamW if own else torch.optim.Adam
+        optimizer = kind(model.parameters(), lr=1e-4, weight_decay=0.01 if own else 0.0)
+        if not own:
+            WeightDecay(model, optimizer, method, rate=0.01)
+
+        def step():
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    images = torch.randn(batch_size, 3, 32, 32, device=device)
+    labels = torch.randint(0, 10, (batch_size,), device=device)
+    names = ("adamw", "baseline", "l2", "wd", "rwd", "pwd", "lpwd")
+    return alternate({name: side(name) for name in names}, rounds, device)
+
+
+def methods(model_name, batch_size, rounds, device):
+    times = method_cost(model_name, batch_size, rounds, device)
+    print(f"\n| training step, {model_name}, batch {batch_size} | ms | of AdamW's |\n|---|---|---|")
+    for name in times:
+        title = "AdamW, its own decay" if name == "adamw" else f"Adam, {name}"
+        print(f"| {title} | {milliseconds(times, name):.0f} | {ratio(times, name, 'adamw'):.3f} |")

@@ -1,0 +1,82 @@
+"""Counting in the same kernel as the update: it moves no further bytes. Does it pay?"""
+
+import torch
+
+from tests.benchmarks.timing import alternate, header, milliseconds, ratio, row
+from wd_probe import kernel
+
+
+def compiled_sides(weights, device):
+    """An AdamW step that `torch.compile` makes: alone, with the probe beside it, and counting."""
+    theta, m, v = (torch.rand(weights, device=device) for _ in range(3))
+    g, kept = torch.randn(weights, device=device), torch.empty(weights, device=device)
+    lr, decay = 1e-4, 0.01
+
+    def moved(theta, m, v):
+        m = m.lerp(g, 0.1)
+        v = v * 0.999 + 0.001 * g * g
+        return theta * (1 - lr * decay) - lr * m / (v.sqrt() + 1e-8), m, v
+
+    def update(theta, m, v):
+        after, m_new, v_new = moved(theta, m, v)
+        theta.copy_(after)
+        m.copy_(m_new)
+        v.copy_(v_new)
+
+    def update_and_count(theta, m, v):
+        after, m_new, v_new = moved(theta, m, v)
+        size = theta.abs()
+        opposes = ((theta < 0) != (after < 0)) & (after.abs() > lr * decay / 2 * size)
+        found = torch.stack([
+            (theta != 0).sum().float(), opposes.sum().float(), size.sum(), (size * opposes).sum()
+        ])  # fmt: skip
+        theta.copy_(after)
+        m.copy_(m_new)
+        v.copy_(v_new)
+        return found
+
+    def beside(theta, m, v):
+        kernel.copy_all([kept], [theta])
+        plain(theta, m, v)
+        kernel.tally_all([(kept, theta, lr * decay)])
+
+    plain, counting = torch.compile(update), torch.compile(update_and_count)
+    return {
+        "compiled step": lambda: plain(theta, m, v),
+        "step, probe beside it": lambda: beside(theta, m, v),
+        "step that counts": lambda: counting(theta, m, v),
+    }
+
+
+def triton_sides(weights, device):
+    """The same of an AdamW in Triton, and torch's fused one."""
+    from tests.benchmarks.triton_adamw import AdamW
+
+    theta = torch.randn(weights, device=device)
+    theta.grad = torch.randn_like(theta)
+    kept = torch.empty_like(theta)
+    plain, counting = (AdamW(theta, 1e-4, 0.01, count) for count in (False, True))
+    fused = torch.optim.AdamW([theta], lr=1e-4, weight_decay=0.01, fused=True)
+
+    def beside():
+        kernel.copy_all([kept], [theta])
+        plain.step()
+        kernel.tally_all([(kept, theta, 1e-6)])
+
+    return {
+        "torch's fused step": fused.step,
+        "Triton step": plain.step,
+        "Triton step, probe beside it": beside,
+        "Triton step that counts": counting.step,
+    }
+
+
+def report(weights, rounds, device):
+    """Print the table."""
+    sides = compiled_sides(weights, device)
+    sides |= triton_sides(weights, device) if device.type == "cuda" else {}
+    times = alternate(sides, rounds, device)
+    header(f"AdamW, {weights / 1e6:.0f} M weights in one tensor", "ms", "ratio")
+    for side in sides:
+        base = "Triton step" if "Triton" in side else "compiled step"
+        row(side, f"{milliseconds(times, side):.1f}", f"{ratio(times, side, base):.2f}")
