@@ -114,6 +114,15 @@ TrainSamples = Annotated[
     int | None, typer.Option(help="Train on so many images.", rich_help_panel=_DATA)
 ]
 Opt = Annotated[str, typer.Option(help="A timm optimizer.", rich_help_panel=_TRAINING)]
+OptKwargs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--opt-kwargs",
+        help="key=value for the optimizer, such as fused=True; repeatable.",
+        rich_help_panel=_TRAINING,
+        show_default=False,
+    ),
+]
 Lr = Annotated[
     float | None,
     typer.Option(

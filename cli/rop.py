@@ -16,6 +16,7 @@ def rop(
     dataset_download: o.DatasetDownload = False,
     hflip: o.Hflip = None,
     opt: o.Opt = "adamw",
+    opt_kwargs: o.OptKwargs = None,
     lr: o.Lr = None,
     weight_decay: o.WeightDecay = 0.01,
     momentum: o.Momentum = 0.9,

@@ -44,6 +44,7 @@ def sweep(
     hflip: o.Hflip = None,
     val_split: o.ValSplit = 0.0,
     train_samples: o.TrainSamples = None,
+    opt_kwargs: o.OptKwargs = None,
     momentum: o.Momentum = 0.9,
     scale: o.LayerScale = None,
     convention: o.ConventionOption = o.Convention.lr_rate,
@@ -93,9 +94,11 @@ def sweep(
     render.show_warnings()
     with render.loading():
         from wd_probe.experiments import best, gridfile
+        from wd_probe.experiments.options import keywords
         from wd_probe.experiments.runs import dumps
         from wd_probe.experiments.sweeps import sweep as run
 
+    given["opt_kwargs"] = keywords(opt_kwargs or ())
     values = _values(ctx, given, gridfile.read_grid(file) if file else {})
     plan = gridfile.Plan.of(values)
     cells = plan.cells(consent=yes)

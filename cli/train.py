@@ -20,6 +20,7 @@ def train(
     val_split: o.ValSplit = 0.0,
     train_samples: o.TrainSamples = None,
     opt: o.Opt = "adam",
+    opt_kwargs: o.OptKwargs = None,
     lr: o.Lr = None,
     weight_decay: o.WeightDecay = 0.01,
     momentum: o.Momentum = 0.9,

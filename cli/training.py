@@ -53,11 +53,12 @@ def run(command: str, ctx: typer.Context, given: dict[str, Any]) -> None:
 
 def _options(command: str, ctx: typer.Context, given: dict[str, Any]) -> Any:
     from wd_probe.errors import InputError
-    from wd_probe.experiments.options import TrainOptions
+    from wd_probe.experiments.options import TrainOptions, keywords
 
     run: Path | None = given["resume"]
     if run is None:
         chosen = {name: value for name, value in given.items() if name not in ("resume", "json")}
+        chosen["opt_kwargs"] = keywords(chosen["opt_kwargs"] or ())
         return TrainOptions(command=command, **chosen)
     from wd_probe.experiments.resume import options_of
 

@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 import torch
@@ -19,3 +20,23 @@ def _seeded():
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def wdprobe(capsys, monkeypatch, tmp_path):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+    from wd_probe.cli import main as cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["wdprobe", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -11,27 +11,11 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from wd_probe.cli import main as cli
+
+from wd_probe.experiments.options import TrainOptions
+from wd_probe.experiments.train import prepare
 
 FAST = ["--model", "test_convnext", "--batch-size", "32"]
-
-
-@pytest.fixture
-def wdprobe(capsys, monkeypatch, tmp_path):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["wdprobe", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def rows(path):
@@ -105,6 +89,7 @@ def test_a_seeded_cpu_run_repeats_exactly(wdprobe, tmp_path):
         ["--amp", "--channels-last"],
         ["--amp", "--amp-dtype", "float16"],
         ["--model", "test_vit", "--opt", "lookahead_adamw"],
+        ["--opt-kwargs", "fused=True", "--opt-kwargs", "betas=(0.8, 0.9)"],
     ],
 )
 def test_ways_to_run(wdprobe, options):
@@ -113,6 +98,16 @@ def test_ways_to_run(wdprobe, options):
     result = json.loads(out)
     assert result["rate"]["mean"] is not None
     assert result["measured_steps"] == (3 if "--every" in options else 5)
+
+
+def test_more_options_of_the_optimizer(wdprobe, tmp_path):
+    more = ["--opt-kwargs", "fused=True", "--opt-kwargs", "betas=(0.8, 0.9)"]
+    assert wdprobe("train", *FAST, *more, "--steps", 1, "--output", "run")[0] == 0
+    text = json.loads((tmp_path / "run/config.json").read_text())["opt_kwargs"]
+    assert text == "fused=True betas=(0.8,0.9)"
+    trained = prepare(TrainOptions(model="test_convnext", opt_kwargs=text))
+    group = trained.optimizer.param_groups[0]
+    assert (group["fused"], group["betas"]) == (True, (0.8, 0.9))
 
 
 @pytest.mark.parametrize("method", ["l1", "l2", "rwd", "pwd", "lpwd"])
@@ -231,6 +226,10 @@ ROP = ["rop", *FAST, "--steps", "1"]
 #: What was wrong: the arguments, what the one line says, the exit code.
 BAD = {
     "model": ([*ROP, "--model", "convnext_tinny"], "unknown model 'convnext_tinny'; did you mean convnext_tiny", 2),  # noqa: E501
+    "no pair": ([*ROP, "--opt-kwargs", "fused"], "--opt-kwargs wants key=value, got 'fused'", 2),
+    "no such argument": (
+        [*ROP, "--opt-kwargs", "speed=9"], "timm cannot build the optimizer adamw: ", 2
+    ),
     "opt": ([*ROP, "--opt", "adammw"], "unknown optimizer 'adammw'; did you mean", 2),
     "dataset": ([*ROP, "--dataset", "cifar10"], "unknown dataset 'cifar10'; did you mean digits, folder or torch/cifar10", 2),  # noqa: E501
     "torch dataset": ([*ROP, "--dataset", "torch/nothing"], "timm knows no dataset 'torch/nothing'", 2),  # noqa: E501

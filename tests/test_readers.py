@@ -22,7 +22,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from wd_probe.cli import render
 
-from tests.test_cli import wdprobe  # noqa: F401
 from tests.test_experiments import Silent, open_data, write_idx
 from wd_probe import InputError, WdProbeWarning
 from wd_probe.dashboard import serve
@@ -365,7 +364,7 @@ ASKED = {
 
 
 @pytest.mark.parametrize("case", ASKED)
-def test_a_runs_config_is_not_followed_out_of_its_folder(made, copy, wdprobe, case, monkeypatch):  # noqa: F811
+def test_a_runs_config_is_not_followed_out_of_its_folder(made, copy, wdprobe, case, monkeypatch):
     folder, (change, told) = copy("run"), ASKED[case]
     shutil.copy(made / "run/model.safetensors", folder)
     config = json.loads((folder / "config.json").read_text())
@@ -656,7 +655,7 @@ def test_the_dashboard_reads_event_files_only(tmp_path):
     assert "projector" not in listed
 
 
-def test_a_folder_with_a_strange_name(wdprobe, tmp_path):  # noqa: F811
+def test_a_folder_with_a_strange_name(wdprobe, tmp_path):
     folder = tmp_path / os.fsdecode(b"a\x1b[2J\n\xff[red]")
     folder.mkdir()
     (folder / "config.json").write_text("[]")

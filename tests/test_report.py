@@ -12,7 +12,6 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from tests.test_cli import wdprobe  # noqa: F401
 from wd_probe import InputError, WdProbeWarning, figures
 from wd_probe.experiments import page, sweeps, zeroshot
 from wd_probe.experiments.options import TrainOptions
@@ -368,7 +367,7 @@ def test_maps_mark_the_best_and_what_came_to_nothing():
     assert [t.get_text() for t in axes.get_yticklabels()] == ["0.2", "0.1"]
 
 
-def test_the_command(wdprobe, folders, copy, tmp_path):  # noqa: F811
+def test_the_command(wdprobe, folders, copy, tmp_path):
     run = copy("one")
     code, out, _ = wdprobe("report", run)
     assert (code, out) == (0, f"Report: {run / 'report.html'}\n")
@@ -383,7 +382,7 @@ def test_the_command(wdprobe, folders, copy, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_nothing_to_report_is_one_line(wdprobe, tmp_path, several):  # noqa: F811
+def test_nothing_to_report_is_one_line(wdprobe, tmp_path, several):
     (tmp_path / "empty").mkdir()
     code, out, err = wdprobe("report", "empty", *(["missing"] if several else []))
     assert (code, out) == (2, "")

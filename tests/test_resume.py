@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wd_probe.cli import main as cli
 
 from wd_probe import WdProbeWarning
 from wd_probe.experiments import data, recovery, runs, sweeps
@@ -272,6 +271,7 @@ def trained(tmp_path, monkeypatch):
     [
         {"amp": True, "amp_dtype": "float16", "method": "lpwd", "opt": "momentum"},
         {"opt": "lookahead_adamw", "method": "rwd", "channels_last": True, "both_moments": True},
+        {"opt_kwargs": "fused=True amsgrad=True", "every": 0},
         pytest.param({"torchcompile": True}, marks=pytest.mark.slow),
     ],
 )
@@ -317,16 +317,6 @@ def stopped(tmp_path_factory):
 def run(stopped, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(stopped, "run"))
-
-
-def wdprobe(capsys, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["wdprobe", *map(str, arguments)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = end.code or 0
-    return code, *capsys.readouterr()
 
 
 def change(path, **values):
@@ -386,11 +376,11 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("message", SPOILT)
-def test_what_cannot_be_gone_on_with_is_refused_and_left_alone(run, capsys, monkeypatch, message):
+def test_what_cannot_be_gone_on_with_is_refused_and_left_alone(run, wdprobe, message):
     Path("victim").write_text("whole")
     SPOILT[message](run)
     before = {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()}
-    code, out, err = wdprobe(capsys, monkeypatch, "train", "--resume", run)
+    code, out, err = wdprobe("train", "--resume", run)
     assert (code, out) == (2, "")
     assert f"wdprobe: error: {message}" in err
     assert "Traceback" not in err
@@ -398,17 +388,15 @@ def test_what_cannot_be_gone_on_with_is_refused_and_left_alone(run, capsys, monk
     assert not Path("executed").exists()
 
 
-def test_another_option_beside_resume_is_refused(run, capsys, monkeypatch):
-    code, _, err = wdprobe(
-        capsys, monkeypatch, "train", "--resume", run, "--device", "cpu", "--lr", 1, "--amp"
-    )
+def test_another_option_beside_resume_is_refused(run, wdprobe):
+    code, _, err = wdprobe("train", "--resume", run, "--device", "cpu", "--lr", 1, "--amp")
     assert code == 2
     assert "--resume takes every option from run/config.json; leave out --lr, --amp" in err
 
 
-def test_one_process_at_a_time(run, capsys, monkeypatch):
+def test_one_process_at_a_time(run, wdprobe):
     held = runs.lock(run)
-    code, _, err = wdprobe(capsys, monkeypatch, "train", "--resume", run)
+    code, _, err = wdprobe("train", "--resume", run)
     assert code == 2
     assert "another process is writing to run; let it end first" in err
     seen, told = os.pipe()
@@ -426,14 +414,14 @@ def test_one_process_at_a_time(run, capsys, monkeypatch):
         os.waitpid(child, 0)
 
 
-def test_a_run_that_was_never_saved_begins_anew(run, capsys, monkeypatch):
+def test_a_run_that_was_never_saved_begins_anew(run, wdprobe):
     (run / "recovery.pt").unlink()
-    assert wdprobe(capsys, monkeypatch, "train", "--resume", run)[0] == 0
+    assert wdprobe("train", "--resume", run)[0] == 0
     train(replace(BASE, output=Path("whole")), Listener())
     assert_same(run, Path("whole"))
 
 
-def test_an_interrupted_run_says_how_it_goes_on(run, capsys, monkeypatch):
+def test_an_interrupted_run_says_how_it_goes_on(run, wdprobe, monkeypatch):
     train(replace(BASE, output=Path("whole")), Listener())
 
     class Interrupting(Listener):
@@ -443,13 +431,13 @@ def test_an_interrupted_run_says_how_it_goes_on(run, capsys, monkeypatch):
     told = "wd_probe.cli.render.TrainingProgress.stepped"
     with monkeypatch.context() as patch:
         patch.setattr(told, Interrupting.stepped)
-        code, _, err = wdprobe(capsys, monkeypatch, "train", "--resume", run)
+        code, _, err = wdprobe("train", "--resume", run)
     assert code == 1
     assert "interrupted after step 5; what was measured is kept, and " in err
     assert "`wdprobe train --resume run` goes on" in err
     assert (run / "model.safetensors").exists()
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
-    assert wdprobe(capsys, monkeypatch, "train", "--resume", run)[0] == 0
+    assert wdprobe("train", "--resume", run)[0] == 0
     assert_same(run, Path("whole"))
 
 

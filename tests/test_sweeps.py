@@ -1,4 +1,3 @@
-import csv
 import json
 import os
 import re
@@ -17,8 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wd_probe.cli import main as cli
 
+from tests.test_cli import rows
 from wd_probe import InputError, RunError
 from wd_probe.experiments import best, gridfile, sweeps
 from wd_probe.experiments.ledger import Ledger
@@ -70,29 +69,6 @@ def quick_train(options, listener):
 def quick(monkeypatch):
     monkeypatch.setattr(sweeps, "train", quick_train)
     monkeypatch.setattr(sweeps, "prepare", lambda options: None)
-
-
-@pytest.fixture
-def wdprobe(capsys, monkeypatch, tmp_path):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["wdprobe", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-def table(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def stamps(folder):
@@ -190,7 +166,7 @@ def test_a_sweep_end_to_end(wdprobe, tmp_path):
     assert result["chosen_by"] == "test top-1"
     (row,) = result["best"]
     assert (row["lr"], row["seeds"], row["diverged"], row["tried"]) == (1e-3, 2, 0, 2)
-    listed = table(folder / "cells.csv")
+    listed = rows(folder / "cells.csv")
     assert [r["cell"] for r in listed] == [p["cell"] for p in result["cells"]]
     assert {r["cell"] for r in listed} == {p.name for p in (folder / "cells").iterdir()}
     assert [r["status"] for r in listed] == ["finished", "finished", "diverged", "diverged"]
@@ -265,6 +241,13 @@ def test_a_grid_from_a_file_gives_way_to_the_command_line(wdprobe, tmp_path, nam
     assert record["options"]["steps"] == 2
 
 
+def test_more_options_of_the_optimizer_are_an_axis_too():
+    plan = gridfile.Plan.of({"method": "wd", "opt_kwargs": ["", "fused=True"]})
+    plain, fused = plan.cells(consent=False)
+    assert (plain.options.opt_kwargs, fused.options.opt_kwargs) == ("", "fused=True")
+    assert plain.name != fused.name
+
+
 # --- killed, failed, diverged ---------------------------------------------------------------------
 
 KILLED = """
@@ -324,8 +307,8 @@ def test_a_killed_sweep_goes_on_at_the_broken_cell(tmp_path, monkeypatch):
         assert told.started == [cell.name for cell in cells[2:]]
         assert [stamps(path) for path in done] == before
         assert len(summaries) == 5
-        assert [r["cell"] for r in table(folder / "cells.csv")] == [c.name for c in cells]
-        assert {r["status"] for r in table(folder / "cells.csv")} == {"finished"}
+        assert [r["cell"] for r in rows(folder / "cells.csv")] == [c.name for c in cells]
+        assert {r["status"] for r in rows(folder / "cells.csv")} == {"finished"}
         assert len(list(folder.glob("cells/*/model.safetensors"))) == 5
 
 
@@ -365,7 +348,7 @@ def test_a_real_sweep_is_stopped_in_mid_cell_and_goes_on(tmp_path, wdprobe, numb
     if number == signal.SIGTERM:
         assert process.returncode == 1
         assert "interrupted: 1 of 2 cells are in s; the same command goes on with the rest" in err
-        assert [r["status"] for r in table(tmp_path / "s/cells.csv")] in (
+        assert [r["status"] for r in rows(tmp_path / "s/cells.csv")] in (
             ["finished", "interrupted"], ["finished", "waiting"],
         )  # fmt: skip
     (first,) = (tmp_path / "s/cells").glob("*-s0-*")
@@ -391,7 +374,7 @@ def test_cells_that_fail_do_not_stop_the_others(wdprobe, tmp_path, monkeypatch):
     assert "cells: 1 failed, 2 finished" in out
     assert "1 of 3 cells failed; the same command tries again:" in err
     assert err.splitlines()[-1].endswith(": CUDA out of memory. Tried to allocate 2 GiB")
-    row = table(tmp_path / "s/cells.csv")[1]
+    row = rows(tmp_path / "s/cells.csv")[1]
     assert (row["status"], row["error"]) == (
         "failed", "CUDA out of memory. Tried to allocate 2 GiB",
     )  # fmt: skip
@@ -641,7 +624,7 @@ def test_ray_runs_the_same_cells_and_outlives_a_killed_worker(tmp_path, wdprobe)
     assert len(err.splitlines()) < 12
     configs = [json.loads(p.read_text()) for p in (tmp_path / "s/cells").glob("*/config.json")]
     assert [config["threads"] for config in configs] == [1] * 4
-    assert sorted(r["status"] for r in table(tmp_path / "s/cells.csv")) == ["finished"] * 4
+    assert sorted(r["status"] for r in rows(tmp_path / "s/cells.csv")) == ["finished"] * 4
     assert not workers(mark)
     before = stamps(tmp_path / "s/cells")
     code, _, err = wdprobe(*[a for a in RAY if a != "--ray"], *grid)

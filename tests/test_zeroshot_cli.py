@@ -1,5 +1,4 @@
 import argparse
-import csv
 import json
 
 import pytest
@@ -9,7 +8,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from tests.test_cli import wdprobe  # noqa: F401
+from tests.test_cli import rows
 from wd_probe import RunError, figures
 from wd_probe.experiments import models, runs
 from wd_probe.experiments.data import HeldBatches
@@ -54,12 +53,7 @@ class Watcher:
             raise KeyboardInterrupt
 
 
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_a_run_is_scanned(wdprobe, trained, tmp_path):  # noqa: F811
+def test_a_run_is_scanned(wdprobe, trained, tmp_path):
     code, out, err = wdprobe(
         "zeroshot", "--run", trained, *SMALL, "--by", "layer", "--by-steps", 4, "--output", "z",
         "--json",
@@ -86,7 +80,7 @@ def test_a_run_is_scanned(wdprobe, trained, tmp_path):  # noqa: F811
     assert not (run / "model.safetensors").exists()
 
 
-def test_nothing_given_trains_the_baseline_first_and_says_so(wdprobe, tmp_path):  # noqa: F811
+def test_nothing_given_trains_the_baseline_first_and_says_so(wdprobe, tmp_path):
     models_ = ["--model", "test_convnext", "--model", "test_resnet"]
     code, out, err = wdprobe(
         "zeroshot", *models_, *SMALL, "--epochs", 1, "--no-distortion", "--output", "z"
@@ -108,7 +102,7 @@ def pictures(folder, count=6):
     return folder
 
 
-def test_unlabelled_pictures_and_unreadable_ones_among_them(wdprobe, tmp_path):  # noqa: F811
+def test_unlabelled_pictures_and_unreadable_ones_among_them(wdprobe, tmp_path):
     folder = pictures(tmp_path / "photos")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:200])
@@ -276,7 +270,7 @@ def test_older_key_layouts_go_through_timms_own_filter(tmp_path):
     assert same(fresh.state_dict(), model.state_dict())
 
 
-def test_the_head_is_replaced_only_when_asked(checkpoint, wdprobe, trained):  # noqa: F811
+def test_the_head_is_replaced_only_when_asked(checkpoint, wdprobe, trained):
     _, _, folder = checkpoint
     seven = timm.create_model("test_convnext", num_classes=7).state_dict()
     save_file(seven, str(folder / "seven.safetensors"))
@@ -305,7 +299,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_gets_one_clear_line(wdprobe, tmp_path, case):  # noqa: F811
+def test_bad_input_gets_one_clear_line(wdprobe, tmp_path, case):
     state = timm.create_model("test_convnext", num_classes=10).state_dict()
     save_file(state, str(tmp_path / "ten.safetensors"))
     (tmp_path / "empty").mkdir()

@@ -12,7 +12,9 @@ _METRICS = dict.fromkeys(("top1", "loss", "agreement", "kl"), NUMBER)
 #: Of ``config.json``; see :func:`.files.read_json`.
 CONFIG: Mapping[str, Any] = {
     **dict.fromkeys(("command", "model", "dataset", "source", "data_dir", "opt", "method"), str),
-    **dict.fromkeys(("scale", "convention", "by", "layer_definition", "checkpoint"), str),
+    **dict.fromkeys(
+        ("opt_kwargs", "scale", "convention", "by", "layer_definition", "checkpoint"), str
+    ),
     **dict.fromkeys(("batch_size", "img_size", "num_classes", "seed", "epochs", "steps"), int),
     **dict.fromkeys(("weights", "train_size", "validation_size", "test_size"), int),
     **dict.fromkeys(("lr", "weight_decay", "momentum", "val_split", "hflip"), NUMBER),

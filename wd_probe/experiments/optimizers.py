@@ -1,6 +1,5 @@
 """Optimizers by name, timm's and any other's, and the audit of many of them."""
 
-import ast
 import importlib
 import inspect
 import re
@@ -16,6 +15,7 @@ from torch.optim import LBFGS, Optimizer
 
 from ..auditing import AuditReport, TensorAudit, audit
 from ..errors import InputError
+from .options import parse_options
 
 LR, WEIGHT_DECAY = 0.1, 0.01  # c = 1e-3 stands clear of rounding in float32
 
@@ -168,24 +168,6 @@ def _checked(optimizer: Optimizer) -> Optimizer:
     if isinstance(optimizer, LBFGS):
         audit(optimizer)  # says why not
     return optimizer
-
-
-def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["betas=(0.9, 0.95)", "nesterov=True"]`` as keyword arguments.
-
-    Raises:
-        InputError: one that is not ``key=value``.
-    """
-    parsed = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.isidentifier():
-            raise InputError(f"--opt-kwargs wants key=value, got {pair!r}")
-        try:
-            parsed[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            parsed[key] = value
-    return parsed
 
 
 def survey(

@@ -1,6 +1,8 @@
 """What decides a training run: the options of `wdprobe train` and `wdprobe rop`."""
 
+import ast
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,38 @@ def autocast_dtype(amp: bool, name: str) -> torch.dtype | None:
     return getattr(torch, name) if amp else None
 
 
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["betas=(0.9, 0.95)", "nesterov=True"]`` as keyword arguments.
+
+    Raises:
+        InputError: one that is not ``key=value``.
+    """
+    parsed = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise InputError(f"--opt-kwargs wants key=value, got {pair!r}")
+        try:
+            parsed[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            parsed[key] = value
+    return parsed
+
+
+def keywords(pairs: Sequence[str]) -> str:
+    """The same as one text, which ``parse_options(text.split())`` reads."""
+    parsed = parse_options(pairs).items()
+    return " ".join(f"{key}={value!r}".replace(" ", "") for key, value in parsed)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
     """Everything that decides a run; the command line's options by the same names.
 
     ``method`` is "own" for the optimizer's own ``weight_decay``, else a method of
     :class:`wd_probe.WeightDecay`. ``lr`` None takes the paper's base rate: 0.01 for SGD, else
-    0.0001. ``steps`` None trains ``epochs`` whole epochs. ``every`` 0 measures nothing.
+    0.0001. ``opt_kwargs`` are more of the optimizer's own: ``"fused=True betas=(0.9,0.95)"``.
+    ``steps`` None trains ``epochs`` whole epochs. ``every`` 0 measures nothing.
     """
 
     command: str = "train"
@@ -49,6 +76,7 @@ class TrainOptions:
     val_split: float = 0.0
     train_samples: int | None = None
     opt: str = "adamw"
+    opt_kwargs: str = ""
     lr: float | None = None
     weight_decay: float = 0.01
     momentum: float = 0.9
@@ -88,6 +116,7 @@ class TrainOptions:
         if not 0 <= self.val_split < 1:
             raise InputError(f"--val-split must be a share below 1, got {self.val_split}")
         autocast_dtype(self.amp, self.amp_dtype)
+        parse_options(self.opt_kwargs.split())
         self._check_method()
 
     def _check_method(self) -> None:

@@ -24,7 +24,7 @@ from .data import Batches, Data, load_data
 from .findings import findings
 from .journal import NOT_EVALUATED, Journal
 from .models import create_model
-from .options import ELSEWHERE, TrainOptions, autocast_dtype
+from .options import ELSEWHERE, TrainOptions, autocast_dtype, parse_options
 from .recovery import RECOVERY, Recovery, Stateful, check_resumable
 from .runs import RunFolder, default_folder, dumps, environment, read_run, run_folder
 from .training import Score, Step, Trainer, create_optimizer, evaluate, pick_device
@@ -252,6 +252,7 @@ def _optimizer(
         lr=options.learning_rate,
         weight_decay=options.weight_decay if own else 0.0,
         momentum=options.momentum,
+        **parse_options(options.opt_kwargs.split()),
     )
     chosen = decayed_parameters(model, filter_bias_and_bn=options.filter_bias_and_bn)
     if own:

@@ -74,9 +74,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def create_optimizer(
-    model: nn.Module, name: str, *, lr: float, weight_decay: float, momentum: float
+    model: nn.Module, name: str, *, lr: float, weight_decay: float, momentum: float, **more: Any
 ) -> Optimizer:
     """A timm optimizer by name, over every parameter alike (theory fact 14).
+
+    ``more`` are arguments of its own, such as ``fused=True``.
 
     Raises:
         InputError: an unknown name, or options it does not take.
@@ -97,6 +99,7 @@ def create_optimizer(
                 weight_decay=weight_decay,
                 momentum=momentum,
                 filter_bias_and_bn=False,
+                **more,
             )
         return built
     except InputError:
