@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .errors import first_line
 from .twin import HOOKS, NOT_COPIED, random_kept
 
 #: "none": weight_decay changes nothing. "l2": the gradient becomes g + λθ. "wd": exactly ηλθ is
@@ -238,7 +239,7 @@ def _tried(
             try:
                 return use(start(optimizer, group, theta))
             except Exception as error:
-                first = first or (str(error) or type(error).__name__).splitlines()[0]
+                first = first or first_line(error)
     return first
 
 

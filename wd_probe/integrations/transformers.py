@@ -5,8 +5,7 @@ from typing import Any, Self
 from torch import nn
 from torch.optim import Optimizer
 
-from ..decay import Method
-from ..layering import Layer, Layers, Scale, clean_name
+from ..layering import Layer, Layers, clean_name
 from .attached import Attached
 
 try:
@@ -44,17 +43,6 @@ class OpposingPenaltyCallback(Attached, TrainerCallback, ExportableState):
         InputError: ``every`` < 1; ``rate`` without ``method``; when training starts, whatever the
             probe and the decay refuse.
     """
-
-    def __init__(
-        self,
-        every: int = 1,
-        *,
-        method: Method | None = None,
-        rate: float = 0.0,
-        scale: Scale | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(every, method=method, rate=rate, scale=scale, **options)
 
     def add_to(self, trainer: Any) -> Self:
         """Become the trainer's first callback, ahead of the integrations that report its logs."""

@@ -64,6 +64,17 @@ void wd_probe_halve(int64_t blocks, const float *const *from, uint16_t *const *t
         halve_block((const uint32_t *)from[k], to[k], sizes[k]);
 }
 
+/* What is known of the weights before a step: themselves, their upper halves, or how far the step
+   moved them by the optimizer's state, with a second moment or without. */
+enum known { WHOLE, HALF, FIRST, SECOND };
+
+typedef struct {
+    const void *a;   /* the weights before, their upper halves, or the first moment */
+    const float *v;  /* the second moment */
+    const float *b;  /* the weights after */
+    float rate, root, eps, up;
+} source;
+
 static inline int32_t bits(float value)
 {
     int32_t integer;
@@ -71,9 +82,36 @@ static inline int32_t bits(float value)
     return integer;
 }
 
-/* One chunk in which every number is finite; returns the largest exponent pattern met, so that the
-   caller can tell whether that was true. */
-static int32_t tally_finite(const float *x, const float *y, int n, float c, double *out)
+static inline float number(int32_t integer)
+{
+    float value;
+    memcpy(&value, &integer, sizeof value);
+    return value;
+}
+
+/* Weight i before its step. Of a half it is the middle of what it may have been. Had again from the
+   state it is (b + rate * m / (sqrt(v) * root + eps)) * up, where what rounding alone may have left
+   of a zero is one. */
+static inline __attribute__((always_inline)) float before(enum known known, const source *s, int i)
+{
+    if (known == WHOLE)
+        return ((const float *)s->a)[i];
+    if (known == HALF) {
+        const uint32_t upper = ((const uint16_t *)s->a)[i];
+        return number((int32_t)((upper << 16) | (upper & 0x7fff ? 0x8000u : 0)));
+    }
+    float moved = s->rate * ((const float *)s->a)[i];
+    if (known == SECOND)
+        moved /= sqrtf(s->v[i]) * s->root + s->eps;
+    const float value = (s->b[i] + moved) * s->up;
+    const int still = (fabsf(value) <= 1e-6f * fabsf(moved)) & (fabsf(moved) <= FLT_MAX);
+    return number(bits(value) & (still - 1)); /* a branch would keep the loop from SIMD */
+}
+
+/* Counts one chunk in which every number is finite; returns the largest exponent pattern met, so
+   that the caller can tell whether that was true. */
+static inline __attribute__((always_inline)) int32_t
+tally_finite(enum known known, source s, int n, float c, double *out)
 {
     const float half = c / 2;
     int penalized = 0, opposing = 0, flipped = 0;
@@ -82,9 +120,10 @@ static int32_t tally_finite(const float *x, const float *y, int n, float c, doub
 #pragma omp simd reduction(+ : penalized, opposing, flipped, opposing_size, total_size) \
     reduction(max : top)
     for (int i = 0; i < n; i++) {
-        const float ax = fabsf(x[i]), ay = fabsf(y[i]);
+        const float x = before(known, &s, i), y = s.b[i];
+        const float ax = fabsf(x), ay = fabsf(y);
         const int32_t ix = bits(ax), iy = bits(ay);
-        const int opposes = (ax != 0) & ((bits(x[i]) ^ bits(y[i])) < 0) & (ay > half * ax);
+        const int opposes = (ax != 0) & ((bits(x) ^ bits(y)) < 0) & (ay > half * ax);
         top = ix > top ? ix : top;
         top = iy > top ? iy : top;
         penalized += ax != 0;
@@ -102,29 +141,33 @@ static int32_t tally_finite(const float *x, const float *y, int n, float c, doub
     return top;
 }
 
-/* Adds the counts of one chunk. */
-static void tally_chunk(const float *a, const float *b, int size, float c, double *out)
+/* Adds the counts of one block. */
+static inline __attribute__((always_inline)) void
+tally_block(enum known known, source s, int64_t size, float c, double *out)
 {
-    double found[FIELDS];
-    if (tally_finite(a, b, size, c, found) >= INFINITE) {
-        float x[CHUNK], y[CHUNK];
-        int bad = 0;
-        for (int i = 0; i < size; i++) {
-            const int finite = isfinite(a[i]) && isfinite(b[i]);
-            x[i] = finite ? a[i] : 0;
-            y[i] = finite ? b[i] : 0;
-            bad += !finite;
+    for (int64_t start = 0; start < size; start += CHUNK) {
+        const int n = (int)(size - start < CHUNK ? size - start : CHUNK);
+        double found[FIELDS];
+        if (tally_finite(known, s, n, c, found) >= INFINITE) {
+            float x[CHUNK], y[CHUNK];
+            int bad = 0;
+            for (int i = 0; i < n; i++) {
+                x[i] = before(known, &s, i);
+                y[i] = s.b[i];
+                if (!(isfinite(x[i]) && isfinite(y[i]))) {
+                    x[i] = y[i] = 0;
+                    bad++;
+                }
+            }
+            tally_finite(WHOLE, (source){.a = x, .b = y}, n, c, found);
+            found[3] = bad;
         }
-        tally_finite(x, y, size, c, found);
-        found[3] = bad;
+        for (int k = 0; k < FIELDS; k++)
+            out[k] += found[k];
+        s.a = (const char *)s.a + n * (known == HALF ? sizeof(uint16_t) : sizeof(float));
+        s.v += known == SECOND ? n : 0;
+        s.b += n;
     }
-    for (int k = 0; k < FIELDS; k++)
-        out[k] += found[k];
-}
-
-static inline int chunk(int64_t n, int64_t start)
-{
-    return (int)(n - start < CHUNK ? n - start : CHUNK);
 }
 
 /* For each block of weights before (a) and after (b) a step that took c*a off, adds to its row of
@@ -134,61 +177,31 @@ void wd_probe_tally(int64_t blocks, const float *const *a, const float *const *b
 {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t k = 0; k < blocks; k++)
-        for (int64_t i = 0; i < sizes[k]; i += CHUNK)
-            tally_chunk(a[k] + i, b[k] + i, chunk(sizes[k], i), c[k], out + FIELDS * k);
+        tally_block(WHOLE, (source){.a = a[k], .b = b[k]}, sizes[k], c[k], out + FIELDS * k);
 }
 
-/* The same, with the weights before as wd_probe_halve left them: read as the middle of what each
-   may have been. */
+/* The same, with the weights before as wd_probe_halve left them. */
 void wd_probe_tally_half(int64_t blocks, const uint16_t *const *a, const float *const *b,
                          const int64_t *sizes, int threads, const float *c, double *out)
 {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t k = 0; k < blocks; k++)
-        for (int64_t i = 0; i < sizes[k]; i += CHUNK) {
-            const int n = chunk(sizes[k], i);
-            const uint16_t *half = a[k] + i;
-            float x[CHUNK];
-            uint32_t *whole = (uint32_t *)x;
-#pragma omp simd
-            for (int j = 0; j < n; j++)
-                whole[j] = ((uint32_t)half[j] << 16) | (half[j] & 0x7fff ? 0x8000u : 0);
-            tally_chunk(x, b[k] + i, n, c[k], out + FIELDS * k);
-        }
+        tally_block(HALF, (source){.a = a[k], .b = b[k]}, sizes[k], c[k], out + FIELDS * k);
 }
 
-/* A weight before its step; what rounding alone may have left of a zero is one. */
-static inline float back_again(float after, float moved, float up)
-{
-    const float before = (after + moved) * up;
-    const int still = (fabsf(before) <= 1e-6f * fabsf(moved)) & (fabsf(moved) <= FLT_MAX);
-    return still ? 0 : before;
-}
-
-/* The same, with the weights before had again from the weights after (b) and the optimizer's
-   state: (b + rate * m / (sqrt(v) * root + eps)) * up, and where v is null (b + rate * m) * up. */
+/* The same, with the weights before had again from those after and the optimizer's state; v is null
+   where there is no second moment. */
 void wd_probe_tally_state(int64_t blocks, const float *const *m, const float *const *b,
                           const int64_t *sizes, int threads, const float *const *v,
                           const float *rate, const float *root, const float *eps,
                           const float *up, const float *c, double *out)
 {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t k = 0; k < blocks; k++)
-        for (int64_t i = 0; i < sizes[k]; i += CHUNK) {
-            const int n = chunk(sizes[k], i);
-            const float *first = m[k] + i, *after = b[k] + i;
-            const float e = rate[k], r = root[k], small = eps[k];
-            float x[CHUNK];
-            if (v[k]) {
-                const float *second = v[k] + i;
-#pragma omp simd
-                for (int j = 0; j < n; j++)
-                    x[j] = back_again(after[j], e * first[j] / (sqrtf(second[j]) * r + small), up[k]);
-            } else {
-#pragma omp simd
-                for (int j = 0; j < n; j++)
-                    x[j] = back_again(after[j], e * first[j], up[k]);
-            }
-            tally_chunk(x, after, n, c[k], out + FIELDS * k);
-        }
+    for (int64_t k = 0; k < blocks; k++) {
+        const source s = {m[k], v[k], b[k], rate[k], root[k], eps[k], up[k]};
+        if (v[k])
+            tally_block(SECOND, s, sizes[k], c[k], out + FIELDS * k);
+        else
+            tally_block(FIRST, s, sizes[k], c[k], out + FIELDS * k);
+    }
 }
