@@ -56,9 +56,7 @@ def main():
         "large": lambda: probe.large(max(3, rounds // 3), device),
         "inside": lambda: inside.report(2_000_000 if quick else 28_000_000, rounds, device),
         "methods": lambda: training.methods(model, batch, rounds, device),
-        "scans": lambda: scans.report(
-            models, 64 if quick else 256, 10 if quick else 50, 3, device, quick
-        ),
+        "scans": lambda: scans.report(models, 3, device, quick),
         "training": lambda: training.report(
             "test_convnext", 128, max(3, rounds // 3), device, quick
         ),

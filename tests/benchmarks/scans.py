@@ -1,10 +1,12 @@
 """What a zero-shot scan costs beyond its passes, what going by layer saves, scales in batches."""
 
+import itertools
+
 import torch
 from torch.func import functional_call, vmap
 
 from tests.benchmarks.probe import built
-from tests.benchmarks.timing import alternate, header, milliseconds, ratio, row
+from tests.benchmarks.timing import alternate, clock, header, milliseconds, ratio, row
 from wd_probe import half_life, layers, zero_shot_decay
 from wd_probe.prefix import PartScan
 from wd_probe.zeroshot import Shrunk
@@ -15,25 +17,37 @@ def batches_of(images, device):
 
 
 def scan_cost(name, images, steps, rounds, device, *, compiled=False, amp=False):
-    """A scan against as many bare evaluation passes over the same data."""
+    """Seconds of a scan and of as many bare passes over the same data, one beside each of its own.
+
+    Two passes follow each other at every scale: the first is the scan's, the second is bare.
+    """
     model = built(name).to(device).eval()
     called = torch.compile(model) if compiled else model
     batches = batches_of(images, device)
+    times = {"bare": [], "scan": []}
 
     @torch.no_grad()
-    def evaluate(_):
+    def passes():
         total = 0
         for batch in batches:
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 total = total + called(batch).float().sum()
-        return {"sum": float(total)}
+        return float(total)
 
-    def bare():
-        for _ in range(steps + 1):
-            evaluate(model)
+    def evaluate(_):
+        found = passes()
+        begun = clock(device)
+        passes()
+        times["bare"][-1] += clock(device) - begun
+        return {"sum": found}
 
-    sides = {"bare": bare, "scan": lambda: zero_shot_decay(model, evaluate, steps)}
-    return alternate(sides, rounds, device, 1), sum(p.numel() for p in model.parameters())
+    passes()
+    for _ in range(rounds):
+        times["bare"].append(0.0)
+        begun = clock(device)
+        zero_shot_decay(model, evaluate, steps)
+        times["scan"].append(clock(device) - begun - times["bare"][-1])
+    return times, sum(p.numel() for p in model.parameters())
 
 
 def part_cost(name, images, rounds, device):
@@ -99,25 +113,24 @@ def half_life_cost(steps):
     return max(counts)
 
 
-def report(models, images, steps, rounds, device, quick):
+def report(models, rounds, device, quick):
     """Print the tables."""
     header("scan", "bare passes, s", "scan, s", "ratio")
     faster = {"compiled": {"compiled": True}, "compiled, bf16": {"compiled": True, "amp": True}}
     ways = {"": {}} | (faster if device.type == "cuda" else {})
-    for name in models:
-        for way, options in ways.items():
-            times, weights = scan_cost(name, images, steps, rounds, device, **options)
-            title = f"{name}, {weights / 1e6:.0f} M, {steps + 1} passes of {images}"
-            row(f"{title}, {way}" if way else title,
-                f"{milliseconds(times, 'bare') / 1e3:.1f}",
-                f"{milliseconds(times, 'scan') / 1e3:.1f}",
-                f"{ratio(times, 'scan', 'bare'):.3f}")  # fmt: skip
+    sizes = [(64, 10)] if quick else [(256, 20), (1024, 5)]
+    for name, (images, steps), (way, options) in itertools.product(models, sizes, ways.items()):
+        times, weights = scan_cost(name, images, steps, rounds, device, **options)
+        title = f"{name}, {weights / 1e6:.0f} M, {steps + 1} passes of {images}"
+        row(f"{title}, {way}" if way else title,
+            *(f"{milliseconds(times, side) / 1e3:.1f}" for side in ("bare", "scan")),
+            f"{ratio(times, 'scan', 'bare'):.3f}")  # fmt: skip
     header("half-life after a scan", "evaluations, at most")
-    row(f"{steps} steps", half_life_cost(steps))
-    row("100 steps", half_life_cost(100))
+    for steps in (10, 100):
+        row(f"{steps} steps", half_life_cost(steps))
     header("by layer, 3 scales", "whole passes, s", "kept, s", "ratio")
     for name in models:
-        times, parts = part_cost(name, max(32, images // 4), max(1, rounds // 2), device)
+        times, parts = part_cost(name, 64, 1 if quick else rounds, device)
         seconds = [f"{milliseconds(times, side) / 1e3:.1f}" for side in ("whole", "kept")]
         row(f"{name}, {parts} layers", *seconds, f"{ratio(times, 'kept', 'whole'):.2f}")
     count = 2 if quick else 4
