@@ -405,7 +405,7 @@ def _best_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("method", no_wrap=True, min_width=8)
     for name in others:
-        table.add_column(name, justify="right", overflow="ellipsis", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     for name, width in columns.items():
         table.add_column(name, justify="right", no_wrap=True, min_width=width)
     top = max((row["top1"]["mean"] for row in rows if row["top1"]["mean"] >= 0), default=None)

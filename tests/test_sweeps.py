@@ -241,11 +241,17 @@ def test_a_grid_from_a_file_gives_way_to_the_command_line(wdprobe, tmp_path, nam
     assert record["options"]["steps"] == 2
 
 
-def test_more_options_of_the_optimizer_are_an_axis_too():
-    plan = gridfile.Plan.of({"method": "wd", "opt_kwargs": ["", "fused=True"]})
-    plain, fused = plan.cells(consent=False)
-    assert (plain.options.opt_kwargs, fused.options.opt_kwargs) == ("", "fused=True")
-    assert plain.name != fused.name
+def test_more_options_of_the_optimizer_are_an_axis_too(quick, wdprobe, tmp_path, monkeypatch):
+    monkeypatch.setattr("wd_probe.cli.render.out._width", 80)
+    (tmp_path / "grid.toml").write_text(
+        'method = "wd"\nopt_kwargs = ["", "fused=True betas=(0.8,0.9) eps=1e-6"]\n'
+    )
+    code, out, _ = wdprobe("sweep", "grid.toml", "--output", "s")
+    assert code == 0
+    assert "R_op" in out  # the last column
+    found = {r["opt_kwargs"]: r["cell"] for r in rows(tmp_path / "s/cells.csv")}
+    assert set(found) == {"", "fused=True betas=(0.8,0.9) eps=1e-6"}
+    assert len(set(found.values())) == 2
 
 
 # --- killed, failed, diverged ---------------------------------------------------------------------
