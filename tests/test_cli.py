@@ -227,6 +227,9 @@ ROP = ["rop", *FAST, "--steps", "1"]
 BAD = {
     "model": ([*ROP, "--model", "convnext_tinny"], "unknown model 'convnext_tinny'; did you mean convnext_tiny", 2),  # noqa: E501
     "no pair": ([*ROP, "--opt-kwargs", "fused"], "--opt-kwargs wants key=value, got 'fused'", 2),
+    "argument of its own": (
+        [*ROP, "--opt-kwargs", "lr=1"], "got multiple values for keyword argument 'lr'", 2
+    ),
     "no such argument": (
         [*ROP, "--opt-kwargs", "speed=9"], "timm cannot build the optimizer adamw: ", 2
     ),

@@ -252,7 +252,7 @@ def _optimizer(
         lr=options.learning_rate,
         weight_decay=options.weight_decay if own else 0.0,
         momentum=options.momentum,
-        **parse_options(options.opt_kwargs.split()),
+        more=parse_options(options.opt_kwargs.split()),
     )
     chosen = decayed_parameters(model, filter_bias_and_bn=options.filter_bias_and_bn)
     if own:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -74,7 +74,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def create_optimizer(
-    model: nn.Module, name: str, *, lr: float, weight_decay: float, momentum: float, **more: Any
+    model: nn.Module,
+    name: str,
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    more: Mapping[str, Any] | None = None,
 ) -> Optimizer:
     """A timm optimizer by name, over every parameter alike (theory fact 14).
 
@@ -99,7 +105,7 @@ def create_optimizer(
                 weight_decay=weight_decay,
                 momentum=momentum,
                 filter_bias_and_bn=False,
-                **more,
+                **(more or {}),
             )
         return built
     except InputError:
