@@ -16,7 +16,7 @@ import triton.language as tl
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from tests.benchmarks import triton_adamw
+from tests.benchmarks import triton_steps
 from wd_probe.kernel import gpu, triton_passes as passes
 
 def compiled(function, kinds, **constants):
@@ -34,9 +34,9 @@ for before, moved in ((tl.float32, False), (tl.bfloat16, False), (tl.float32, Tr
     assert len(done.asm["cubin"]) and "ld.global.v4.b32" in done.asm["ptx"]
     assert "fma" not in done.asm["ptx"]
 done = compiled(
-    triton_adamw.update, dict.fromkeys(("theta", "grad", "first", "second"), "*fp32")
+    triton_steps.update, dict.fromkeys(("theta", "grad", "first", "second"), "*fp32")
     | dict(weights="i32", rate="fp32", root="fp32", c="fp32", found="*fp64"),
-    COUNT=True, BLOCK=triton_adamw.BLOCK, TILE=triton_adamw.TILE,
+    ADAM=True, COUNT=True, BLOCK=triton_steps.BLOCK, TILE=triton_steps.TILE,
 )
 assert len(done.asm["cubin"])
 done = compiled(passes.fold, dict(found="*fp64", begins="*i64", sums="*fp64"), TILE=64)

@@ -5,6 +5,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import wd_probe
 
 ROOT = Path(__file__).parent.parent
@@ -113,3 +115,15 @@ def test_ruff_and_mypy_are_clean():
 
 def test_cli_is_not_a_top_level_package():
     assert importlib.util.find_spec("wd_probe.cli").origin == str(ROOT / "cli" / "__init__.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [[], ["training"]])
+def test_the_benchmarks_run(parts):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks", *parts, "--quick", "--rounds", "1"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "nan" not in done.stdout
+    assert done.stdout.count("|---") > 5

@@ -7,7 +7,7 @@ import itertools
 
 import torch
 
-from tests.benchmarks import triton_adamw
+from tests.benchmarks import triton_steps
 from wd_probe import penalty
 from wd_probe.kernel import gpu
 from wd_probe.movement import Moved
@@ -35,20 +35,26 @@ def compare(befores, afters, factors, thetas):
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-6, atol=1e-12)
 
 
-def compare_adamw(generator):
-    triton_adamw.BLOCK, triton_adamw.TILE = 64, 32
+def compare_steps(adam, generator):
+    triton_steps.BLOCK, triton_steps.TILE = 64, 32
     theta = 1e-3 * torch.randn(150, generator=generator)
     expected = theta.clone()
-    ours = triton_adamw.AdamW(theta, 1e-3, 0.5, count=True)
-    theirs = torch.optim.AdamW([expected], 1e-3, weight_decay=0.5)
+    ours = triton_steps.Steps(theta, 1e-3, 0.5, adam=adam, count=True)
+    theirs = (
+        torch.optim.AdamW([expected], 1e-3, weight_decay=0.5)
+        if adam
+        else torch.optim.SGD([expected], 1e-3, momentum=0.9)
+    )
     for _ in range(3):
         theta.grad = expected.grad = torch.randn(150, generator=generator)
         before = theta.clone()
         found = ours.step()
         theirs.step()
+        if not adam:
+            expected -= 5e-4 * before
         torch.testing.assert_close(theta, expected, rtol=1e-5, atol=1e-8)
         torch.testing.assert_close(found[0], penalty.tally(before, theta, 5e-4), rtol=1e-6, atol=0)
-        assert found[0, 1] > 10
+        assert found[0, 1] > 5
 
 
 def main():
@@ -83,7 +89,8 @@ def main():
     assert torch.equal(first, again)
     assert not torch.equal(first, tally([0.9 * k for k in range(10)]))
     assert gpu._is_right(torch.device("cpu"))
-    compare_adamw(generator)
+    compare_steps(True, generator)
+    compare_steps(False, generator)
     print("alike")
 
 

@@ -42,41 +42,46 @@ def compiled_sides(weights, device):
 
     plain, counting = torch.compile(update), torch.compile(update_and_count)
     return {
-        "compiled step": lambda: plain(theta, m, v),
-        "step, probe beside it": lambda: beside(theta, m, v),
-        "step that counts": lambda: counting(theta, m, v),
+        "AdamW, compiled step": lambda: plain(theta, m, v),
+        "AdamW, compiled step, probe beside it": lambda: beside(theta, m, v),
+        "AdamW, compiled step that counts": lambda: counting(theta, m, v),
     }
 
 
 def triton_sides(weights, device):
-    """The same of an AdamW in Triton, and torch's fused one."""
-    from tests.benchmarks.triton_adamw import AdamW
+    """The same of steps in Triton, by AdamW and by SGD, and torch's fused one."""
+    from tests.benchmarks.triton_steps import Steps
 
     theta = torch.randn(weights, device=device)
     theta.grad = torch.randn_like(theta)
     kept = torch.empty_like(theta)
-    plain, counting = (AdamW(theta, 1e-4, 0.01, count) for count in (False, True))
     fused = torch.optim.AdamW([theta], lr=1e-4, weight_decay=0.01, fused=True)
 
-    def beside():
+    def beside(step):
         kernel.copy_all([kept], [theta])
-        plain.step()
+        step()
         kernel.tally_all([(kept, theta, 1e-6)])
 
-    return {
-        "torch's fused step": fused.step,
-        "Triton step": plain.step,
-        "Triton step, probe beside it": beside,
-        "Triton step that counts": counting.step,
-    }
+    sides = {"AdamW, torch's fused step": fused.step}
+    for name in ("AdamW", "SGD"):
+        plain, counting = (
+            Steps(theta, 1e-4, 0.01, adam=name == "AdamW", count=count) for count in (False, True)
+        )
+        sides |= {
+            f"{name}, Triton step": plain.step,
+            f"{name}, Triton step, probe beside it": lambda step=plain.step: beside(step),
+            f"{name}, Triton step that counts": counting.step,
+        }
+    return sides
 
 
 def report(weights, rounds, device):
-    """Print the table."""
+    """Print the table; ratios are to the plain step above in it."""
     sides = compiled_sides(weights, device)
     sides |= triton_sides(weights, device) if device.type == "cuda" else {}
     times = alternate(sides, rounds, device)
-    header(f"AdamW, {weights / 1e6:.0f} M weights in one tensor", "ms", "ratio")
+    header(f"a step, {weights / 1e6:.0f} M weights in one tensor", "ms", "ratio")
     for side in sides:
-        base = "Triton step" if "Triton" in side else "compiled step"
+        if side.endswith(" step"):
+            base = side
         row(side, f"{milliseconds(times, side):.1f}", f"{ratio(times, side, base):.2f}")
