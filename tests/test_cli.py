@@ -313,6 +313,12 @@ def test_own_checkpoint_is_read_back(wdprobe, tmp_path):
     code, _, err = wdprobe("rop", *FAST, "--steps", 1, "--output", "a")
     assert code == 2
     assert "a holds a run already; choose another --output" in err
+    (tmp_path / "a/config.json").unlink()
+    table = (tmp_path / "a/steps.csv").read_bytes()
+    code, _, err = wdprobe("rop", *FAST, "--steps", 1, "--output", "a")
+    assert code == 2
+    assert "a holds a run's steps.csv already; choose another --output" in err
+    assert (tmp_path / "a/steps.csv").read_bytes() == table
 
 
 def test_a_loss_that_is_no_number_ends_the_run(wdprobe, tmp_path):
@@ -387,6 +393,20 @@ def test_a_full_disk_is_told_once_and_measuring_goes_on(tmp_path):
     result = json.loads(out)
     assert result["status"] == "finished"
     assert result["measured_steps"] == result["steps"] == 88
+
+
+@pytest.mark.parametrize("more", [[], ["--recovery-interval", "1"]])
+def test_weights_that_find_no_room(tmp_path, more):
+    """torch and safetensors have errors of their own for it."""
+    arguments = ("rop", *FAST, "--steps", "3", "--output", "run", "--json", *more)
+    process = start(tmp_path, *arguments, limit=500_000)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.count("nothing more is written to run (") == 1
+    assert "File too large" in err
+    assert "Traceback" not in err
+    assert json.loads(out)["measured_steps"] == 3
+    assert not list((tmp_path / "run").glob("*.partial"))
 
 
 def test_layers_command(wdprobe):

@@ -365,9 +365,13 @@ def test_a_step_without_a_training_pass_is_told_once():
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     WeightDecay(model, sgd, "pwd", rate=0.5)
     model.eval()
+    probe = OpposingPenaltyProbe(model, sgd)
     with pytest.warns(WdProbeWarning, match="pwd took nothing off in this step: no forward") as t:
         train(model, sgd, 3)
     assert len(t) == 1
+    model.train()
+    train(model, sgd, 1)
+    assert [record.penalized for record in probe.records] == [0, 0, 0, 212]
 
 
 def test_copies_and_pickles_of_the_model_do_not_decay():
@@ -511,6 +515,52 @@ def test_the_other_moment(method):
     assert same(model, before)
 
 
+def test_the_other_moment_is_left_bit_for_bit_however_it_ends():
+    model = small()
+    one, other = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    decay = WeightDecay(model, [one, other], "pwd", rate=0.5)
+    before = copy.deepcopy(model)
+    with decay.at_other_moment():
+        assert not same(model, before)
+    assert same(model, before)
+    other.param_groups[0]["lr"] = 5.0
+    with pytest.raises(InputError, match=r"would take off 2\.5 times"), decay.at_other_moment():
+        pass
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("method", ["l1", "l2", "wd"])
+def test_a_step_that_another_hook_stops_is_decayed_once_when_it_is_taken(method):
+    model, twin = small(torch.float64), small(torch.float64)
+    made = []
+    for net in (model, twin):
+        sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        made.append((sgd, WeightDecay(net, sgd, method, rate=0.5)))
+        F.cross_entropy(net(batch(0, torch.float64)[0]), batch(0)[1]).backward()
+    (sgd, _), (plain, _) = made
+    broken = [True]
+
+    def stop(*_):
+        if broken.pop():
+            raise RuntimeError("not now")
+
+    sgd.register_step_pre_hook(stop)
+    with pytest.raises(RuntimeError, match="not now"):
+        sgd.step()
+    broken.append(False)
+    sgd.step()
+    plain.step()
+    assert same(model, twin)
+    assert all(
+        torch.equal(p.grad, q.grad)
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True)
+    )
+    broken.append(False)
+    for one in (sgd, plain):
+        one.step()
+    assert same(model, twin)
+
+
 # --- state ----------------------------------------------------------------------------------------
 
 
@@ -622,6 +672,11 @@ def test_a_rate_that_flips_signs_is_refused_with_the_largest_allowed(method):
         sgd.param_groups[0]["lr"] = 0.2
         with pytest.raises(InputError, match="would take off 2 times"):
             train(model, sgd, 1)
+    live = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
+    with WeightDecay(model, live, method, rate=allowed):
+        live.param_groups[0]["lr"].fill_(0.2)
+        with pytest.raises(InputError, match="would take off 2 times"):
+            train(model, live, 1)
     sgd.param_groups[0]["lr"] = 1e-9
     with pytest.raises(InputError, match="largest allowed rate here is "):
         WeightDecay(model, sgd, method, rate=2.0, convention="rate")

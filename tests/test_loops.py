@@ -3,6 +3,7 @@
 import copy
 import gc
 import itertools
+import math
 import pickle
 import tracemalloc
 import warnings
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tests import reference
-from wd_probe import InputError, OpposingPenaltyProbe, WdProbeWarning, WeightDecay
+from wd_probe import InputError, OpposingPenaltyProbe, WdProbeWarning, WeightDecay, kernel
 from wd_probe.history import Thinned
 from wd_probe.layering import Layer, Layers
 
@@ -300,6 +301,32 @@ def test_layers_of_ones_own_need_not_hold_everything():
 # --- the loop itself ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("method", ["own", "wd", "rwd", "lpwd"])
+def test_a_warm_up_from_zero(method):
+    """Fact 6: where η = 0 nothing is taken off, and nothing of nothing opposes."""
+    model = small()
+    rate = RATE if method == "own" else 0.0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=rate)
+    decay = None if method == "own" else WeightDecay(model, optimizer, method, rate=RATE)
+    warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1, k / 2))
+    probe = OpposingPenaltyProbe(model, optimizer, profile=[0.1, 1.0])
+    for step in range(4):
+        loss_of(model, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        warm_up.step()
+    first, *rest = probe.records
+    assert (first.penalized, first.total.total_penalty) == (0, 0)
+    assert all(math.isnan(share) for share in (first.rate, first.mass, first.flip_rate))
+    assert [r.penalized for r in rest] == [212] * 3
+    assert probe.total.penalized == 3 * 212
+    assert probe.total.rate == sum(r.total.opposing for r in rest) / (3 * 212)
+    if probe.profiles:
+        assert probe.profiles[0].opposing == (0, 0)
+        assert sum(probe.profiles[1].opposing) > 0
+    assert decay is None or decay.method == method
+
+
 def test_accumulation_schedulers_and_averaged_copies():
     model = small()
     optimizer = adamw(model.parameters())
@@ -377,6 +404,7 @@ def test_a_copied_or_pickled_probe_holds_what_was_measured():
         assert other.records == probe.records[:3]
         assert other.total == probe.total or other.total.step == 3
         assert other.profiles == probe.profiles[:3]
+        assert not list(other.named_parameters())
         other.close()
     assert len(probe.records) == 5
     assert probe.records[0] != probe.records[1]
@@ -423,6 +451,75 @@ def test_a_measuring_that_fails_does_not_end_the_training(monkeypatch):
     plain_loop(untouched, plain := adamw(untouched.parameters()), 3)
     plain_loop(untouched, plain, 1)
     assert all(map(torch.equal, model.parameters(), untouched.parameters()))
+
+
+def test_a_copy_that_fails_is_not_counted(monkeypatch):
+    """Not against the copy of a step before it either."""
+    torch.manual_seed(0)
+    net = nn.Linear(8, 16)
+    optimizer = adamw([net.weight])
+    probe = OpposingPenaltyProbe(net, optimizer)
+
+    def step(times):
+        for seed in range(times):
+            net(batch(seed)[0]).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    step(1)
+    optimizer.add_param_group({"params": [net.bias], "weight_decay": 0.0})
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("no memory for the copy")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("wd_probe.watch.torch.empty_like", full)
+        with pytest.warns(WdProbeWarning, match="no memory for the copy"):
+            step(3)
+    assert [record.step for record in probe.records] == [1]
+    step(1)
+    assert [record.step for record in probe.records] == [1, 5]
+
+
+def test_without_a_home_folder_numpy_counts(monkeypatch):
+    """A container's user may have none."""
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("wd_probe.kernel.cpu.Path.home", home)
+    kernel.cpu.passes.cache_clear()
+    try:
+        model = small()
+        optimizer = adamw(model.parameters())
+        probe, oracle = OpposingPenaltyProbe(model, optimizer), Oracle(model.named_parameters())
+        plain_loop(model, optimizer, 3, oracle)
+        oracle.agrees_with(probe.records)
+        assert kernel.cpu.passes() is None
+    finally:
+        kernel.cpu.passes.cache_clear()
+
+
+def test_a_complex_parameter_is_left_out():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small()
+            self.phase = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+
+        def forward(self, x):
+            return self.inner(x.real) * self.phase.real
+
+    model = Turned()
+    optimizer = adamw(model.parameters())
+    with pytest.warns(WdProbeWarning, match="phase is complex, and R_op leaves it out"):
+        probe = OpposingPenaltyProbe(model, optimizer)
+    oracle = Oracle(model.inner.named_parameters(prefix="inner"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain_loop(model, optimizer, 5, oracle)
+    oracle.agrees_with(probe.records)
 
 
 def test_steps_inside_a_cuda_graph_are_told(monkeypatch):

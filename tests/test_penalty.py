@@ -84,10 +84,18 @@ def test_tally_and_kernels_agree_on_edge_cases(pairs, c):
     assert plain[:4] == expected[:4]
     assert fast[:4] == expected[:4]
     assert in_numpy[:4] == expected[:4]
-    if max(expected[4:]) < 1e38:  # sums of several numbers near float32's limit overflow its lanes
-        assert plain[4:] == pytest.approx(expected[4:], rel=1e-6)
-        assert fast[4:] == pytest.approx(expected[4:], rel=1e-6, abs=1e-44)
-        assert in_numpy[4:] == pytest.approx(expected[4:], rel=1e-6, abs=1e-44)
+    assert plain[4:] == pytest.approx(expected[4:], rel=1e-6)
+    assert fast[4:] == pytest.approx(expected[4:], rel=1e-6, abs=1e-44)
+    assert in_numpy[4:] == pytest.approx(expected[4:], rel=1e-6, abs=1e-44)
+
+
+def test_sums_too_large_for_float32():
+    theta = torch.full((5000,), 1e38)
+    stepped = torch.where(torch.arange(5000) < 50, -theta, theta)
+    stepped[-1] = torch.inf
+    expected = [4999, 50, 50, 1, 50e38, 4999e38]
+    assert kernel.tally_all([(theta, stepped, 0.1)])[0].tolist() == pytest.approx(expected)
+    assert kernel.cpu.tally_numpy(theta.numpy(), stepped.numpy(), 0.1) == pytest.approx(expected)
 
 
 def test_nan_and_infinity_are_named_and_counted_nowhere_else():
@@ -235,6 +243,16 @@ def test_half_copies_are_read_as_the_middle_of_what_they_may_have_been(size):
     torch.testing.assert_close(
         found, penalty.tally(middle(theta), stepped, 0.01), rtol=1e-5, atol=0
     )
+
+
+def test_a_tensor_that_is_not_for_the_passes_changes_no_others_copy():
+    theta = torch.randn(64, 64) + 3
+    strided = torch.randn(64, 128)[:, ::2]
+    halves = [torch.empty(64, 64, dtype=torch.bfloat16) for _ in range(2)]
+    kernel.copy_all(halves, [theta, strided])
+    found = kernel.tally_all([(halves[0], theta, 0.1), (halves[1], strided, 0.1)])
+    for tensor, counted in zip((theta, strided), found, strict=True):
+        assert counted[5] == pytest.approx(float(tensor.double().abs().sum()), rel=1e-4)
 
 
 @settings(deadline=None, max_examples=50)

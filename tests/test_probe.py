@@ -545,6 +545,28 @@ def test_nothing_kept_takes_no_memory():
     assert kept == {"whole": 4 * 212, "half": 2 * 212, "nothing": 0}
 
 
+def test_a_copy_without_decay_wherever_the_rate_is_looked_up():
+    class Own(torch.optim.SGD):
+        """L2 by an attribute."""
+
+        def __init__(self, ps, lr, weight_decay):
+            super().__init__(ps, lr=lr, momentum=0.9)
+            self.weight_decay = self.defaults["weight_decay"] = weight_decay
+            self.param_groups[0]["weight_decay"] = weight_decay
+
+        def step(self, closure=None):
+            (group,) = self.param_groups
+            group["weight_decay"] = self.weight_decay
+            return super().step(closure)
+
+    model = small(torch.float64)
+    optimizer = Own(model.parameters(), 0.2, 0.1)
+    with pytest.warns(WdProbeWarning, match="measured against a copy"):
+        probe = OpposingPenaltyProbe(model, optimizer)
+    train(model, optimizer, 4)
+    assert [r.penalized for r in probe.records] == [212] * 4
+
+
 def test_a_random_optimizer_and_its_copy_draw_the_same_numbers():
     class Noisy(torch.optim.SGD):
         def step(self, closure=None):
@@ -730,6 +752,32 @@ def test_a_step_that_raises_leaves_no_stale_copy():
     assert [r.step for r in probe.records] == [1, 2, 3, 4]
 
 
+def test_weights_reshaped_in_place():
+    """A plan of what lies where ends with the layout, not with the address alone."""
+    torch.manual_seed(0)
+    a, b, c = (nn.Parameter(torch.randn(12, 20) / 50) for _ in range(3))
+    model = nn.ParameterDict({"a": a, "b": b, "c": c})
+    groups = [{"params": [a]}, {"params": [b, c], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.02, weight_decay=0.3, foreach=False)
+    probe = OpposingPenaltyProbe(model, optimizer)
+    expected = []
+    for step in range(8):
+        if step == 2:
+            a.data = a.data.view(-1)
+            optimizer.state.clear()
+        if step == 5:
+            a.data = a.data.view(20, 12).t()
+            optimizer.state.clear()
+        for p in (a, b, c):
+            p.grad = torch.randn(p.shape)
+        b.grad = None if step in (3, 6) else b.grad
+        before = a.detach().clone()
+        optimizer.step()
+        expected.append(reference.tally(before, a.detach(), 0.02 * 0.3)["opposing"])
+    assert [r.total.opposing for r in probe.records] == expected
+    assert sum(expected) > 100
+
+
 def test_a_subclass_that_calls_super_is_measured_and_decayed_once():
     class Louder(torch.optim.SGD):
         def step(self, closure=None):
@@ -797,6 +845,22 @@ def test_a_voided_step_decays_nothing(fused):
     before = [p.detach().clone() for p in model.parameters()]
     scaler.step(optimizer)
     assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_first_step_that_is_voided_tells_no_movement():
+    model = small()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.3, fused=True)
+    probe = OpposingPenaltyProbe(model, optimizer, keep="nothing")
+    scaler = torch.amp.GradScaler("cpu")
+    for step in range(3):
+        images, labels = batch(step)
+        loss = F.cross_entropy(model(images), labels)
+        scaler.scale(loss if step else loss * torch.inf).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert [r.step for r in probe.records] == [2, 3]
 
 
 def test_nan_weights_are_named():

@@ -190,6 +190,12 @@ def test_tables_of_strange_cells(tmp_path_factory, rows, end):
         assert len(found["step"]) == len(found["rate"]) <= 2 * len(rows)
 
 
+def test_a_pipe_in_the_place_of_a_file(tmp_path):
+    os.mkfifo(tmp_path / "summary.json")
+    with pytest.raises(InputError, match=r"summary\.json is damaged: it is not a plain file"):
+        files.read_json(tmp_path / "summary.json", {})
+
+
 def test_files_too_large_are_refused_before_they_are_read(tmp_path):
     tracemalloc.start()
     path = tmp_path / "config.json"

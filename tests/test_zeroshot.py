@@ -120,6 +120,7 @@ def test_half_life_is_refined_by_bisection():
     assert found == pytest.approx(0.7312, abs=1e-4)
     assert len(evaluations) <= 12
     assert model.weight.item() == 1
+    assert half_life(model, evaluate, curve, chance=0.1, tolerance=0) == pytest.approx(0.7312)
 
 
 @pytest.mark.parametrize(

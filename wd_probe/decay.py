@@ -120,7 +120,9 @@ class WeightDecay:
         self._due: dict[Optimizer, Tensor | None] = dict.fromkeys(self.optimizers)
         self._tell = Teller()
         self._snapshot: dict[Optimizer, list[tuple[Tensor, Tensor, Any]]] = {}
-        self._plain: dict[Optimizer, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        self._plain: dict[Optimizer, list[tuple[Tensor, Tensor, Tensor, int]]] = {}
+        self._idle: set[Optimizer] = set()  # whose last step came after no forward pass
+        self._ahead: set[Optimizer] = set()  # decayed for a step that has not come to its end
         into_gradient = self._into_gradient if self.moment == "gradient" else None
         self._hooks: list[StepHooks | ForwardHooks] = [
             StepHooks(
@@ -181,12 +183,18 @@ class WeightDecay:
         """c, the share of this parameter that is taken off in a step, at its group's live rate.
 
         Raises:
-            InputError: it is more than 1.
+            InputError: it is more than 1. A learning rate on a GPU is not looked at: that would
+                wait for the device.
         """
         c = self._factor(parameter, group)
-        if not isinstance(c, Tensor) and c > 1 and self.moment != "gradient":
-            raise InputError(self._too_much(parameter, c))
+        seen = not isinstance(c, Tensor) or c.is_cpu
+        if seen and c > 1 and self.moment != "gradient":
+            raise InputError(self._too_much(parameter, float(c)))
         return c
+
+    def took_nothing(self, optimizer: Optimizer) -> bool:
+        """Whether no forward pass, and so no decay of pwd and lpwd, came before its last step."""
+        return optimizer in self._idle
 
     def _factor(self, parameter: Tensor, group: dict[str, Any]) -> float | Tensor:
         rate = self.rate * self._shares[parameter]
@@ -271,7 +279,10 @@ class WeightDecay:
     def _before(self, optimizer: Optimizer, has_closure: bool) -> None:
         self._take_in(optimizer)
         self._snapshot.pop(optimizer, None)
-        if self.moment != "step":
+        for p, g, ours, version in self._plain.pop(optimizer, ()):  # a step before this one raised
+            if p.grad is ours and ours._version == version:
+                p.grad = g
+        if self.moment != "step" or optimizer in self._ahead:
             return
         if has_closure:  # the gradient is yet to be taken, and is to be taken at θ
             self._snapshot[optimizer] = [
@@ -281,6 +292,7 @@ class WeightDecay:
             ]
         else:
             self._take_off(optimizer, voided(optimizer))
+            self._ahead.add(optimizer)
 
     @torch.no_grad()
     def _into_gradient(self, optimizer: Optimizer) -> None:
@@ -296,20 +308,23 @@ class WeightDecay:
                 added = torch._foreach_add(plain, terms, alpha=self.rate * share)
                 for p, g, ours in zip(chosen, plain, added, strict=True):
                     p.grad = ours
-                    kept.append((p, g, ours))
+                    kept.append((p, g, ours, ours._version))
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer) -> None:
         for p, theta, c in self._snapshot.pop(optimizer, ()):
             if p.grad is not None:
                 local(p).sub_(theta * c)
-        for p, g, ours in self._plain.pop(optimizer, ()):
+        for p, g, ours, _ in self._plain.pop(optimizer, ()):
             if p.grad is ours:
                 p.grad = g
+        self._ahead.discard(optimizer)
         void = voided(optimizer)
         if self.moment == "update":
             self._take_off(optimizer, void)
+        self._idle.discard(optimizer)
         if self.moment == "forward" and optimizer in self._due and self.rate:
+            self._idle.add(optimizer)
             self._tell(
                 f"{self.method} took nothing off in this step: no forward pass of the model in "
                 "training mode came before it; attach to the module that the loop calls"
@@ -335,18 +350,19 @@ class WeightDecay:
         For pwd and lpwd: decayed already, with the next step's c. For rwd: not yet. They are back,
         bit for bit, on leaving; do not step inside.
         """
-        kept = []
-        with torch.no_grad():
-            for one in self.optimizers if self.has_other_moment else ():
-                for c, chosen in self._jobs(one, needs_grad=False):
-                    parts = [local(p) for p in chosen]
-                    kept += [(part, part.clone()) for part in parts]
-                    torch._foreach_mul_(parts, 1 - c if self.moment == "forward" else 1 / (1 - c))
+        kept: list[tuple[Tensor, Tensor]] = []
         try:
+            with torch.no_grad():
+                for one in self.optimizers if self.has_other_moment else ():
+                    for c, chosen in self._jobs(one, needs_grad=False):
+                        parts = [local(p) for p in chosen]
+                        kept += [(part, part.clone()) for part in parts]
+                        factor = 1 - c if self.moment == "forward" else 1 / (1 - c)
+                        torch._foreach_mul_(parts, factor)
             yield
         finally:
             with torch.no_grad():
-                for p, was in kept:
+                for p, was in reversed(kept):  # two optimizers may hold one parameter
                     p.copy_(was)
 
     # --- state --------------------------------------------------------------------------------

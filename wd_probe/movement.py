@@ -75,11 +75,12 @@ def movements(
 
 def _adams(state: dict[str, Any], group: dict[str, Any], steps: float, c: float) -> Moved:
     beta1, beta2 = map(float, group["betas"])
+    stepped = steps > 0  # else `GradScaler` has voided the first
     return Moved(
         local(state["exp_avg"]),
         local(state["exp_avg_sq"]),
-        float(group["lr"]) / (1 - beta1**steps),
-        1 / math.sqrt(1 - beta2**steps),
+        float(group["lr"]) / (1 - beta1**steps) if stepped else 0.0,
+        1 / math.sqrt(1 - beta2**steps) if stepped else 1.0,
         float(group["eps"]),
         1 / (1 - c),
     )

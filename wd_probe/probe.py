@@ -24,6 +24,7 @@ from .watch import Counted, Effects, Keep, Reading, Watch, same
 
 _OPPOSING = [penalty.TALLY_FIELDS.index(name) for name in ("opposing", "opposing_size")]
 _FIELDS = len(penalty.TALLY_FIELDS)
+_UNPENALIZED = np.array([name == "nonfinite" for name in penalty.TALLY_FIELDS])
 #: Steps whose numbers may wait on the device before they are read without being asked for.
 _MOST_PENDING = 256
 
@@ -66,7 +67,8 @@ class OpposingPenaltyProbe:
         parameters: what the optimizer steps, by the model's names, where that is not the model's
             own parameters: float32 master copies, say.
         keep: of float32 weights during a step. "whole" (default): a copy. "half": the upper half of
-            every number: signs are exact, R_op by size to three digits. "nothing": they are had
+            every number: signs are exact, R_op by size to three digits, and what is smaller than
+            1e-40 counts as zero. "nothing": they are had
             again from the optimizer's state after the step, under torch's SGD without Nesterov's
             momentum, Adam and AdamW with decoupled decay (others are copied): exact but for weights
             within rounding of zero. See docs/performance.md.
@@ -179,7 +181,9 @@ class OpposingPenaltyProbe:
         """Give every new parameter a row, after those there are."""
         names = list(self.names)
         for name, p in named:
-            if p not in self._row:
+            if p.is_complex():
+                self._tell(f"{clean_name(name)} is complex, and R_op leaves it out")
+            elif p not in self._row:
                 self._row[p] = len(names)
                 names.append(clean_name(name))
         self.names = tuple(names)
@@ -196,10 +200,10 @@ class OpposingPenaltyProbe:
             )
             return
         if (self._next(watch) - 1) % self.every == 0:
-            self._safely(lambda: watch.remember(self._known(watch), has_closure))
+            self._safely(watch, lambda: watch.remember(self._known(watch), has_closure))
 
     def _graded(self, watch: Watch) -> None:
-        self._safely(watch.graded)
+        self._safely(watch, watch.graded)
 
     @torch.no_grad()
     def _after(self, watch: Watch) -> None:
@@ -208,19 +212,20 @@ class OpposingPenaltyProbe:
             self._stepped.clear()
         self.steps = step
         self._stepped.add(watch)
-        self._safely(lambda: self._count(watch))
+        self._safely(watch, lambda: self._count(watch))
         if self._pending and step - self._pending[0][0] >= _MOST_PENDING:
-            self.flush()
+            self._safely(watch, self.flush)
 
     def _next(self, watch: Watch) -> int:
         """The number of the round that an optimizer's coming step belongs to."""
         return self.steps + 1 if watch in self._stepped or not self.steps else self.steps
 
-    def _safely(self, measure: Callable[[], None]) -> None:
+    def _safely(self, watch: Watch, measure: Callable[[], None]) -> None:
         """What cannot be measured must not end somebody's training."""
         try:
             measure()
         except Exception as error:
+            watch.forget()
             why = first_line(error)
             self._tell(f"R_op of step {self.steps or 1} is not measured: {why}", about=why)
 
@@ -243,9 +248,10 @@ class OpposingPenaltyProbe:
             if self._finds_layers:
                 self.layers = layers(self._model)
             self._strangers |= new - self._row.keys()
-        if self._strangers:
+        others = sum(not p.is_complex() for p in self._strangers)
+        if others:
             self._tell(
-                f"{type(watch.optimizer).__name__} steps {len(self._strangers)} parameters that "
+                f"{type(watch.optimizer).__name__} steps {others} parameters that "
                 "are none of the model's; R_op leaves them out",
                 about="strangers",
             )
@@ -265,7 +271,8 @@ class OpposingPenaltyProbe:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        sums = torch.cat([counted.sums() for _, counted in pending]).cpu().numpy()
+        parts = [counted.sums() for _, counted in pending]
+        sums = torch.cat([part.to(parts[0].device) for part in parts]).cpu().numpy()
         start = 0
         for step, counted in pending:
             found = sums[start : start + len(counted.rows)]
@@ -277,10 +284,13 @@ class OpposingPenaltyProbe:
             found[:, 4:] *= sizes[counted.penalties, None]
             never = np.flatnonzero(~opposes[counted.penalties])
             found[never[:, None], _OPPOSING] = 0
+            free = sizes[counted.penalties] == 0  # nothing was taken off: η = 0, say
+            found[free] *= _UNPENALIZED
             if self._open is None or self._open.step != step:
                 self._finish_round()
                 self._open = _Round(step, self.layers, np.zeros((len(self.names), _FIELDS)))
-            self._open.add(counted.rows, found, counted.profile)
+            profile = None if counted.profile is None else counted.profile()[~free].sum(0).numpy()
+            self._open.add(counted.rows, found, profile)
 
     def _finish_round(self) -> None:
         if self._open is None:
@@ -303,7 +313,7 @@ class OpposingPenaltyProbe:
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The measured parameters by the names the records use."""
-        return zip(self.names, self._row, strict=True)
+        return zip(self.names, self._row, strict=False)  # a copy of a probe has none
 
     @property
     def records(self) -> tuple[StepRecord, ...]:
@@ -405,12 +415,12 @@ class _Round:
         self,
         rows: NDArray[np.int64],
         found: NDArray[np.float64],
-        profile: Callable[[], Tensor] | None,
+        profile: NDArray[np.float64] | None,
     ) -> None:
         """Add what one optimizer's step came to."""
         self.values = _grown(self.values, rows.max(initial=-1) + 1)
         self.values[rows] += found
-        self.profiles.append(None if profile is None else profile().sum(0).numpy())
+        self.profiles.append(profile)
 
     def has_profile(self) -> bool:
         """Whether every step of it was asked about other rates, and had them."""

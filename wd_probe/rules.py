@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .errors import first_line
-from .twin import HOOKS, NOT_COPIED, random_kept
+from .twin import HOOKS, NOT_COPIED, random_kept, set_rate
 
 #: "none": weight_decay changes nothing. "l2": the gradient becomes g + λθ. "wd": exactly ηλθ is
 #: taken off beside the step. "rwd": ηλû is taken off after it. "proximal": û is divided by 1 + ηλ
@@ -278,9 +278,7 @@ def _stepped(double: Optimizer, lr: float, rate: float, gradient: Tensor) -> Opt
     twin = _double(double, group, _cloned(group["params"][0]), state=double.state)
     (own,) = twin.param_groups
     own["lr"] = torch.full_like(own["lr"], lr) if isinstance(own["lr"], Tensor) else lr
-    for holder in (own, twin.defaults, vars(twin)):
-        if "weight_decay" in holder:
-            holder["weight_decay"] = rate
+    set_rate(twin, rate)
     theta = own["params"][0]
     theta.grad = gradient.clone()  # some add λθ to it in place
     if theta.__dict__["with_graph"]:

@@ -52,12 +52,17 @@ def undecayed(optimizer: Optimizer) -> dict[Tensor, Tensor]:
     own = {name: value for name, value in vars(optimizer).items() if name not in NOT_COPIED}
     twin.__dict__.update(copy.deepcopy(own, memo))
     twin.__dict__.update({name: OrderedDict() for name in HOOKS})
-    for group in twin.param_groups:
-        if "weight_decay" in group:
-            group["weight_decay"] = 0.0
+    set_rate(twin, 0.0)
     with random_kept({p.device for p in copies}):
         twin.step()
     return {p: copied.detach() for p, copied in copies.items()}
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give ``weight_decay`` this value wherever an optimizer may look it up."""
+    for holder in (*optimizer.param_groups, optimizer.defaults, vars(optimizer)):
+        if "weight_decay" in holder:
+            holder["weight_decay"] = rate
 
 
 @contextmanager

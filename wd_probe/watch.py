@@ -51,8 +51,8 @@ _EXACTLY = (
     "measured against a copy of the optimizer that steps without decay: slower, with another copy "
     "of weights, gradients and state in memory; "
 )
-#: An address, how many numbers there, and of which kind.
-_Place = tuple[int, int, torch.dtype]
+#: An address, how the numbers there are laid out, and of which kind.
+_Place = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
 #: Rules by the optimizer's class and options: loops with an optimizer for each tensor have many.
 Effects = dict[tuple[Any, ...], Effect]
 
@@ -81,7 +81,9 @@ class _Penalty:
         if self.way in ("beside", "proximal"):
             return self.c
         # (1 − c) of what was penalized stands: P is c/(1 − c) of that
-        return self.c / (1 - self.c) if isinstance(self.c, Tensor) or self.c < 1 else 0.0
+        if isinstance(self.c, Tensor):
+            return torch.where(self.c < 1, self.c / (1 - self.c), 0.0)
+        return self.c / (1 - self.c) if self.c < 1 else 0.0
 
     @property
     def opposes(self) -> bool:
@@ -120,6 +122,7 @@ class _Plan:
     Attributes:
         weights: the penalized parameters; where each lies is its ``place``.
         ways: of each.
+        version: of the copies that it counts against.
         tally: counts those that a closed rule gives.
         rows: see :class:`Counted`.
     """
@@ -127,18 +130,28 @@ class _Plan:
     weights: list[Tensor]
     places: list[_Place]
     ways: list[_Way]
+    version: int
     tally: kernel.Tallying
     rows: NDArray[np.int64]
 
-    def holds(self, weights: list[Tensor], ways: list[_Way]) -> bool:
+    def holds(self, weights: list[Tensor], ways: list[_Way], version: int) -> bool:
         """Whether it does for these."""
-        return same(weights, self.weights) and ways == self.ways and _places(weights) == self.places
+        return (
+            same(weights, self.weights)
+            and (ways, version) == (self.ways, self.version)
+            and _places(weights) == self.places
+        )
 
 
 class _Copies:
-    """A copy of each of some weights, made anew before every step."""
+    """A copy of each of some weights, made anew before every step.
+
+    Attributes:
+        version: changes where a copy comes to lie elsewhere.
+    """
 
     def __init__(self, half: bool) -> None:
+        self.version = 0
         self._half = half
         self._kept: dict[Tensor, Tensor] = {}
         self._weights: list[Tensor] = []
@@ -152,6 +165,7 @@ class _Copies:
         """Copy these weights."""
         places = _places(weights)
         if not (same(weights, self._weights) and places == self._places):
+            self._weights, self._passes = [], []  # as they are if there is no memory for the rest
             self._passes = self._prepared(weights)
             self._weights, self._places = weights, places
         for copying in self._passes:
@@ -163,7 +177,9 @@ class _Copies:
             kept, here = self._kept.get(p), local(p)
             half = self._half and here.dtype == torch.float32
             dtype = torch.bfloat16 if half else here.dtype
-            if kept is None or kept.shape != here.shape or kept.dtype != dtype:
+            layout = here.shape, here.stride(), dtype
+            if kept is None or (kept.shape, kept.stride(), kept.dtype) != layout:
+                self.version += 1
                 kept = self._kept[p] = torch.empty_like(here, dtype=dtype)
             targets, sources = by_kind.setdefault((here.device, here.dtype), ([], []))
             targets.append(kept)
@@ -173,7 +189,9 @@ class _Copies:
 
 def _places(weights: Sequence[Tensor]) -> list[_Place]:
     """Where their numbers lie."""
-    return [(here.data_ptr(), here.numel(), here.dtype) for here in map(local, weights)]
+    return [
+        (here.data_ptr(), here.shape, here.stride(), here.dtype) for here in map(local, weights)
+    ]
 
 
 def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
@@ -324,11 +342,12 @@ class Watch:
     def _planned(self, weights: list[Tensor], penalties: list[_Penalty]) -> _Plan:
         """How to count these weights: as the last time, where nothing has changed."""
         ways = [item.way for item in penalties]
-        if self._plan is not None and self._plan.holds(weights, ways):
+        version = self._copies.version
+        if self._plan is not None and self._plan.holds(weights, ways, version):
             return self._plan
         pairs = self._pairs(weights, penalties)
         tally = kernel.Tallying([one for one, _ in pairs], [other for _, other in pairs])
-        return _Plan(weights, _places(weights), ways, tally, self._numbered(weights))
+        return _Plan(weights, _places(weights), ways, version, tally, self._numbered(weights))
 
     def _pairs(
         self, weights: Sequence[Tensor], penalties: Sequence[_Penalty]
@@ -407,7 +426,8 @@ class Watch:
             way = "literal" if self.reading == "literal" else "ahead"
         elif self.exact:
             way = "exact"
-        return _Penalty(way, decay.factor(p, group), decay.rate, group)
+        idle = decay.took_nothing(self.optimizer)
+        return _Penalty(way, 0.0 if idle else decay.factor(p, group), decay.rate, group)
 
     def _own(self, number: int, group: dict[str, Any], p: Tensor) -> _Penalty | None:
         rate = float(group.get("weight_decay", 0))

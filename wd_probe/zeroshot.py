@@ -198,6 +198,8 @@ def half_life(
     with Shrunk(model, parameters) as shrunk:
         while above - below > tolerance:
             middle = (above + below) / 2
+            if not below < middle < above:  # as close as numbers can be
+                break
             shrunk.to(middle)
             if evaluate(model).get(metric, math.nan) > target:
                 above = middle

@@ -63,9 +63,11 @@ def read_text(path: Path, most: int) -> str:
     """A whole UTF-8 file of at most so many bytes.
 
     Raises:
-        InputError: it is larger, or no such text.
+        InputError: it is larger, or no such text, or a pipe or the like.
         OSError: it cannot be opened.
     """
+    if path.exists() and not path.is_file():
+        raise damaged(path, "it is not a plain file")
     with path.open("rb") as file:
         found = file.read(most + 1)
     if len(found) > most:

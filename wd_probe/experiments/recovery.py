@@ -121,7 +121,12 @@ class Recovery:
             "sizes": self._folder.sizes(),
             "parts": {name: _plain(part.state_dict(), name) for name, part in self._parts.items()},
         }
-        self._folder.replace(RECOVERY, lambda partial: torch.save(state, partial))
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as file:  # torch's own says nothing of a full disk
+                torch.save(state, file)
+
+        self._folder.replace(RECOVERY, write)
 
     def load(self) -> None:
         """Give every part its state back, and cut the folder's files to what they were then.

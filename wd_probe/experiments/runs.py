@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Self, TextIO, TypeVar
 
 import torch
+from safetensors import SafetensorError
 
-from ..errors import InputError, WdProbeWarning
+from ..errors import InputError, WdProbeWarning, first_line
 from . import ranks
 from .contents import CONFIG, SUMMARY, TABLES, check_table
 from .files import damaged, read_columns, read_json
@@ -84,9 +85,8 @@ class RunFolder:
         self.failure: str | None = None
         self._tables: dict[str, TextIO] = {}
         self._flushed = time.monotonic()
-        holds = f"{path} holds a run already; choose another --output"
-        if not again and (path / "config.json").exists():
-            raise InputError(holds)
+        if not again:
+            self._check_empty()
         try:
             if not again:
                 path.mkdir(parents=True, exist_ok=True)
@@ -98,9 +98,19 @@ class RunFolder:
                 f"output folder {path} cannot be written to ({error.strerror}); "
                 + ("a run goes on in its own folder" if again else "choose another --output")
             ) from error
-        if not again and (path / "config.json").exists():
+        try:
+            if not again:
+                self._check_empty()
+        except InputError:
             self.close()
-            raise InputError(holds)
+            raise
+
+    def _check_empty(self) -> None:
+        """Refuse a folder that holds a run, or what is left of one."""
+        for name in ("config.json", *(path.name for path in self._growing())):
+            if os.path.lexists(self.path / name):
+                what = "a run" if name == "config.json" else f"a run's {name}"
+                raise InputError(f"{self.path} holds {what} already; choose another --output")
 
     def guard(self, write: Callable[[], T]) -> T | None:
         """Call ``write`` unless a write has failed before; a failure is told, not raised."""
@@ -124,11 +134,16 @@ class RunFolder:
         def replace() -> None:
             partial = self.path / f"{name}.partial"
             partial.unlink(missing_ok=True)
-            write(partial)
-            shutil.copymode(self.path / _LOCK, partial)  # safetensors makes files for one user
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(self.path / name)
+            try:
+                _written(partial, write)
+                shutil.copymode(self.path / _LOCK, partial)  # safetensors makes files for one user
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                partial.replace(self.path / name)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                raise
 
         self.guard(replace)
 
@@ -229,6 +244,21 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+def _written(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write``; torch and safetensors have errors of their own for what a file will not take.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        write(path)
+    except (RuntimeError, SafetensorError) as error:
+        reason: BaseException | None = error
+        while reason is not None and not isinstance(reason, OSError):
+            reason = reason.__context__
+        raise reason or OSError(first_line(error)) from None
 
 
 def run_folder(path: Path, *, again: bool = False) -> RunFolder:

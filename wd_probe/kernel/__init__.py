@@ -27,21 +27,27 @@ _MakeTally = Callable[[Sequence[Tensor | Moved], Sequence[Tensor]], _Tally]
 
 
 class Copying:
-    """Copies each source into its target when called, all of the same device, dtype and layout.
+    """Copies each source into its target when called, all of the same device and dtype.
 
     A float32 source may have a bfloat16 target, which only :class:`Tallying` is to read: on the
     CPU it holds the upper half of every number. Valid while the tensors stay where they are.
     """
 
     def __init__(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-        self._tensors = targets, sources  # kept from being freed
-        self._run = cpu.copying(targets, sources) or partial(
-            torch._foreach_copy_, list(targets), list(sources)
-        )
+        by_pass: dict[str | None, tuple[list[Tensor], list[Tensor]]] = {}
+        for target, source in zip(targets, sources, strict=True):
+            both = by_pass.setdefault(cpu.copying(target, source), ([], []))
+            both[0].append(target)
+            both[1].append(source)
+        self._runs = [
+            cpu.Copy(name, *both) if name else partial(torch._foreach_copy_, *both)
+            for name, both in by_pass.items()
+        ]
 
     def __call__(self) -> None:
         """Copy."""
-        self._run()
+        for run in self._runs:
+            run()
 
 
 class _Part(NamedTuple):
@@ -86,7 +92,7 @@ class Tallying:
         result = torch.zeros(len(factors), FIELDS, dtype=torch.float64, device=self._device)
         for part in self._parts:
             found = part.run([factors[k] for k in part.numbers])
-            result[torch.from_numpy(part.numbers)] = found.to(self._device, non_blocking=True)
+            result[torch.from_numpy(part.numbers)] = _sent(found, self._device)
         return result
 
 
@@ -105,7 +111,7 @@ class _Plainly:
         device = self._pairs[0][1].device
         return torch.stack(
             [
-                self._one(before, after, c).to(device, non_blocking=True)
+                _sent(self._one(before, after, c), device)
                 for (before, after), c in zip(self._pairs, factors, strict=True)
             ]
         )
@@ -116,6 +122,11 @@ class _Plainly:
         old, new = (t.float() if t.element_size() == 2 else t for t in (theta, after))
         fast = cpu.way(old, new)
         return penalty.tally(old, new, c) if fast is None else fast([old], [new])([c])[0]
+
+
+def _sent(found: Tensor, device: torch.device) -> Tensor:
+    """The counts on a device, which the host does not wait for where they are to stay away."""
+    return found.to(device, non_blocking=device.type != "cpu")
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:

@@ -108,8 +108,8 @@ static inline __attribute__((always_inline)) float before(enum known known, cons
     return number(bits(value) & (still - 1)); /* a branch would keep the loop from SIMD */
 }
 
-/* Counts one chunk in which every number is finite; returns the largest exponent pattern met, so
-   that the caller can tell whether that was true. */
+/* Counts one chunk in which every number is finite, and so is their sum; returns the largest exponent
+   pattern met, so that the caller can tell whether that was true. */
 static inline __attribute__((always_inline)) int32_t
 tally_finite(enum known known, source s, int n, float c, double *out)
 {
@@ -141,6 +141,32 @@ tally_finite(enum known known, source s, int n, float c, double *out)
     return top;
 }
 
+/* The same for any numbers. */
+static void tally_any(enum known known, source s, int n, float c, double *out)
+{
+    float x[CHUNK], y[CHUNK];
+    int bad = 0;
+    for (int i = 0; i < n; i++) {
+        x[i] = before(known, &s, i);
+        y[i] = s.b[i];
+        if (!(isfinite(x[i]) && isfinite(y[i]))) {
+            x[i] = y[i] = 0;
+            bad++;
+        }
+    }
+    tally_finite(WHOLE, (source){.a = x, .b = y}, n, c, out);
+    if (out[5] > FLT_MAX) {
+        out[4] = out[5] = 0;
+        for (int i = 0; i < n; i++) {
+            double one[FIELDS];
+            tally_finite(WHOLE, (source){.a = x + i, .b = y + i}, 1, c, one);
+            out[4] += one[4];
+            out[5] += one[5];
+        }
+    }
+    out[3] = bad;
+}
+
 /* Adds the counts of one block. */
 static inline __attribute__((always_inline)) void
 tally_block(enum known known, source s, int64_t size, float c, double *out)
@@ -148,20 +174,8 @@ tally_block(enum known known, source s, int64_t size, float c, double *out)
     for (int64_t start = 0; start < size; start += CHUNK) {
         const int n = (int)(size - start < CHUNK ? size - start : CHUNK);
         double found[FIELDS];
-        if (tally_finite(known, s, n, c, found) >= INFINITE) {
-            float x[CHUNK], y[CHUNK];
-            int bad = 0;
-            for (int i = 0; i < n; i++) {
-                x[i] = before(known, &s, i);
-                y[i] = s.b[i];
-                if (!(isfinite(x[i]) && isfinite(y[i]))) {
-                    x[i] = y[i] = 0;
-                    bad++;
-                }
-            }
-            tally_finite(WHOLE, (source){.a = x, .b = y}, n, c, found);
-            found[3] = bad;
-        }
+        if (tally_finite(known, s, n, c, found) >= INFINITE || found[5] > FLT_MAX)
+            tally_any(known, s, n, c, found);
         for (int k = 0; k < FIELDS; k++)
             out[k] += found[k];
         s.a = (const char *)s.a + n * (known == HALF ? sizeof(uint16_t) : sizeof(float));

@@ -53,18 +53,13 @@ class _Passes(NamedTuple):
 # --- which tensors -------------------------------------------------------------------------------
 
 
-def copying(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> Callable[[], None] | None:
-    """What copies the sources into the targets, or None where they are not for the passes."""
+def copying(target: Tensor, source: Tensor) -> str | None:
+    """The pass that copies a source into its target, or None where none does."""
     if passes() is None:
         return None
-    if all(map(_fits, targets, sources)):
-        name = "copy"
-    elif all(map(_halves, targets, sources)):
-        name = "halve"
-    else:
-        return None
-    blocks = Blocks(sources, _BLOCK)
-    return partial(_run, name, blocks, blocks.addresses(sources), blocks.addresses(targets))
+    if _fits(target, source):
+        return "copy"
+    return "halve" if _halves(target, source) else None
 
 
 def way(before: Tensor | Moved, after: Tensor) -> "type[Tally] | None":
@@ -92,7 +87,21 @@ def _are_floats(one: Tensor, other: Tensor) -> bool:
     return other.dtype == torch.float32 and other.is_cpu and alike(one, other)
 
 
-# --- counting ------------------------------------------------------------------------------------
+# --- copying and counting ------------------------------------------------------------------------
+
+
+class Copy:
+    """Copies sources into targets by a pass."""
+
+    def __init__(self, name: str, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        self._tensors = targets, sources  # kept from being freed
+        blocks = Blocks(sources, _BLOCK)
+        addresses = blocks.addresses(sources), blocks.addresses(targets)
+        self._run = partial(_run, name, blocks, *addresses)
+
+    def __call__(self) -> None:
+        """Copy."""
+        self._run()
 
 
 class Tally:
@@ -172,11 +181,11 @@ def tally_numpy(theta: Floats, stepped: Floats, c: float) -> list[float]:
         np.logical_not(near, out=near)  # crossed, zero, underflown or NaN
         total = float(np.abs(theta, out=product).sum())
         if not (np.isfinite(total) and np.isfinite(stepped.sum())):
-            near[:] = True
+            near[:] = True  # NaN, infinity, or a sum too large for float32
         where = np.flatnonzero(near)
         old, new = theta[where].astype(np.float64), stepped[where].astype(np.float64)
         finite = np.isfinite(old) & np.isfinite(new)
-        if not finite.all():
+        if not (finite.all() and np.isfinite(total)):
             total = float(np.abs(old[finite]).sum())
         across = finite & (np.sign(old) * np.sign(new) < 0)
         opposes = across & (np.abs(new) > c / 2 * np.abs(old))
@@ -264,7 +273,10 @@ def cache_dir() -> Path:
     Raises:
         InputError: it cannot be created.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:  # a user that the machine does not know, as in containers
+        raise InputError("no home folder to keep a cache in; set XDG_CACHE_HOME") from error
     folder = Path(base, "wd_probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
