@@ -93,9 +93,14 @@ def _bar(title: str) -> Progress:
 
 
 class TrainingProgress:
-    """A live bar on a terminal, a plain line now and then elsewhere."""
+    """A live bar on a terminal, a plain line now and then elsewhere.
 
-    def __init__(self) -> None:
+    Args:
+        resumed: whether the run is gone on with.
+    """
+
+    def __init__(self, resumed: bool = False) -> None:
+        self._resumed = resumed
         self._bar = _bar("[bold]step")
         self._task = self._bar.add_task("train", total=None, numbers="")
         self._total = 0
@@ -124,6 +129,8 @@ class TrainingProgress:
         )
         if done:
             err.print(f"going on after step {done} of {total_steps}")
+        elif self._resumed:
+            err.print("it was not saved before it ended: beginning at its start")
         self._bar.update(self._task, total=total_steps)
         if err.is_terminal:
             self._bar.start()
@@ -167,8 +174,14 @@ def training_summary(summary: dict[str, Any]) -> None:
         _rates(summary)
         _worst_layers(summary["layers"], summary["layer_definition"])
         for finding in summary["findings"]:
-            out.print(f"• {escape(finding)}")
+            _item(finding)
     out.print(f"\nRun folder: {escape(summary['run'])}", soft_wrap=True)
+
+
+def _item(text: str) -> None:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row("•", escape(text))
+    out.print(grid)
 
 
 def _scores(summary: dict[str, Any]) -> None:
@@ -457,7 +470,8 @@ def zeroshot_summary(summary: dict[str, Any]) -> None:
     """The result of `wdprobe zeroshot` for a person."""
     out.print(
         f"\n[bold]Zero-shot decay[/] · {escape(summary['model'])} · {escape(summary['source'])}\n"
-        f"{summary['images']:,} images, {summary['classes']} classes"
+        f"{summary['images']:,} images of {summary['img_size']}×{summary['img_size']}, "
+        f"{summary['classes']} classes"
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("scale", "top-1", "loss", "agreement", "KL"):
@@ -524,7 +538,7 @@ def _distorted(found: list[dict[str, Any]]) -> None:
     table.add_column("norm ratio", justify="right")
     for layer in sorted(known, key=lambda f: -f["distortion"])[:5]:
         table.add_row(
-            str(layer["index"]), escape(layer["name"]), number(layer["distortion"]),
+            str(layer["index"]), escape(layer["name"]), f"{layer['distortion']:.2g}",
             number(layer["norm_ratio"]),
         )  # fmt: skip
     out.print()

@@ -19,21 +19,24 @@ def run(command: str, ctx: typer.Context, given: dict[str, Any]) -> None:
     with render.loading():
         from wd_probe.errors import RunError
         from wd_probe.experiments.ranks import FAILED
+        from wd_probe.experiments.recovery import RECOVERY
         from wd_probe.experiments.runs import dumps
         from wd_probe.experiments.train import train
 
     options = _options(command, ctx, given)
     resume, json = given["resume"] is not None, given["json"]
-    with render.TrainingProgress() as progress:
+    with render.TrainingProgress(resume) as progress:
         summary = train(options, progress, resume=resume)
     if json:
         render.to_stdout(dumps(summary))
     else:
         render.training_summary(summary)
+    saved = Path(summary["run"], RECOVERY).is_file()
+    since = "from its last save" if saved else "from its start: it was not saved yet"
     if summary["status"] == "interrupted":
         render.err.print(
-            f"interrupted after step {summary['steps']}; what was measured is kept, and "
-            f"`wdprobe {command} --resume {escape(summary['run'])}` goes on",
+            f"interrupted after step {summary['steps']}; what was measured is kept until "
+            f"`wdprobe {command} --resume {escape(summary['run'])}` goes on {since}",
             soft_wrap=True,
         )
     if summary["status"] == "diverged":
@@ -45,7 +48,8 @@ def run(command: str, ctx: typer.Context, given: dict[str, Any]) -> None:
     if summary["status"] == "failed":
         raise RunError(
             f"{FAILED}, after step {summary['steps']} ({summary['reason']}); what was measured is "
-            f"kept, and `wdprobe {command} --resume {summary['run']}` goes on, under torchrun too"
+            f"kept until `wdprobe {command} --resume {summary['run']}` goes on {since}; under "
+            "torchrun too"
         )
     if summary["status"] != "finished" or "write_failure" in summary:
         raise typer.Exit(1)

@@ -39,7 +39,8 @@ def zeroshot(
     img_size: Annotated[
         int | None,
         typer.Option(
-            help="Side of the square images (default the run's or model's own, else 32).",
+            help="Side of the square images (default that of the run, else the model's own; 32 "
+            "where there are no weights).",
             rich_help_panel="Model",
             show_default=False,
         ),
@@ -102,20 +103,23 @@ def zeroshot(
     subjects = [replace(shared, run=folder) for folder in run or ()] or [
         replace(shared, model=name) for name in model or ["convnext_tiny"]
     ]
-    folder = output or default_folder("zeroshot", "-".join(model or ["convnext_tiny"])[:60])
+    folder = output
+    if folder is None and len(subjects) > 1:
+        folder = default_folder("zeroshot", "-".join(model or [one.name for one in run or ()])[:60])
     summaries = []
     for number, subject in enumerate(subjects, start=1):
-        own = folder if len(subjects) == 1 else folder / f"{number}"
+        own = folder if folder is None or len(subjects) == 1 else folder / f"{number}"
         with render.ScanProgress() as progress:
             summaries.append(scan(replace(subject, output=own), progress))
         if not json:
             render.zeroshot_summary(summaries[-1])
-    if len(summaries) > 1 and not process():
-        compare(summaries, folder)
+    several = folder if len(summaries) > 1 else None
+    if several and not process():
+        compare(summaries, several)
     if json:
-        several = {"command": "zeroshot", "models": summaries, "run": str(folder)}
-        render.to_stdout(dumps(summaries[0] if len(summaries) == 1 else several))
-    elif len(summaries) > 1:
-        render.zeroshot_comparison(summaries, folder)
+        all_of_them = {"command": "zeroshot", "models": summaries, "run": str(folder)}
+        render.to_stdout(dumps(all_of_them if several else summaries[0]))
+    elif several:
+        render.zeroshot_comparison(summaries, several)
     if any("write_failure" in summary for summary in summaries):
         raise typer.Exit(1)

@@ -228,7 +228,8 @@ BAD = {
     "model": ([*ROP, "--model", "convnext_tinny"], "unknown model 'convnext_tinny'; did you mean convnext_tiny", 2),  # noqa: E501
     "no pair": ([*ROP, "--opt-kwargs", "fused"], "--opt-kwargs wants key=value, got 'fused'", 2),
     "argument of its own": (
-        [*ROP, "--opt-kwargs", "lr=1"], "got multiple values for keyword argument 'lr'", 2
+        [*ROP, "--opt-kwargs", "weight_decay=1"],
+        "--opt-kwargs weight_decay=... is given by --weight-decay", 2,
     ),
     "no such argument": (
         [*ROP, "--opt-kwargs", "speed=9"], "timm cannot build the optimizer adamw: ", 2
@@ -378,7 +379,8 @@ def test_ctrl_c_keeps_and_summarizes_what_was_measured(tmp_path, number):
     assert process.returncode == 1
     result = json.loads(out)
     assert result["status"] == "interrupted"
-    assert f"interrupted after step {result['steps']}; what was measured is kept" in err
+    assert f"interrupted after step {result['steps']}; what was measured is kept until " in err
+    assert "`wdprobe rop --resume run` goes on from its start: it was not saved yet" in err
     assert len(rows(table)) == result["steps"] > 0
     assert result["rate"]["mean"] is not None
 

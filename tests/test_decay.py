@@ -649,6 +649,8 @@ def test_bad_input():
         WeightDecay(one, torch.optim.SGD(one.parameters(), lr=0.1), "lpwd", rate=0.1)
     with pytest.raises(InputError, match=r"no layer that holds the parameter '0\.weight'"):
         WeightDecay(model, sgd, "lpwd", rate=0.1, groups=layers(Quadratic()))
+    with pytest.raises(InputError, match=r"rate must be a finite number ≥ 0, got 0\.1"):
+        WeightDecay(model, sgd, "wd", rate="0.1")
     sparse = nn.Sequential(nn.Embedding(4, 2, sparse=True), nn.Linear(2, 2))
     with pytest.raises(InputError, match=r"0 has sparse gradients.*sparse=False"):
         WeightDecay(sparse, torch.optim.SGD(sparse.parameters(), lr=0.1), "wd", rate=0.1)

@@ -433,8 +433,8 @@ def test_an_interrupted_run_says_how_it_goes_on(run, wdprobe, monkeypatch):
         patch.setattr(told, Interrupting.stepped)
         code, _, err = wdprobe("train", "--resume", run)
     assert code == 1
-    assert "interrupted after step 5; what was measured is kept, and " in err
-    assert "`wdprobe train --resume run` goes on" in err
+    assert "interrupted after step 5; what was measured is kept until " in err
+    assert "`wdprobe train --resume run` goes on from its last save" in err
     assert (run / "model.safetensors").exists()
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
     assert wdprobe("train", "--resume", run)[0] == 0

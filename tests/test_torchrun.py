@@ -111,7 +111,8 @@ def test_a_process_that_dies_ends_the_run_which_then_goes_on(tmp_path):
     os.kill(ranks_of["1"], signal.SIGKILL)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert f"`wdprobe rop --resume {broken}` goes on, under torchrun too" in " ".join(told.split())
+    told = " ".join(told.split())
+    assert f"`wdprobe rop --resume {broken}` goes on from its last save; under torchrun too" in told
     summary = json.loads((broken / "summary.json").read_text())
     assert summary["status"] in ("failed", "interrupted")
     assert len(steps(broken)) == summary["steps"] > 0

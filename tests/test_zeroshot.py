@@ -123,6 +123,15 @@ def test_half_life_is_refined_by_bisection():
     assert half_life(model, evaluate, curve, chance=0.1, tolerance=0) == pytest.approx(0.7312)
 
 
+def test_metrics_that_are_none():
+    model = relu_network()
+    with pytest.raises(InputError, match=r"evaluate must give metrics by name, .* and gave float"):
+        zero_shot_decay(model, lambda _: 1.0, steps=2)
+    curve = zero_shot_decay(model, lambda _: {"accuracy": 1.0, "loss": 0.0}, steps=2)
+    with pytest.raises(InputError, match=r"has no metric 'top1'; it has accuracy, loss"):
+        half_life(model, lambda _: {}, curve)
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [([0.1, 0.1, 0.1], math.nan), ([0.9, 0.9, 0.9], math.nan), ([0.9, math.nan, 0.1], 0.75)],

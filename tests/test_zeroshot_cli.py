@@ -80,6 +80,25 @@ def test_a_run_is_scanned(wdprobe, trained, tmp_path):
     assert not (run / "model.safetensors").exists()
 
 
+def test_a_checkpoint_in_a_run_folder_is_seen_at_the_runs_size(wdprobe, trained, tmp_path):
+    """The model's own is 160."""
+    given = ["zeroshot", "--model", "test_convnext", *SMALL, "--no-distortion", "--steps", 1]
+    code, out, err = wdprobe(*given, "--checkpoint", trained / "model.safetensors")
+    assert code == 0, err
+    assert "64 images of 32×32, 10 classes" in out
+    assert "no better than chance" not in err
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("zeroshot-test_convnext-")
+    assert json.loads((run / "config.json").read_text())["img_size"] == 32
+    alone = tmp_path / "weights.safetensors"
+    alone.write_bytes((trained / "model.safetensors").read_bytes())
+    code, out, err = wdprobe(*given, "--checkpoint", alone, "--output", "z")
+    assert code == 0, err
+    assert "64 images of 160×160, 10 classes" in out
+    assert " before any decay, no better than chance on 64 images of 160×160; was it " in err
+    assert json.loads((tmp_path / "z/config.json").read_text())["img_size"] == 160
+
+
 def test_nothing_given_trains_the_baseline_first_and_says_so(wdprobe, tmp_path):
     models_ = ["--model", "test_convnext", "--model", "test_resnet"]
     code, out, err = wdprobe(
@@ -175,7 +194,7 @@ def judge_of(logits, labels, labelled=True):
     data = HeldBatches(
         torch.zeros(len(labels), 3, 2, 2, dtype=torch.uint8), labels, 4, device=torch.device("cpu")
     )
-    return Judge(Subject("m", torch.nn.Identity(), data, labelled, "", len(labels)))
+    return Judge(Subject("m", torch.nn.Identity(), data, labelled, "", len(labels), 32))
 
 
 def test_metrics_agree_with_plain_definitions():

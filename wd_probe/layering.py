@@ -246,9 +246,9 @@ def check_rate(rate: float, what: str = "rate") -> float:
     """The rate, if it is one.
 
     Raises:
-        InputError: it is negative or not finite.
+        InputError: it is negative, not finite or no number.
     """
-    if not (math.isfinite(rate) and rate >= 0):
+    if isinstance(rate, str) or not (math.isfinite(rate) and rate >= 0):
         raise InputError(f"{what} must be a finite number ≥ 0, got {rate}")
     return rate
 

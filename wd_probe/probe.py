@@ -365,7 +365,7 @@ class OpposingPenaltyProbe:
         Raises:
             InputError: it is of other parameters.
         """
-        if tuple(state["names"]) != self.names:
+        if tuple(state.get("names", ())) != self.names:
             raise InputError("this state is of a probe on other parameters")
         self.flush()
         self._open, self._stepped = None, set(self._watches)

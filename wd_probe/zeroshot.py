@@ -112,7 +112,8 @@ def zero_shot_decay(
         ``steps + 1`` points.
 
     Raises:
-        InputError: ``steps`` < 1, a model without parameters, an unknown parameter name.
+        InputError: ``steps`` < 1, a model without parameters, an unknown parameter name;
+            ``evaluate`` gives no mapping.
 
     Example:
         >>> net = nn.Linear(2, 1, bias=False)
@@ -130,7 +131,13 @@ def zero_shot_decay(
         for step in range(steps + 1):
             scale = 1 - step / steps
             shrunk.to(scale)
-            points.append(ScanPoint(step, scale, dict(evaluate(model))))
+            found = evaluate(model)
+            if not isinstance(found, Mapping):
+                raise InputError(
+                    'evaluate must give metrics by name, as {"top1": 0.9}, and gave '
+                    f"{type(found).__name__}"
+                )
+            points.append(ScanPoint(step, scale, dict(found)))
             if on_point is not None:
                 on_point(points[-1])
     return tuple(points)
@@ -190,7 +197,13 @@ def half_life(
     Returns:
         A scale in (0, 1): the closer to 1, the more fragile. NaN where the metric starts at or
         below chance or never falls so far.
+
+    Raises:
+        InputError: the curve has no such metric.
     """
+    known = {name for point in curve for name in point.metrics}
+    if metric not in known:
+        raise InputError(f"the curve has no metric {metric!r}; it has {', '.join(sorted(known))}")
     found = bracket([(p.scale, p.metrics.get(metric, math.nan)) for p in curve], chance)
     if found is None:
         return math.nan

@@ -74,8 +74,8 @@ def _small_ones(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
     found = []
     if total.opposing >= 50 and total.rate > 5 * total.mass:
         found.append(
-            f"Opposing penalties fall on small weights: {_percent(total.rate)} of the weights "
-            f"carry them, {_percent(total.mass)} of all that is taken off."
+            f"Opposing penalties fall on small weights: over all steps {_percent(total.rate)} of "
+            f"the weights carry them, {_percent(total.mass)} of all that is taken off."
         )
     if total.opposing >= 50 and total.flipped / total.opposing > 0.95:
         found.append(

@@ -89,6 +89,9 @@ def create_optimizer(
     Raises:
         InputError: an unknown name, or options it does not take.
     """
+    for own in ("lr", "weight_decay", "momentum"):
+        if own in (more or {}):
+            raise InputError(f"--opt-kwargs {own}=... is given by --{own.replace('_', '-')}")
     try:
         known = name.lower().removeprefix("lookahead_") in list_optimizers()
         if not known:

@@ -20,7 +20,9 @@ from ..layering import Layers, chosen_parameters, clean_name, layers
 from ..prefix import PartScan
 from ..zeroshot import ScanPoint, bracket, check_steps, half_life, zero_shot_decay
 from . import ranks
+from .contents import CONFIG
 from .data import Batches, HeldBatches, load_data, load_images
+from .files import read_json
 from .findings import kind_of
 from .models import classifiers, create_model, read_weights
 from .options import autocast_dtype
@@ -110,6 +112,7 @@ class Subject:
     labelled: bool
     source: str
     images: int
+    img_size: int
 
 
 class Judge:
@@ -215,7 +218,7 @@ def _subject(options: ZeroshotOptions, device: torch.device, listener: Listener)
     _train(model, data.train, options, listener)
     source = f"Baseline, {options.epochs} epochs of {options.dataset}, {options.opt}"
     test, count = _limited(data.test, data.test_size, options)
-    return Subject(options.model, model, test, True, source, count)
+    return Subject(options.model, model, test, True, source, count, size)
 
 
 def _dataset(
@@ -275,7 +278,7 @@ def _from_run(
         return _on_pictures(options, name, model, size, str(folder), device, listener)
     data = _dataset(options, dataset, options.data_dir, size, device)
     test, count = _limited(data.test, data.test_size, options)
-    return Subject(name, model, test, True, f"run {folder}", count)
+    return Subject(name, model, test, True, f"run {folder}", count, size)
 
 
 def _refuse_elsewhere(folder: Path, name: str, dataset: str) -> None:
@@ -292,7 +295,7 @@ def _refuse_elsewhere(folder: Path, name: str, dataset: str) -> None:
 def _from_checkpoint(options: ZeroshotOptions, device: torch.device, listener: Listener) -> Subject:
     probe = create_model(options.model, num_classes=1000, img_size=224, check_size=False)
     own_size = int((getattr(probe, "default_cfg", None) or {}).get("input_size", (3, 224, 224))[-1])
-    size = options.img_size or own_size
+    size = options.img_size or _size_beside(options.checkpoint) or own_size
     data, classes = None, None
     if options.images is None:
         data = _dataset(options, options.dataset, options.data_dir, size, device)
@@ -323,7 +326,19 @@ def _from_checkpoint(options: ZeroshotOptions, device: torch.device, listener: L
     if data is None:
         return _on_pictures(options, options.model, model, size, source, device, listener)
     test, count = _limited(data.test, data.test_size, options)
-    return Subject(options.model, model, test, True, source, count)
+    return Subject(options.model, model, test, True, source, count, size)
+
+
+def _size_beside(checkpoint: Path | None) -> int | None:
+    """The size of images that a checkpoint in a run folder was trained on."""
+    beside = None if checkpoint is None else checkpoint.parent / "config.json"
+    if beside is None or not beside.is_file():
+        return None
+    try:
+        size = read_json(beside, CONFIG).get("img_size")
+    except InputError:  # of something else
+        return None
+    return size if size is not None and 1 <= size <= _LARGEST_SIZE else None
 
 
 def _on_pictures(
@@ -350,7 +365,7 @@ def _on_pictures(
         mean=config["mean"],
         std=config["std"],
     )
-    return Subject(name, model, data, False, source, len(pictures))
+    return Subject(name, model, data, False, source, len(pictures), size)
 
 
 def _train(model: nn.Module, data: Batches, options: ZeroshotOptions, listener: Listener) -> None:
@@ -422,6 +437,7 @@ def _scan(
         curve = _curve(options, subject, judge, folder, listener)
         metric = "top1" if subject.labelled else "agreement"
         chance = 1 / judge.classes
+        _tell_chance(subject, curve[0].metrics[metric], chance, listener)
         listener.progress("half-life", 0, 1, "")
         life = half_life(subject.model, judge.evaluate, curve, metric=metric, chance=chance)
         lives = _by_part(options, subject, judge, parts, metric, chance, folder, listener)
@@ -431,6 +447,7 @@ def _scan(
             "model": subject.name,
             "source": subject.source,
             "images": subject.images,
+            "img_size": subject.img_size,
             "classes": judge.classes,
             "curve": [
                 {"step": p.step, "scale": p.scale, **{m: p.metrics[m] for m in METRICS}}
@@ -451,6 +468,17 @@ def _scan(
     return summary | {"write_failure": folder.failure} if folder.failure else summary
 
 
+def _tell_chance(subject: Subject, score: float, chance: float, listener: Listener) -> None:
+    """A half-life of what luck may have given says nothing."""
+    spread = math.sqrt(chance * (1 - chance) / subject.images)
+    if subject.labelled and score < chance + 2 * spread:
+        listener.note(
+            f"top-1 is {score:.1%} before any decay, no better than chance on {subject.images} "
+            f"images of {subject.img_size}×{subject.img_size}; was it trained on this --dataset at "
+            "this --img-size?"
+        )
+
+
 def _config(
     options: ZeroshotOptions, subject: Subject, groups: Layers, parts: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
@@ -461,7 +489,7 @@ def _config(
         "model": subject.name,
         "source": subject.source,
         "num_classes": getattr(subject.model, "num_classes", None),
-        "img_size": options.img_size or 32,
+        "img_size": subject.img_size,
         "layer_definition": groups.definition,
         "layers": [{"index": layer.index, "name": layer.name} for layer in groups],
         "parts": list(parts),
