@@ -167,7 +167,7 @@ def test_faster_passes_give_nearly_the_same(trained, tmp_path, monkeypatch, aske
         return judge_count(judge, logits, number)
 
     def scanned(name, **options):
-        options |= {"run": trained, "num_samples": 64, "steps": 4, "by": "kind", "by_steps": 2}
+        options |= {"run": trained, "num_samples": 32, "steps": 4, "by": "kind", "by_steps": 2}
         return scan(ZeroshotOptions(**options, output=tmp_path / name), Watcher())
 
     torch_compile, judge_count = torch.compile, Judge.count
