@@ -321,6 +321,10 @@ def test_own_checkpoint_is_read_back(wdprobe, tmp_path):
     assert code == 2
     assert "a holds a run's steps.csv already; choose another --output" in err
     assert (tmp_path / "a/steps.csv").read_bytes() == table
+    code, _, err = wdprobe("zeroshot", "--model", "test_convnext", "--output", "a")
+    assert code == 2
+    assert "a holds a run's steps.csv already; choose another --output" in err
+    assert "training" not in err
 
 
 def test_a_loss_that_is_no_number_ends_the_run(wdprobe, tmp_path):

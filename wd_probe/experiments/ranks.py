@@ -8,12 +8,15 @@ import os
 import signal
 import threading
 import warnings
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import InputError
+
+T = TypeVar("T")
 
 #: What the others can say of a process that is gone.
 FAILED = "failed, perhaps as another process has died"
@@ -79,11 +82,11 @@ def total(numbers: Tensor) -> Tensor:
     return summed
 
 
-def same(flag: bool) -> bool:
+def same(answer_here: T) -> T:
     """The first process's answer."""
     if size() == 1:
-        return flag
-    answer = [flag]
+        return answer_here
+    answer = [answer_here]
     dist.broadcast_object_list(answer)
     return answer[0]
 

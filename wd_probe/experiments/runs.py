@@ -61,6 +61,19 @@ def lock(folder: Path) -> TextIO:
         file.close()  # the process that had it has just taken it away
 
 
+def occupied(path: Path) -> str:
+    """Why a new run cannot have a folder: it holds one, or what is left of one. Empty if it can."""
+    if os.path.lexists(path / "config.json"):
+        return f"{path} holds a run already; choose another --output"
+    left = next((file.name for file in _growing(path) if os.path.lexists(file)), None)
+    return f"{path} holds a run's {left} already; choose another --output" if left else ""
+
+
+def _growing(path: Path) -> list[Path]:
+    """The tables and event files that a run may have, there or not."""
+    return [*(path / f"{name}.csv" for name in _TABLES), *sorted(path.glob(_EVENTS))]
+
+
 class Busy(InputError):
     """Another process is writing to the folder."""
 
@@ -85,8 +98,8 @@ class RunFolder:
         self.failure: str | None = None
         self._tables: dict[str, TextIO] = {}
         self._flushed = time.monotonic()
-        if not again:
-            self._check_empty()
+        if not again and (refusal := occupied(path)):
+            raise InputError(refusal)
         try:
             if not again:
                 path.mkdir(parents=True, exist_ok=True)
@@ -98,19 +111,9 @@ class RunFolder:
                 f"output folder {path} cannot be written to ({error.strerror}); "
                 + ("a run goes on in its own folder" if again else "choose another --output")
             ) from error
-        try:
-            if not again:
-                self._check_empty()
-        except InputError:
+        if not again and (refusal := occupied(path)):
             self.close()
-            raise
-
-    def _check_empty(self) -> None:
-        """Refuse a folder that holds a run, or what is left of one."""
-        for name in ("config.json", *(path.name for path in self._growing())):
-            if os.path.lexists(self.path / name):
-                what = "a run" if name == "config.json" else f"a run's {name}"
-                raise InputError(f"{self.path} holds {what} already; choose another --output")
+            raise InputError(refusal)
 
     def guard(self, write: Callable[[], T]) -> T | None:
         """Call ``write`` unless a write has failed before; a failure is told, not raised."""
@@ -172,16 +175,12 @@ class RunFolder:
         for table in self._tables.values():
             table.flush()
         found = {}
-        for path in self._growing():
+        for path in _growing(self.path):
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
                     found[path.name] = file.seek(0, os.SEEK_END)
         return found
-
-    def _growing(self) -> list[Path]:
-        tables = (self.path / f"{name}.csv" for name in _TABLES)
-        return [*tables, *sorted(self.path.glob(_EVENTS))]
 
     def check(self, sizes: Mapping[str, int]) -> None:
         """See that :meth:`rewind` can bring these sizes back.
@@ -189,7 +188,7 @@ class RunFolder:
         Raises:
             InputError: a file is missing, shorter, or not a plain file of this folder.
         """
-        found = {path.name: path for path in self._growing()}
+        found = {path.name: path for path in _growing(self.path)}
         for name, size in sizes.items():
             if name not in found or not isinstance(size, int) or size < 0:
                 raise InputError(f"{self.path} is damaged: {name} is missing")
@@ -208,7 +207,7 @@ class RunFolder:
         self.check(sizes)
         results = ("tensors.csv", "summary.json", "model.safetensors")
         try:
-            for path in self._growing():
+            for path in _growing(self.path):
                 if path.name in sizes:
                     os.truncate(path, sizes[path.name])
                 else:

@@ -26,7 +26,7 @@ from .files import read_json
 from .findings import kind_of
 from .models import classifiers, create_model, read_weights
 from .options import autocast_dtype
-from .runs import RunFolder, default_folder, environment, read_run, run_folder
+from .runs import RunFolder, default_folder, environment, occupied, read_run, run_folder
 from .training import Trainer, create_optimizer, pick_device
 
 By = Literal["none", "layer", "kind"]
@@ -394,9 +394,8 @@ def scan(options: ZeroshotOptions, listener: Listener) -> dict[str, Any]:
         RunError: the pretrained weights could not be had.
     """
     ranks.join(pick_device(options.device))
-    taken = options.output is not None and (options.output / "config.json").exists()
-    if ranks.same(taken):
-        raise InputError(f"{options.output} holds a run already; choose another --output")
+    if refusal := ranks.same("" if options.output is None else occupied(options.output)):
+        raise InputError(refusal)
     folder: RunFolder | None = None
     try:
         subject = prepare(options, listener)

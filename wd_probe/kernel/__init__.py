@@ -34,13 +34,14 @@ class Copying:
     """
 
     def __init__(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        self._tensors = targets, sources  # kept from being freed
         by_pass: dict[str | None, tuple[list[Tensor], list[Tensor]]] = {}
         for target, source in zip(targets, sources, strict=True):
             both = by_pass.setdefault(cpu.copying(target, source), ([], []))
             both[0].append(target)
             both[1].append(source)
         self._runs = [
-            cpu.Copy(name, *both) if name else partial(torch._foreach_copy_, *both)
+            cpu.copier(name, *both) if name else partial(torch._foreach_copy_, *both)
             for name, both in by_pass.items()
         ]
 

@@ -62,6 +62,12 @@ def copying(target: Tensor, source: Tensor) -> str | None:
     return "halve" if _halves(target, source) else None
 
 
+def copier(name: str, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> Callable[[], None]:
+    """What copies sources into targets by a pass, while they stay where they are."""
+    blocks = Blocks(sources, _BLOCK)
+    return partial(_run, name, blocks, blocks.addresses(sources), blocks.addresses(targets))
+
+
 def way(before: Tensor | Moved, after: Tensor) -> "type[Tally] | None":
     """What counts a tensor before against after, or None where the passes cannot."""
     if isinstance(before, Moved):
@@ -87,21 +93,7 @@ def _are_floats(one: Tensor, other: Tensor) -> bool:
     return other.dtype == torch.float32 and other.is_cpu and alike(one, other)
 
 
-# --- copying and counting ------------------------------------------------------------------------
-
-
-class Copy:
-    """Copies sources into targets by a pass."""
-
-    def __init__(self, name: str, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-        self._tensors = targets, sources  # kept from being freed
-        blocks = Blocks(sources, _BLOCK)
-        addresses = blocks.addresses(sources), blocks.addresses(targets)
-        self._run = partial(_run, name, blocks, *addresses)
-
-    def __call__(self) -> None:
-        """Copy."""
-        self._run()
+# --- counting ------------------------------------------------------------------------------------
 
 
 class Tally:
