@@ -44,18 +44,18 @@ def audit(
     """Find by effect which decay rule an optimizer runs, on which tensors, and by how much."""
     from wd_probe.errors import InputError
 
-    from . import render
+    from . import console
 
     if (opt is None) != every_one:
         raise InputError("give either --opt NAME or --all")
-    render.show_warnings()
-    with render.loading():
-        from wd_probe.experiments import optimizers
-        from wd_probe.experiments.runs import dumps
+    console.show_warnings()
+    with console.loading():
+        from wd_probe.runs.folder import dumps
+        from wd_probe.training import optimizers
     if opt is None:
         rows = []
         names = optimizers.known_optimizers()
-        with render.ScanProgress() as progress:
+        with console.ScanProgress() as progress:
             for row in optimizers.survey(names, lr=lr, weight_decay=weight_decay):
                 rows.append(asdict(row))
                 progress.progress("audit", len(rows), len(names), row.name)
@@ -72,8 +72,8 @@ def audit(
             layer_decay=layer_decay,
         )
     if json:
-        render.to_stdout(dumps(result))
+        console.to_stdout(dumps(result))
     elif opt is None:
-        render.survey_table(result)
+        console.survey_table(result)
     else:
-        render.audit_report(result)
+        console.audit_report(result)

@@ -12,12 +12,12 @@ def dashboard(
     port: Annotated[int, typer.Option(help="0 picks a free one.")] = 6006,
 ) -> None:
     """Open TensorBoard on localhost over one run or many, until Ctrl-C."""
-    from wd_probe.dashboard import serve
+    from wd_probe.runs.tensorboard import serve
 
-    from . import render
+    from . import console
 
     address = serve(runs, port)
-    render.err.print(f"TensorBoard is at {address} (Ctrl-C ends it)", soft_wrap=True)
+    console.err.print(f"TensorBoard is at {address} (Ctrl-C ends it)", soft_wrap=True)
     try:
         while True:
             time.sleep(3600)

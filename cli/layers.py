@@ -12,11 +12,11 @@ def layers(
     json: o.Json = False,
 ) -> None:
     """List a model's layers, shallow to deep, with their rates (Eq. 9) and what decays in them."""
-    from . import render
+    from . import console
 
-    render.show_warnings()
-    from wd_probe.experiments.models import describe_layers
-    from wd_probe.experiments.runs import dumps
+    console.show_warnings()
+    from wd_probe.runs.folder import dumps
+    from wd_probe.training.models import describe_layers
 
     result = describe_layers(
         model,
@@ -26,6 +26,6 @@ def layers(
         filter_bias_and_bn=filter_bias_and_bn,
     )
     if json:
-        render.to_stdout(dumps(result))
+        console.to_stdout(dumps(result))
     else:
-        render.layers_table(result)
+        console.layers_table(result)

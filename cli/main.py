@@ -56,7 +56,7 @@ def main() -> None:
         check_shared()
         app()
     except WdProbeError as error:
-        from wd_probe.experiments.files import printable
+        from wd_probe.runs.reading import printable
 
         print(f"{where} error: {printable(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)

@@ -22,15 +22,15 @@ def report(
     json: o.Json = False,
 ) -> None:
     """Put one run, several or a sweep on one HTML page: findings, figures, tables, data."""
-    from . import render
+    from . import console
 
-    render.show_warnings()
-    with render.loading():
-        from wd_probe.experiments import report as reports
-        from wd_probe.experiments.runs import dumps
+    console.show_warnings()
+    with console.loading():
+        from wd_probe.report import page as reports
+        from wd_probe.runs.folder import dumps
 
     result = reports.report(runs, output)
     if json:
-        render.to_stdout(dumps(result))
+        console.to_stdout(dumps(result))
     else:
-        render.report_written(result)
+        console.report_written(result)

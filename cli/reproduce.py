@@ -73,12 +73,12 @@ def reproduce(
                    "train_samples", "batch_size", "epochs", "every", "amp", "channels_last",
                    "torchcompile")
     }  # fmt: skip
-    from . import render
+    from . import console
 
-    render.show_warnings()
-    with render.loading():
-        from wd_probe.experiments import paper
-        from wd_probe.experiments.runs import dumps
+    console.show_warnings()
+    with console.loading():
+        from wd_probe.runs.folder import dumps
+        from wd_probe.sweeps import paper
 
     options = paper.PaperOptions(
         datasets=o.listed(dataset),
@@ -91,11 +91,11 @@ def reproduce(
         setting=replace(paper.SETTING, device=device.value, **given),
         output=output,
     )
-    with render.SweepProgress() as progress:
+    with console.SweepProgress() as progress:
         result = paper.reproduce(name.value, options, progress, consent=yes)
     if json:
-        render.to_stdout(dumps(result))
+        console.to_stdout(dumps(result))
     else:
-        render.paper_result(result)
+        console.paper_result(result)
     if result["failed"]:
         raise typer.Exit(1)

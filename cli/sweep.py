@@ -89,14 +89,15 @@ def sweep(
 ) -> None:
     """Train every cell of a grid; the same command goes on where it was stopped."""
     given = {name: value for name, value in locals().items() if name not in _OWN}
-    from . import render
+    from . import console
 
-    render.show_warnings()
-    with render.loading():
-        from wd_probe.experiments import best, gridfile
-        from wd_probe.experiments.options import keywords
-        from wd_probe.experiments.runs import dumps
-        from wd_probe.experiments.sweeps import sweep as run
+    console.show_warnings()
+    with console.loading():
+        from wd_probe.runs.folder import dumps
+        from wd_probe.sweeps import grid as gridfile
+        from wd_probe.sweeps import results as best
+        from wd_probe.sweeps.cells import sweep as run
+        from wd_probe.training.options import keywords
 
     given["opt_kwargs"] = keywords(opt_kwargs or ())
     values = _values(ctx, given, gridfile.read_grid(file) if file else {})
@@ -106,22 +107,22 @@ def sweep(
     with (
         gridfile.Claim(folder, plan, cells),
         _runner(ray, ray_address, cpus_per_cell, gpus_per_cell) as runner,
-        render.SweepProgress() as progress,
+        console.SweepProgress() as progress,
     ):
         summaries = run(cells, folder, progress, runner=runner, consent=yes)
     result = best.result(cells, summaries, folder)
     if json:
-        render.to_stdout(dumps(result))
+        console.to_stdout(dumps(result))
     else:
-        render.sweep_summary(result)
-    render.sweep_failures(result)
+        console.sweep_summary(result)
+    console.sweep_failures(result)
     if result["counts"]["failed"]:
         raise typer.Exit(1)
 
 
 def _values(ctx: typer.Context, given: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
     """What is typed on the command line goes before the file, and the file before defaults."""
-    from wd_probe.experiments.gridfile import seeded
+    from wd_probe.sweeps.grid import seeded
 
     values = {
         name: o.listed(value) if name in _AXES and value is not None else value
@@ -138,7 +139,7 @@ def _runner(ray: bool, address: str | None, cpus: int | None, gpus: float | None
     import contextlib
 
     if ray or address is not None:
-        from wd_probe.experiments.on_ray import OnRay
+        from wd_probe.sweeps.ray import OnRay
 
         return OnRay(address, cpus=1 if cpus is None else cpus, gpus=gpus)
     if cpus is not None or gpus is not None:

@@ -13,34 +13,34 @@ _BESIDE = ("resume", "device", "recovery_interval", "json")
 
 def run(command: str, ctx: typer.Context, given: dict[str, Any]) -> None:
     """Train by the given options and show the summary; exit code 1 unless the run finished."""
-    from . import render
+    from . import console
 
-    render.show_warnings()
-    with render.loading():
+    console.show_warnings()
+    with console.loading():
         from wd_probe.errors import RunError
-        from wd_probe.experiments.ranks import FAILED
-        from wd_probe.experiments.recovery import RECOVERY
-        from wd_probe.experiments.runs import dumps
-        from wd_probe.experiments.train import train
+        from wd_probe.ranks import FAILED
+        from wd_probe.runs.folder import dumps
+        from wd_probe.training.checkpoint import RECOVERY
+        from wd_probe.training.train import train
 
     options = _options(command, ctx, given)
     resume, json = given["resume"] is not None, given["json"]
-    with render.TrainingProgress(resume) as progress:
+    with console.TrainingProgress(resume) as progress:
         summary = train(options, progress, resume=resume)
     if json:
-        render.to_stdout(dumps(summary))
+        console.to_stdout(dumps(summary))
     else:
-        render.training_summary(summary)
+        console.training_summary(summary)
     saved = Path(summary["run"], RECOVERY).is_file()
     since = "from its last save" if saved else "from its start: it was not saved yet"
     if summary["status"] == "interrupted":
-        render.err.print(
+        console.err.print(
             f"interrupted after step {summary['steps']}; what was measured is kept until "
             f"`wdprobe {command} --resume {escape(summary['run'])}` goes on {since}",
             soft_wrap=True,
         )
     if summary["status"] == "diverged":
-        render.err.print(
+        console.err.print(
             f"the loss is no longer finite at step {summary['steps']}; the run ends there: "
             "try a smaller --lr or --weight-decay",
             soft_wrap=True,
@@ -57,14 +57,14 @@ def run(command: str, ctx: typer.Context, given: dict[str, Any]) -> None:
 
 def _options(command: str, ctx: typer.Context, given: dict[str, Any]) -> Any:
     from wd_probe.errors import InputError
-    from wd_probe.experiments.options import TrainOptions, keywords
+    from wd_probe.training.options import TrainOptions, keywords
 
     run: Path | None = given["resume"]
     if run is None:
         chosen = {name: value for name, value in given.items() if name not in ("resume", "json")}
         chosen["opt_kwargs"] = keywords(chosen["opt_kwargs"] or ())
         return TrainOptions(command=command, **chosen)
-    from wd_probe.experiments.resume import options_of
+    from wd_probe.training.resume import options_of
 
     sources = {name: ctx.get_parameter_source(name) for name in given}
     typed = [name for name, source in sources.items() if source and source.name != "DEFAULT"]

@@ -87,13 +87,13 @@ def zeroshot(
         for name, value in locals().items()
         if name not in ("model", "run", "output", "json", "by")
     }
-    from . import render
+    from . import console
 
-    render.show_warnings()
-    with render.loading():
+    console.show_warnings()
+    with console.loading():
         from wd_probe.errors import InputError
-        from wd_probe.experiments.runs import default_folder, dumps
-        from wd_probe.experiments.zeroshot import ZeroshotOptions, compare, scan
+        from wd_probe.runs.folder import default_folder, dumps
+        from wd_probe.training.scan import ZeroshotOptions, compare, scan
 
     if model and run:
         raise InputError("--run brings its own model; give --model or --run")
@@ -109,17 +109,17 @@ def zeroshot(
     summaries = []
     for number, subject in enumerate(subjects, start=1):
         own = folder if folder is None or len(subjects) == 1 else folder / f"{number}"
-        with render.ScanProgress() as progress:
+        with console.ScanProgress() as progress:
             summaries.append(scan(replace(subject, output=own), progress))
         if not json:
-            render.zeroshot_summary(summaries[-1])
+            console.zeroshot_summary(summaries[-1])
     several = folder if len(summaries) > 1 else None
     if several and not process():
         compare(summaries, several)
     if json:
         all_of_them = {"command": "zeroshot", "models": summaries, "run": str(folder)}
-        render.to_stdout(dumps(all_of_them if several else summaries[0]))
+        console.to_stdout(dumps(all_of_them if several else summaries[0]))
     elif several:
-        render.zeroshot_comparison(summaries, several)
+        console.zeroshot_comparison(summaries, several)
     if any("write_failure" in summary for summary in summaries):
         raise typer.Exit(1)

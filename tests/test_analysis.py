@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wd_probe.experiments.analysis import difference, interval, robustness
-from wd_probe.experiments.sweeps import Setting
+from wd_probe.sweeps.analysis import difference, interval, robustness
+from wd_probe.sweeps.cells import Setting
 
 SHARES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
 

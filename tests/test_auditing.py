@@ -16,7 +16,7 @@ from wd_probe.cli import main as cli
 
 import wd_probe
 from wd_probe import InputError, WeightDecay, audit
-from wd_probe.experiments.optimizers import build_optimizer, survey, tiny_model
+from wd_probe.training.optimizers import build_optimizer, survey, tiny_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -287,7 +287,7 @@ def test_json(monkeypatch, capsys):
 
 @pytest.mark.parametrize("width", ["80", "160"])
 def test_tables(monkeypatch, capsys, width):
-    from wd_probe.cli import render
+    from wd_probe.cli import console as render
 
     monkeypatch.setattr(render.out, "_width", int(width))
     arguments = ("--opt", "adamw", "--model", "test_vit", "--layer-decay", "0.5")
@@ -297,7 +297,7 @@ def test_tables(monkeypatch, capsys, width):
     assert "layer_decay has no effect yet" in shown
     assert re.search(r"0\.001 +1$", shown, re.MULTILINE)
     names = ("sgd", "bnbadam", "adamp") if sys.platform != "linux" else ("sgd", "fusedsgd", "adamp")
-    monkeypatch.setattr("wd_probe.experiments.optimizers.known_optimizers", lambda: names)
+    monkeypatch.setattr("wd_probe.training.optimizers.known_optimizers", lambda: names)
     assert run(monkeypatch, "--all") == 0
     shown = capsys.readouterr().out
     assert "2 of 3 optimizers audited" in shown
@@ -335,7 +335,7 @@ def test_bad_input_is_one_line(name, monkeypatch, capsys):
 def test_a_dotted_name_needs_no_timm():
     code = (
         "import sys\n"
-        "from wd_probe.experiments.optimizers import audit_by_name\n"
+        "from wd_probe.training.optimizers import audit_by_name\n"
         "print(audit_by_name('torch.optim.AdamW')['rule'], 'timm' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from wd_probe.experiments.options import TrainOptions
-from wd_probe.experiments.train import prepare
+from wd_probe.training.options import TrainOptions
+from wd_probe.training.train import prepare
 
 FAST = ["--model", "test_convnext", "--batch-size", "32"]
 

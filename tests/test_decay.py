@@ -23,7 +23,7 @@ from wd_probe import (
     layers,
     layerwise_rates,
 )
-from wd_probe.decay import METHODS
+from wd_probe.decay.methods import METHODS
 
 DECAYING = [method for method in METHODS if method != "baseline"]
 #: The methods whose share of the weight must stay below one.

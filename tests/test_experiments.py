@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from wd_probe import InputError, figures
-from wd_probe.experiments import data, runs
-from wd_probe.experiments.findings import findings, kind_of
-from wd_probe.experiments.options import TrainOptions
-from wd_probe.experiments.train import train
-from wd_probe.records import ProfileRecord, Tally
+from wd_probe import InputError
+from wd_probe.probe.records import ProfileRecord, Tally
+from wd_probe.runs import figures
+from wd_probe.runs import folder as runs
+from wd_probe.runs.findings import findings, kind_of
+from wd_probe.training import data
+from wd_probe.training.options import TrainOptions
+from wd_probe.training.train import train
 
 CPU = torch.device("cpu")
 

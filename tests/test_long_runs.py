@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from wd_probe import OpposingPenaltyProbe, WdProbeWarning, figures, layers
-from wd_probe.dashboard import Dashboard
-from wd_probe.experiments.journal import Journal
-from wd_probe.experiments.running import Running, Stretches
-from wd_probe.experiments.runs import RunFolder, read_run
-from wd_probe.experiments.training import Step
+from wd_probe import OpposingPenaltyProbe, WdProbeWarning, layers
+from wd_probe.runs import figures
+from wd_probe.runs.folder import RunFolder, read_run
+from wd_probe.runs.recorder import Journal
+from wd_probe.runs.running import Running, Stretches
+from wd_probe.runs.tensorboard import Dashboard
+from wd_probe.training.loop import Step
 
 STEPS = 100_000
 HIGHEST = 77_777

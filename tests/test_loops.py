@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tests import reference
-from wd_probe import InputError, OpposingPenaltyProbe, WdProbeWarning, WeightDecay, kernel
-from wd_probe.history import Thinned
+from wd_probe import InputError, OpposingPenaltyProbe, WdProbeWarning, WeightDecay
 from wd_probe.layering import Layer, Layers
+from wd_probe.probe import kernel
+from wd_probe.probe.history import Thinned
 
 LR, RATE = 0.05, 0.3
 
@@ -439,7 +440,7 @@ def test_a_measuring_that_fails_does_not_end_the_training(monkeypatch):
     def full(*_):
         raise MemoryError("no memory for the counts")
 
-    monkeypatch.setattr("wd_probe.watch.kernel.Tallying", full)
+    monkeypatch.setattr("wd_probe.probe.step.kernel.Tallying", full)
     with pytest.warns(
         WdProbeWarning, match=r"R_op of step 1 is not measured: no memory for the counts"
     ) as told:
@@ -473,7 +474,7 @@ def test_a_copy_that_fails_is_not_counted(monkeypatch):
         raise torch.OutOfMemoryError("no memory for the copy")
 
     with monkeypatch.context() as patched:
-        patched.setattr("wd_probe.watch.torch.empty_like", full)
+        patched.setattr("wd_probe.probe.step.torch.empty_like", full)
         with pytest.warns(WdProbeWarning, match="no memory for the copy"):
             step(3)
     assert [record.step for record in probe.records] == [1]
@@ -488,7 +489,7 @@ def test_without_a_home_folder_numpy_counts(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr("wd_probe.kernel.cpu.Path.home", home)
+    monkeypatch.setattr("wd_probe.probe.kernel.cpu.Path.home", home)
     kernel.cpu.passes.cache_clear()
     try:
         model = small()

@@ -8,7 +8,7 @@ import torch
 
 from tests.test_probe import small, train
 from wd_probe import OpposingPenaltyProbe
-from wd_probe.experiments.optimizers import build_optimizer, known_optimizers
+from wd_probe.training.optimizers import build_optimizer, known_optimizers
 
 
 def third_party():

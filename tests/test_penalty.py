@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import reference
-from wd_probe import InputError, kernel, opposing, penalty
-from wd_probe.movement import Moved
+from wd_probe import InputError, opposing
+from wd_probe.probe import formulas as penalty
+from wd_probe.probe import kernel
+from wd_probe.probe.movement import Moved
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 TINY32 = struct.unpack("<f", b"\x01\x00\x00\x00")[0]

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from wd_probe import layers
-from wd_probe.prefix import PartScan
+from wd_probe.shrink.parts import PartScan
 
 
 def sums(logits, number):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tests import reference
 from wd_probe import InputError, OpposingPenaltyProbe, WdProbeWarning, WeightDecay, layers
-from wd_probe.decay import attached
+from wd_probe.decay.methods import attached
 
 
 def small(dtype=torch.float32):

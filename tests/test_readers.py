@@ -20,17 +20,22 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
-from wd_probe.cli import render
+from wd_probe.cli import console as render
 
 from tests.test_experiments import Silent, open_data, write_idx
 from wd_probe import InputError, WdProbeWarning
-from wd_probe.dashboard import serve
 from wd_probe.errors import first_line
-from wd_probe.experiments import data, files, gridfile, models, report_sweeps, sweeps, zeroshot
-from wd_probe.experiments.options import TrainOptions
-from wd_probe.experiments.report import report
-from wd_probe.experiments.runs import dumps, read_run
-from wd_probe.experiments.train import train
+from wd_probe.report import sweep as report_sweeps
+from wd_probe.report.page import report
+from wd_probe.runs import reading as files
+from wd_probe.runs.folder import dumps, read_run
+from wd_probe.runs.tensorboard import serve
+from wd_probe.sweeps import cells as sweeps
+from wd_probe.sweeps import grid as gridfile
+from wd_probe.training import data, models
+from wd_probe.training import scan as zeroshot
+from wd_probe.training.options import TrainOptions
+from wd_probe.training.train import train
 
 QUICK = settings(max_examples=60, deadline=5000, suppress_health_check=list(HealthCheck))
 SLOW = settings(QUICK, max_examples=12)

@@ -12,11 +12,14 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from wd_probe import InputError, WdProbeWarning, figures
-from wd_probe.experiments import page, sweeps, zeroshot
-from wd_probe.experiments.options import TrainOptions
-from wd_probe.experiments.report import report
-from wd_probe.experiments.train import train
+from wd_probe import InputError, WdProbeWarning
+from wd_probe.report import html as page
+from wd_probe.report.page import report
+from wd_probe.runs import figures
+from wd_probe.sweeps import cells as sweeps
+from wd_probe.training import scan as zeroshot
+from wd_probe.training.options import TrainOptions
+from wd_probe.training.train import train
 
 CHROMIUM = shutil.which("chromium")
 EVIL = "<script>alert('$x_{$')</script>"

@@ -18,9 +18,12 @@ from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wd_probe import WdProbeWarning
-from wd_probe.experiments import data, recovery, runs, sweeps
-from wd_probe.experiments.options import TrainOptions
-from wd_probe.experiments.train import train
+from wd_probe.runs import folder as runs
+from wd_probe.sweeps import cells as sweeps
+from wd_probe.training import checkpoint as recovery
+from wd_probe.training import data
+from wd_probe.training.options import TrainOptions
+from wd_probe.training.train import train
 
 ROOT = Path(__file__).parent.parent
 TABLES = ("steps.csv", "layers.csv", "epochs.csv", "profile.csv", "tensors.csv")
@@ -31,8 +34,8 @@ DRIVER = """
 import json, os, random, signal, sys, threading, traceback
 import timm, torch
 from timm.models import register_model
-from wd_probe.cli import main as cli, render
-from wd_probe.experiments import data, recovery, train
+from wd_probe.cli import console as render, main as cli
+from wd_probe.training import checkpoint as recovery, data, train
 
 torch.set_num_threads(1)
 train.figures.draw_training = lambda run: {}  # other tests draw
@@ -244,7 +247,7 @@ def trained(tmp_path, monkeypatch):
     few = tuple(
         (images[:n], labels[:n]) for (images, labels), n in zip(digits, (96, 32), strict=True)
     )
-    monkeypatch.setattr("wd_probe.figures.draw_training", lambda run: {})
+    monkeypatch.setattr("wd_probe.runs.figures.draw_training", lambda run: {})
 
     def train_both(stops, **chosen):
         defaults = {"model": "test_convnext", "batch_size": 32, "device": "cpu", "lr": 1e-3,

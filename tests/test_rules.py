@@ -11,8 +11,8 @@ import timm.optim
 import torch
 from torch import nn
 
+from wd_probe.decay.rules import decay_effect, decay_share
 from wd_probe.hooks import hooked
-from wd_probe.rules import decay_effect, decay_share
 
 
 class Bent(torch.optim.Optimizer):

@@ -19,9 +19,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.test_cli import rows
 from wd_probe import InputError, RunError
-from wd_probe.experiments import best, gridfile, sweeps
-from wd_probe.experiments.ledger import Ledger
-from wd_probe.experiments.options import TrainOptions
+from wd_probe.sweeps import cells as sweeps
+from wd_probe.sweeps import grid as gridfile
+from wd_probe.sweeps import results as best
+from wd_probe.sweeps.ledger import Ledger
+from wd_probe.training.options import TrainOptions
 
 TINY = ["--model", "test_convnext", "--batch-size", "32", "--steps", "2"]
 BASE = TrainOptions(model="test_convnext", batch_size=32, steps=2, method="wd")
@@ -260,7 +262,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from tests import test_sweeps as t
-from wd_probe.experiments import sweeps
+from wd_probe.sweeps import cells as sweeps
 
 count = 0
 
@@ -554,7 +556,7 @@ def test_without_ray(wdprobe, monkeypatch):
 @pytest.mark.parametrize("answer", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
 def test_an_unreachable_address_is_told_soon(wdprobe, monkeypatch, scheme, answer):
     pytest.importorskip("ray")
-    monkeypatch.setattr("wd_probe.experiments.on_ray._SECONDS", 0.5)
+    monkeypatch.setattr("wd_probe.sweeps.ray._SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
         if answer is None:

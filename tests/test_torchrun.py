@@ -14,9 +14,8 @@ import torch
 from torch import nn
 from wd_probe.cli import main as cli
 
-from wd_probe import InputError
-from wd_probe.experiments import ranks
-from wd_probe.experiments.training import Score, evaluate
+from wd_probe import InputError, ranks
+from wd_probe.training.loop import Score, evaluate
 
 WDPROBE = shutil.which("wdprobe", path=os.path.dirname(sys.executable))
 ROP = ["rop", "--model", "test_convnext", "--lr", "1e-3", "--device", "cpu", "--epochs", "1"]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from wd_probe import InputError, feature_distortion, half_life, layers, zero_shot_decay
-from wd_probe.zeroshot import ScanPoint, Shrunk
+from wd_probe.shrink.scan import ScanPoint, Shrunk
 
 
 def relu_network(bias=False):

@@ -9,10 +9,12 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from tests.test_cli import rows
-from wd_probe import RunError, figures
-from wd_probe.experiments import models, runs
-from wd_probe.experiments.data import HeldBatches
-from wd_probe.experiments.zeroshot import Judge, Subject, ZeroshotOptions, metrics, scan
+from wd_probe import RunError
+from wd_probe.runs import figures
+from wd_probe.runs import folder as runs
+from wd_probe.training import models
+from wd_probe.training.data import HeldBatches
+from wd_probe.training.scan import Judge, Subject, ZeroshotOptions, metrics, scan
 
 SMALL = ["--num-samples", "64", "--steps", "10"]
 
@@ -21,8 +23,8 @@ SMALL = ["--num-samples", "64", "--steps", "10"]
 def trained(tmp_path_factory):
     """A run of `wdprobe rop`, made once."""
     from tests.test_experiments import Silent
-    from wd_probe.experiments.options import TrainOptions
-    from wd_probe.experiments.train import train
+    from wd_probe.training.options import TrainOptions
+    from wd_probe.training.train import train
 
     path = tmp_path_factory.mktemp("trained") / "run"
     train(

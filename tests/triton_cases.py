@@ -8,9 +8,9 @@ import itertools
 import torch
 
 from tests.benchmarks import triton_steps
-from wd_probe import penalty
-from wd_probe.kernel import gpu
-from wd_probe.movement import Moved
+from wd_probe.probe import formulas as penalty
+from wd_probe.probe.kernel import gpu
+from wd_probe.probe.movement import Moved
 
 gpu._BLOCK, gpu._TILE = 64, 32  # several blocks and tiles of small tensors
 SIZES = (1, 31, 32, 33, 63, 64, 65, 130, 0, 160)

@@ -7,39 +7,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .auditing import AuditReport, TensorAudit, audit
-    from .decay import WeightDecay
-    from .distortion import LayerDistortion, feature_distortion
+    from .decay.auditing import AuditReport, TensorAudit, audit
+    from .decay.methods import WeightDecay
     from .errors import InputError, RunError, WdProbeError, WdProbeWarning
     from .layering import Layer, layers, layerwise_rates
-    from .penalty import opposing
-    from .probe import OpposingPenaltyProbe
-    from .records import StepRecord, Tally
-    from .zeroshot import ScanPoint, half_life, zero_shot_decay
+    from .probe.formulas import opposing
+    from .probe.probe import OpposingPenaltyProbe
+    from .probe.records import StepRecord, Tally
+    from .shrink.distortion import LayerDistortion, feature_distortion
+    from .shrink.scan import ScanPoint, half_life, zero_shot_decay
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "AuditReport": "auditing",
+    "AuditReport": "decay.auditing",
     "InputError": "errors",
     "Layer": "layering",
-    "LayerDistortion": "distortion",
-    "OpposingPenaltyProbe": "probe",
+    "LayerDistortion": "shrink.distortion",
+    "OpposingPenaltyProbe": "probe.probe",
     "RunError": "errors",
-    "ScanPoint": "zeroshot",
-    "StepRecord": "records",
-    "Tally": "records",
-    "TensorAudit": "auditing",
+    "ScanPoint": "shrink.scan",
+    "StepRecord": "probe.records",
+    "Tally": "probe.records",
+    "TensorAudit": "decay.auditing",
     "WdProbeError": "errors",
     "WdProbeWarning": "errors",
-    "WeightDecay": "decay",
-    "audit": "auditing",
-    "feature_distortion": "distortion",
-    "half_life": "zeroshot",
+    "WeightDecay": "decay.methods",
+    "audit": "decay.auditing",
+    "feature_distortion": "shrink.distortion",
+    "half_life": "shrink.scan",
     "layers": "layering",
     "layerwise_rates": "layering",
-    "opposing": "penalty",
-    "zero_shot_decay": "zeroshot",
+    "opposing": "probe.formulas",
+    "zero_shot_decay": "shrink.scan",
 }
 
 __all__ = [

@@ -15,7 +15,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, ModelEmaV3, accuracy, dispatch_clip_grad
 
 import wd_probe
-from wd_probe.experiments.data import load_data
+from wd_probe.training.data import load_data
 
 
 def validate(model: torch.nn.Module, loader: object) -> float:

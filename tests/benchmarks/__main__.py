@@ -12,7 +12,7 @@ import timm
 import torch
 
 from tests.benchmarks import inside, probe, scans, startup, sweeps, training
-from wd_probe import kernel
+from wd_probe.probe import kernel
 
 PARTS = ("probe", "exactness", "peers", "growth", "large", "inside", "methods", "scans", "training",
          "sweeps", "startup")  # fmt: skip

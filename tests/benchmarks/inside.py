@@ -3,7 +3,7 @@
 import torch
 
 from tests.benchmarks.timing import alternate, header, milliseconds, ratio, row
-from wd_probe import kernel
+from wd_probe.probe import kernel
 
 
 def compiled_sides(weights, device):

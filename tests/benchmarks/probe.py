@@ -9,10 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.benchmarks.timing import alternate, header, milliseconds, ratio, row
-from wd_probe import OpposingPenaltyProbe, WeightDecay, kernel
-from wd_probe.experiments.data import load_data
-from wd_probe.movement import Moved
-from wd_probe.probe import _remove
+from wd_probe import OpposingPenaltyProbe, WeightDecay
+from wd_probe.probe import kernel
+from wd_probe.probe.movement import Moved
+from wd_probe.probe.probe import _remove
+from wd_probe.training.data import load_data
 
 KEPT = ("whole", "half", "nothing")
 

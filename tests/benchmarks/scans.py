@@ -8,8 +8,8 @@ from torch.func import functional_call, vmap
 from tests.benchmarks.probe import built
 from tests.benchmarks.timing import alternate, clock, header, milliseconds, ratio, row
 from wd_probe import half_life, layers, zero_shot_decay
-from wd_probe.prefix import PartScan
-from wd_probe.zeroshot import Shrunk
+from wd_probe.shrink.parts import PartScan
+from wd_probe.shrink.scan import Shrunk
 
 
 def batches_of(images, device):

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.timing import header, row
-from wd_probe.experiments import on_ray, sweeps
-from wd_probe.experiments.options import TrainOptions
+from wd_probe.sweeps import cells as sweeps
+from wd_probe.sweeps import ray as on_ray
+from wd_probe.training.options import TrainOptions
 
 STEPS = 20
 

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from tests.benchmarks.timing import alternate, header, milliseconds, ratio, row
 from wd_probe import WeightDecay
-from wd_probe.experiments.data import HeldBatches
-from wd_probe.experiments.models import create_model
-from wd_probe.experiments.training import Trainer
+from wd_probe.training.data import HeldBatches
+from wd_probe.training.loop import Trainer
+from wd_probe.training.models import create_model
 
 
 class Pictures(torch.utils.data.Dataset):

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from wd_probe.kernel import triton_passes as passes
+from wd_probe.probe.kernel import triton_passes as passes
 
 BLOCK, TILE = 8192, 1024
 

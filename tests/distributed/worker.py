@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import wd_probe
 from wd_probe import sharding
+from wd_probe.probe.formulas import tally
 
 OUT = Path(sys.argv[1] if __name__ == "__main__" else ".")
 
@@ -157,10 +158,7 @@ def against_the_formula(wrap):
     return {
         "probe": [counts(record) for record in probe.records],
         "formula": [
-            {
-                name: wd_probe.penalty.tally(before[name], after[name], 0.005)[[0, 1, 2]].tolist()
-                for name in before
-            }
+            {name: tally(before[name], after[name], 0.005)[[0, 1, 2]].tolist() for name in before}
             for before, after in seen
         ],
     }

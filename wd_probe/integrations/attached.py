@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from ..decay import Method, WeightDecay
+from ..decay.methods import Method, WeightDecay
 from ..errors import InputError
 from ..layering import Layers, Scale, clean_name
-from ..probe import OpposingPenaltyProbe
-from ..records import Tally, fields
+from ..probe.probe import OpposingPenaltyProbe
+from ..probe.records import Tally, fields
 
 
 class Attached:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from ..decay import Method
+from ..decay.methods import Method
 from ..errors import InputError
 from ..layering import Scale
 from .attached import Attached

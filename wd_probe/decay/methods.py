@@ -1,0 +1,464 @@
+"""Weight decay by name on any optimizer.
+
+A method is two choices: *when* a share of a weight is taken off, and *how strongly* in each layer.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal, Self, get_args
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import InputError, Teller
+from ..hooks import ForwardHooks, StepHooks, hooked_all
+from ..layering import Layers, Scale, check_rate, chosen_parameters, layers, layerwise_rates
+from ..sharding import local, refuse_flat
+
+#: baseline: no decay. l1, l2: λ·sign(θ) or λθ goes into the gradient. wd: θ' = θ − ηU − cθ (Eq. 1).
+#: rwd: (1 − c)(θ − ηU) (Eq. 7). pwd: θ is decayed before the forward pass (Algorithm 2). lpwd: pwd
+#: with a rate for each layer (Algorithm 3).
+Method = Literal["baseline", "l1", "l2", "wd", "rwd", "pwd", "lpwd"]
+#: When it is taken off: in the gradient, with the step, after the update, before the forward pass.
+Moment = Literal["never", "gradient", "step", "update", "forward"]
+#: What c is: the paper's experiments and torch multiply by the live learning rate, Eq. 1 does not.
+Convention = Literal["lr*rate", "rate"]
+
+#: The methods that :class:`WeightDecay` knows.
+METHODS: tuple[Method, ...] = get_args(Method)
+
+_MOMENTS: dict[Method, Moment] = {
+    "baseline": "never",
+    "l1": "gradient",
+    "l2": "gradient",
+    "wd": "step",
+    "rwd": "update",
+    "pwd": "forward",
+    "lpwd": "forward",
+}
+# The optimizer's hooks keep its WeightDecay alive; were this to, neither would ever be freed.
+_ATTACHED: WeakKeyDictionary[Optimizer, ReferenceType["WeightDecay"]] = WeakKeyDictionary()
+
+
+class WeightDecay:
+    """A decay method on any torch, timm or third-party optimizer.
+
+    The training loop stays as it is. Weights without a gradient are neither stepped nor decayed
+    (before a forward pass, where gradients are yet to come: weights that require none); a step that
+    `GradScaler` voids decays nothing. What an evaluation between two steps sees is what the paper's
+    algorithms have there: rwd has decayed already, pwd and lpwd have not.
+
+    Args:
+        model: the model; names its parameters. For pwd and lpwd the one that the loop calls: wrap
+            and compile it first.
+        optimizer: its optimizer, or several that share its parameters; their own ``weight_decay``
+            must be 0 in every group.
+        method: one of ``METHODS``.
+        rate: λ ≥ 0. May be changed later, by assignment.
+        scale: how the rate rises from layer to layer (see :func:`wd_probe.layerwise_rates`), with
+            any method. Default: "max2" for lpwd, and the same rate everywhere for the others.
+        convention: "lr*rate" (default): c = ηλ with the live learning rate of the parameter's
+            group. "rate": c = λ, as Eq. 1 is printed. l1 and l2 have no c: they add λ to the
+            gradient.
+        parameters: names of the parameters to decay; default all, those that join an optimizer
+            later included.
+        groups: the model's layers, if not ``wd_probe.layers(model)``.
+
+    Raises:
+        InputError: an unknown method, scale or convention; a rate that is negative or not finite,
+            or so large that c > 1 would flip signs (also later, at the step that would); an
+            optimizer that decays by itself, has a WeightDecay already, lacks a parameter that is
+            to decay or is LBFGS; layers of a model that has only one; sparse gradients; FSDP1.
+
+    Example:
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        >>> with torch.no_grad():
+        ...     _ = net.weight.fill_(1.0)
+        >>> net.weight.grad = torch.zeros(1, 1)
+        >>> with WeightDecay(net, optimizer, "wd", rate=0.5):
+        ...     optimizer.step()
+        >>> round(net.weight.item(), 6)
+        0.95
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        method: Method,
+        *,
+        rate: float = 0.0,
+        scale: Scale | None = None,
+        convention: Convention = "lr*rate",
+        parameters: Iterable[str] | None = None,
+        groups: Layers | None = None,
+    ) -> None:
+        _check_choice("method", method, METHODS)
+        _check_choice("convention", convention, get_args(Convention))
+        self.method: Method = method
+        self.moment: Moment = _MOMENTS[method]
+        self.convention: Convention = convention
+        self.scale: Scale | None = scale or ("max2" if method == "lpwd" else None)
+        refuse_flat(model)
+        self.optimizers = hooked_all(optimizer)
+        for one in self.optimizers:
+            _check_free(one)
+        self._model, self._parameters, self._groups = model, parameters, groups
+        self._names: dict[str, nn.Parameter] = {}
+        self._shares: dict[Tensor, float] = {}
+        self._passed_over: set[Tensor] = set()
+        self._choose()
+        _check_held(self._names, set(self._held()))
+        self._rate = check_rate(rate)
+        self._check_live_rates()
+        #: The optimizers whose step the next training-mode forward pass is the first after, with 1
+        #: where that step was void.
+        self._due: dict[Optimizer, Tensor | None] = dict.fromkeys(self.optimizers)
+        self._tell = Teller()
+        self._snapshot: dict[Optimizer, list[tuple[Tensor, Tensor, Any]]] = {}
+        self._plain: dict[Optimizer, list[tuple[Tensor, Tensor, Tensor, int]]] = {}
+        self._idle: set[Optimizer] = set()  # whose last step came after no forward pass
+        self._ahead: set[Optimizer] = set()  # decayed for a step that has not come to its end
+        into_gradient = self._into_gradient if self.moment == "gradient" else None
+        self._hooks: list[StepHooks | ForwardHooks] = [
+            StepHooks(
+                one,
+                partial(self._before, one),
+                partial(self._after, one),
+                graded=into_gradient and partial(into_gradient, one),
+            )
+            for one in self.optimizers
+        ]
+        if self.moment == "forward":
+            self._hooks.append(ForwardHooks(model, self._before_forward))
+        for one in self.optimizers:
+            _ATTACHED[one] = ref(self)
+
+    def _held(self) -> Iterator[Tensor]:
+        return (p for one in self.optimizers for group in one.param_groups for p in group["params"])
+
+    def _choose(self) -> None:
+        """Which parameters decay, and their layers' shares of λ."""
+        chosen = chosen_parameters(self._model, self._parameters)
+        _check_dense(self._model, chosen)
+        self.layers = None
+        if self.scale is not None:
+            self.layers = layers(self._model) if self._groups is None else self._groups
+        self._names, self._shares = chosen, self._layer_shares(chosen)
+
+    def _take_in(self, optimizer: Optimizer) -> None:
+        """Parameters that have joined the optimizer decay too, unless decay was for chosen ones."""
+        if self._parameters is not None:
+            return
+        held = {p for group in optimizer.param_groups for p in group["params"]}
+        new = held - self._shares.keys() - self._passed_over
+        if new:
+            self._choose()
+            self._passed_over |= new - self._shares.keys()
+
+    # --- how strongly in each layer -----------------------------------------------------------
+
+    @property
+    def rate(self) -> float:
+        """λ."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        self._rate = check_rate(rate)
+
+    def decays(self, parameter: Tensor) -> bool:
+        """Whether this parameter is decayed at all."""
+        return self.moment != "never" and self.rate > 0 and parameter in self._shares
+
+    def share(self, parameter: Tensor) -> float | None:
+        """λ_i / λ of this parameter's layer; None where it is not to decay."""
+        return self._shares.get(parameter)
+
+    def factor(self, parameter: Tensor, group: dict[str, Any]) -> float | Tensor:
+        """c, the share of this parameter that is taken off in a step, at its group's live rate.
+
+        Raises:
+            InputError: it is more than 1. A learning rate on a GPU is not looked at: that would
+                wait for the device.
+        """
+        c = self._factor(parameter, group)
+        seen = not isinstance(c, Tensor) or c.is_cpu
+        if seen and c > 1 and self.moment != "gradient":
+            raise InputError(self._too_much(parameter, float(c)))
+        return c
+
+    def took_nothing(self, optimizer: Optimizer) -> bool:
+        """Whether no forward pass, and so no decay of pwd and lpwd, came before its last step."""
+        return optimizer in self._idle
+
+    def _factor(self, parameter: Tensor, group: dict[str, Any]) -> float | Tensor:
+        rate = self.rate * self._shares[parameter]
+        c: float | Tensor = rate if self.convention == "rate" else group["lr"] * rate
+        return c
+
+    def _layer_shares(self, chosen: dict[str, nn.Parameter]) -> dict[Tensor, float]:
+        """λ_i / λ of every parameter that decays."""
+        if self.layers is None:
+            return dict.fromkeys(chosen.values(), 1.0)
+        assert self.scale is not None
+        shares = layerwise_rates(len(self.layers), 1.0, self.scale)
+        if len(self.layers) < 2:
+            raise InputError(
+                f"layer-wise decay needs a model of several layers, and this one has only "
+                f"{self.layers[0].name or 'the model itself'!r}; give groups=, or a method with "
+                "one rate"
+            )
+        by_name = {
+            name: share
+            for layer, share in zip(self.layers, shares, strict=True)
+            for name in layer.parameters
+        }
+        for name in chosen:
+            if name not in by_name:
+                raise InputError(f"groups= has no layer that holds the parameter {name!r}")
+        return {parameter: by_name[name] for name, parameter in chosen.items()}
+
+    def _check_live_rates(self) -> None:
+        """Find a c > 1 before the first step."""
+        if self.moment == "gradient":
+            return
+        factors = [
+            (float(self._factor(p, group)), p)
+            for one in self.optimizers
+            for group in one.param_groups
+            for p in group["params"]
+            if self.decays(p)
+        ]
+        c, parameter = max(factors, key=lambda item: item[0], default=(0.0, None))
+        if parameter is not None and c > 1:
+            raise InputError(self._too_much(parameter, c))
+
+    def _too_much(self, parameter: Tensor, c: float) -> str:
+        where = "the weights"
+        if self.layers is not None:
+            name = next(name for name, p in self._names.items() if p is parameter)
+            layer = next(layer for layer in self.layers if name in layer.parameters)
+            where = f"layer {layer.index} of {len(self.layers)} ({layer.name})"
+        return (
+            f"{self.method} with rate {self.rate:g} would take off {c:g} times {where}, which "
+            f"flips signs; the largest allowed rate here is {self.rate / c:g}"
+        )
+
+    # --- when it is taken off -----------------------------------------------------------------
+
+    def _jobs(
+        self, optimizer: Optimizer, needs_grad: bool = True
+    ) -> Iterator[tuple[float | Tensor, list[Tensor]]]:
+        """Every factor and the parameters it falls on."""
+        for group in optimizer.param_groups:
+            for _, chosen in self._by_share(group, needs_grad):
+                yield self.factor(chosen[0], group), chosen
+
+    def _by_share(
+        self, group: dict[str, Any], needs_grad: bool = True
+    ) -> Iterable[tuple[float, list[Tensor]]]:
+        """The parameters of a group that decay, by their layer's share of λ."""
+        found: dict[float, list[Tensor]] = {}
+        for p in group["params"]:
+            wanted = p.grad is not None if needs_grad else p.requires_grad
+            if wanted and self.decays(p):
+                found.setdefault(self._shares[p], []).append(p)
+        return found.items()
+
+    def _take_off(self, optimizer: Optimizer, void: Tensor | None, needs_grad: bool = True) -> None:
+        for c, chosen in self._jobs(optimizer, needs_grad):
+            kept = 1 - c if void is None else 1 - c * (1 - void)
+            torch._foreach_mul_([local(p) for p in chosen], kept)
+
+    @torch.no_grad()
+    def _before(self, optimizer: Optimizer, has_closure: bool) -> None:
+        self._take_in(optimizer)
+        self._snapshot.pop(optimizer, None)
+        for p, g, ours, version in self._plain.pop(optimizer, ()):  # a step before this one raised
+            if p.grad is ours and ours._version == version:
+                p.grad = g
+        if self.moment != "step" or optimizer in self._ahead:
+            return
+        if has_closure:  # the gradient is yet to be taken, and is to be taken at θ
+            self._snapshot[optimizer] = [
+                (p, local(p).clone(), c)
+                for c, chosen in self._jobs(optimizer, needs_grad=False)
+                for p in chosen
+            ]
+        else:
+            self._take_off(optimizer, voided(optimizer))
+            self._ahead.add(optimizer)
+
+    @torch.no_grad()
+    def _into_gradient(self, optimizer: Optimizer) -> None:
+        """Give the optimizer g + λθ, or g + λ·sign(θ), in the place of g."""
+        scale = getattr(optimizer, "grad_scale", None)  # of gradients not yet unscaled
+        kept = self._plain.setdefault(optimizer, [])
+        for group in optimizer.param_groups:
+            for share, chosen in self._by_share(group):
+                terms = chosen if self.method == "l2" else torch._foreach_sign(chosen)
+                if scale is not None:
+                    terms = torch._foreach_mul(terms, scale)
+                plain = [p.grad for p in chosen if p.grad is not None]
+                added = torch._foreach_add(plain, terms, alpha=self.rate * share)
+                for p, g, ours in zip(chosen, plain, added, strict=True):
+                    p.grad = ours
+                    kept.append((p, g, ours, ours._version))
+
+    @torch.no_grad()
+    def _after(self, optimizer: Optimizer) -> None:
+        for p, theta, c in self._snapshot.pop(optimizer, ()):
+            if p.grad is not None:
+                local(p).sub_(theta * c)
+        for p, g, ours, _ in self._plain.pop(optimizer, ()):
+            if p.grad is ours:
+                p.grad = g
+        self._ahead.discard(optimizer)
+        void = voided(optimizer)
+        if self.moment == "update":
+            self._take_off(optimizer, void)
+        self._idle.discard(optimizer)
+        if self.moment == "forward" and optimizer in self._due and self.rate:
+            self._idle.add(optimizer)
+            self._tell(
+                f"{self.method} took nothing off in this step: no forward pass of the model in "
+                "training mode came before it; attach to the module that the loop calls"
+            )
+        self._due[optimizer] = void
+
+    @torch.no_grad()
+    def _before_forward(self) -> None:
+        while self._due:
+            optimizer, void = self._due.popitem()
+            self._take_in(optimizer)
+            self._take_off(optimizer, void, needs_grad=False)
+
+    @property
+    def has_other_moment(self) -> bool:
+        """Whether the method is one of rwd, pwd and lpwd, which are one trajectory read twice."""
+        return self.moment in ("update", "forward")
+
+    @contextmanager
+    def at_other_moment(self) -> Iterator[None]:
+        """The weights as the other of rwd and pwd has them between two steps (theory fact 8).
+
+        For pwd and lpwd: decayed already, with the next step's c. For rwd: not yet. They are back,
+        bit for bit, on leaving; do not step inside.
+        """
+        kept: list[tuple[Tensor, Tensor]] = []
+        try:
+            with torch.no_grad():
+                for one in self.optimizers if self.has_other_moment else ():
+                    for c, chosen in self._jobs(one, needs_grad=False):
+                        parts = [local(p) for p in chosen]
+                        kept += [(part, part.clone()) for part in parts]
+                        factor = 1 - c if self.moment == "forward" else 1 / (1 - c)
+                        torch._foreach_mul_(parts, factor)
+            yield
+        finally:
+            with torch.no_grad():
+                for p, was in reversed(kept):  # two optimizers may hold one parameter
+                    p.copy_(was)
+
+    # --- state --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs; plain values."""
+        return {
+            "method": self.method,
+            "scale": self.scale,
+            "convention": self.convention,
+            "rate": self.rate,
+            "due": [k for k, one in enumerate(self.optimizers) if one in self._due],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the run that made ``state`` stopped.
+
+        Raises:
+            InputError: it is of another method, scale or convention.
+        """
+        for name in ("method", "scale", "convention"):
+            if state.get(name) != getattr(self, name):
+                raise InputError(
+                    f"this state is of {name} {state.get(name)!r}, and the WeightDecay has "
+                    f"{getattr(self, name)!r}"
+                )
+        self.rate = state["rate"]
+        self._due = dict.fromkeys(self.optimizers[k] for k in state["due"])
+
+    def detach(self) -> None:
+        """Stop decaying; safe to call twice."""
+        for hooks in self._hooks:
+            hooks.remove()
+        self._snapshot.clear()
+        for one in self.optimizers:
+            if attached(one) is self:
+                del _ATTACHED[one]
+
+    def __repr__(self) -> str:
+        """Method and rate."""
+        scale = "" if self.scale is None else f", scale={self.scale!r}"
+        return f"WeightDecay({self.method!r}, rate={self.rate:g}{scale})"
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Detach."""
+        self.detach()
+
+
+def _check_choice(what: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise InputError(f"unknown {what} {value!r}; choose from {', '.join(known)}")
+
+
+def _check_free(optimizer: Optimizer) -> None:
+    for number, group in enumerate(optimizer.param_groups):
+        if group.get("weight_decay", 0):
+            raise InputError(
+                f"the optimizer decays by itself (weight_decay={group['weight_decay']} in "
+                f"parameter group {number}); build it with weight_decay=0"
+            )
+    if attached(optimizer) is not None:
+        raise InputError("this optimizer has a WeightDecay already; detach() that one first")
+
+
+def _check_held(chosen: dict[str, nn.Parameter], held: set[Tensor]) -> None:
+    lacking = [name for name, p in chosen.items() if p.requires_grad and p not in held]
+    if lacking:
+        raise InputError(
+            f"the optimizer lacks {len(lacking)} of the {len(chosen)} parameters to decay "
+            f"({lacking[0]!r} first); build it from all of model.parameters(), give a list of all "
+            "the optimizers, or name those it holds with parameters="
+        )
+
+
+def _check_dense(model: nn.Module, chosen: dict[str, nn.Parameter]) -> None:
+    parameters = set(chosen.values())
+    for name, module in model.named_modules():
+        if getattr(module, "sparse", False) and getattr(module, "weight", None) in parameters:
+            raise InputError(
+                f"{name or type(module).__name__} has sparse gradients, which say nothing of the "
+                "weights a step leaves alone; build it with sparse=False, or leave it out with "
+                "parameters="
+            )
+
+
+def attached(optimizer: Optimizer) -> WeightDecay | None:
+    """The WeightDecay at work on this optimizer, if there is one."""
+    found = _ATTACHED.get(optimizer)
+    return None if found is None else found()
+
+
+def voided(optimizer: Optimizer) -> Tensor | None:
+    """1 where `GradScaler` found an overflow that makes a fused optimizer skip this step."""
+    found: Tensor | None = getattr(optimizer, "found_inf", None)
+    return None if found is None else local(found)

@@ -1,1 +1,0 @@
-"""The probes on timm models and datasets: what the command line runs."""

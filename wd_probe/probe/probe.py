@@ -1,0 +1,450 @@
+"""The opposing-penalty rate of an ordinary training loop, step by step."""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
+from typing import Any, Self, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import InputError, Teller, first_line
+from ..hooks import StepHooks, hooked_all
+from ..layering import Layers, check_rate, clean_name, layers
+from ..sharding import Shards, refuse_flat
+from . import formulas as penalty
+from .history import Thinned
+from .records import ProfileRecord, StepRecord
+from .step import Counted, Effects, Keep, Reading, Watch, same
+
+_OPPOSING = [penalty.TALLY_FIELDS.index(name) for name in ("opposing", "opposing_size")]
+_FIELDS = len(penalty.TALLY_FIELDS)
+_UNPENALIZED = np.array([name == "nonfinite" for name in penalty.TALLY_FIELDS])
+#: Steps whose numbers may wait on the device before they are read without being asked for.
+_MOST_PENDING = 256
+
+
+class OpposingPenaltyProbe:
+    """Measures, at every step of an optimizer, where weight decay pushes away from zero.
+
+    A step hook remembers the weights before the step; another compares them with what stands after
+    it (theory fact 2). Weights, gradients, optimizer state and random state are only ever read.
+    Costs one copy of the weights, and about what reading them twice costs. It measures as long as
+    it is kept: a probe that nothing refers to any more, as after a notebook's cell is run again,
+    detaches itself.
+
+    What is taken as the penalty: the attached :class:`wd_probe.WeightDecay`, else the optimizer's
+    own ``weight_decay`` by the rule that its effect shows. Decay after the update (rwd) and before
+    the forward pass (pwd, lpwd) never opposes, since it falls on the weight that stands (Eq. 8):
+    R_op is 0 there by that law. Where no closed rule gives P (L2, L1, optimizers of their own
+    kind), every measured step is taken twice, on a copy of the optimizer without decay too, and P
+    is the difference; a :class:`wd_probe.WdProbeWarning` says so once.
+
+    What it cannot measure it says once, in a warning: it never raises inside a training loop.
+    Parameters that join the optimizer later are measured from then on. Where parameters are
+    sharded (FSDP2, tensor parallelism), build a probe on every process; each has the counts of
+    the whole parameters, and reading them waits for no other process.
+
+    Args:
+        model: the model; its parameters' names and layers label the results.
+        optimizer: the optimizer that steps it; a wrapper such as timm's Lookahead is measured at
+            the optimizer it wraps. Several make one record for each round: a round ends when one
+            of them steps again.
+        every: measure steps 1, 1 + every, 1 + 2·every, ...
+        profile: decay rates λ to answer "what would R_op have been" for (theory fact 4).
+        profile_every: answer that at every so-many-th measured step.
+        groups: the model's layers, if not ``wd_probe.layers(model)``. Parameters in none of them
+            count in tensors and totals alone.
+        exact: True measures every rule against a copy of the optimizer; False never does, and
+            leaves unmeasured what only that can measure. Default: where it is needed.
+        reading: of Eq. 10 for pwd and lpwd. "paired" (default) compares the penalty with the weight
+            that it is taken from; "literal" takes P = cθ_t and û = θ_t − ηU as they are printed.
+        parameters: what the optimizer steps, by the model's names, where that is not the model's
+            own parameters: float32 master copies, say.
+        keep: of float32 weights during a step. "whole" (default): a copy. "half": the upper half of
+            every number: signs are exact, R_op by size to three digits, and what is smaller than
+            1e-40 counts as zero. "nothing": they are had
+            again from the optimizer's state after the step, under torch's SGD without Nesterov's
+            momentum, Adam and AdamW with decoupled decay (others are copied): exact but for weights
+            within rounding of zero. See docs/performance.md.
+        history: how many records to keep. Beyond it every stretch of neighbouring steps keeps the
+            record with the largest rate; `total` stays exact.
+
+    Raises:
+        InputError: ``every`` < 1 or ``history`` < 2; an unknown reading or keep; an optimizer's
+            hooks never fire, it holds none of the model's parameters or is LBFGS; FSDP1; not every
+            process that holds a part of the parameters builds a probe.
+
+    Example:
+        >>> net = nn.Linear(64, 10)
+        >>> optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
+        >>> with OpposingPenaltyProbe(net, optimizer) as probe:
+        ...     for _ in range(3):
+        ...         net(torch.randn(8, 64)).square().mean().backward()
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+        >>> len(probe.records), probe.records[-1].penalized
+        (3, 650)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        every: int = 1,
+        profile: Sequence[float] = (),
+        profile_every: int = 1,
+        groups: Layers | None = None,
+        exact: bool | None = None,
+        reading: Reading = "paired",
+        parameters: Mapping[str, Tensor] | None = None,
+        keep: Keep = "whole",
+        history: int = 4096,
+    ) -> None:
+        if keep not in get_args(Keep):
+            raise InputError(f"unknown keep {keep!r}; choose from whole, half, nothing")
+        if reading not in get_args(Reading):
+            raise InputError(f"unknown reading {reading!r}; choose from paired, literal")
+        if every < 1 or profile_every < 1:
+            raise InputError(f"every must be at least 1, got {min(every, profile_every)}")
+        if history < 2:
+            raise InputError(f"history must be at least 2, got {history}")
+        refuse_flat(model)
+        self.optimizers = hooked_all(optimizer)
+        self.every, self.profile_every = every, profile_every
+        self.exact, self.reading = exact, reading
+        self.profile_rates = tuple(check_rate(rate) for rate in profile)
+        self.layers = layers(model) if groups is None else groups
+        self._model = model
+        self._finds_layers = groups is None
+        self._tell = Teller()
+        self.names: tuple[str, ...] = ()
+        self._row: dict[Tensor, int] = {}
+        self._strangers: set[Tensor] = set()
+        self._held: dict[Watch, list[Tensor]] = {}  # as last looked through for new ones
+        effects: Effects = {}
+        self._watches = [
+            Watch(
+                one,
+                self._row,
+                exact=exact,
+                reading=reading,
+                keep=keep,
+                effects=effects,
+                tell=self._tell,
+            )
+            for one in self.optimizers
+        ]
+        self._take_in(model.named_parameters() if parameters is None else parameters.items())
+        if not any(p in self._row for watch in self._watches for p in watch.held()):
+            raise InputError(
+                "the optimizer holds none of the model's parameters; build it from "
+                "model.parameters() after the model is made, moved and wrapped, or give what it "
+                "holds as parameters="
+            )
+        self.steps = 0
+        self._stepped: set[Watch] = set()  # in the present round
+        self._pending: list[tuple[int, Counted]] = []
+        self._open: _Round | None = None
+        self._total = np.zeros((0, _FIELDS))
+        self._keep_anew(history)
+        for watch in self._watches:
+            watch.check_rules()
+        if self._shards:
+            self._shards.meet(self._tell)
+        self._hooks = self._attach()
+        weakref.finalize(self, _remove, self._hooks).atexit = False
+
+    def _attach(self) -> list[StepHooks]:
+        return [
+            StepHooks(
+                watch.optimizer,
+                partial(_weakly(self._before), watch),
+                partial(_weakly(self._after), watch),
+                graded=partial(_weakly(self._graded), watch),
+                outermost=True,
+            )
+            for watch in self._watches
+        ]
+
+    def _keep_anew(self, history: int) -> None:
+        self._records: Thinned[StepRecord] = Thinned(history, attrgetter("rate"))
+        self._profiles: Thinned[ProfileRecord] = Thinned(history, attrgetter("most"))
+
+    def _take_in(self, named: Any) -> None:
+        """Give every new parameter a row, after those there are."""
+        names = list(self.names)
+        for name, p in named:
+            if p.is_complex():
+                self._tell(f"{clean_name(name)} is complex, and R_op leaves it out")
+            elif p not in self._row:
+                self._row[p] = len(names)
+                names.append(clean_name(name))
+        self.names = tuple(names)
+        self._shards = Shards(self._row)
+
+    # --- around the step, on the device -------------------------------------------------------
+
+    @torch.no_grad()
+    def _before(self, watch: Watch, has_closure: bool) -> None:
+        watch.forget()
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            self._tell(
+                "a CUDA graph replays its steps without hooks, so R_op is not measured there"
+            )
+            return
+        if (self._next(watch) - 1) % self.every == 0:
+            self._safely(watch, lambda: watch.remember(self._known(watch), has_closure))
+
+    def _graded(self, watch: Watch) -> None:
+        self._safely(watch, watch.graded)
+
+    @torch.no_grad()
+    def _after(self, watch: Watch) -> None:
+        step = self._next(watch)
+        if step > self.steps:
+            self._stepped.clear()
+        self.steps = step
+        self._stepped.add(watch)
+        self._safely(watch, lambda: self._count(watch))
+        if self._pending and step - self._pending[0][0] >= _MOST_PENDING:
+            self._safely(watch, self.flush)
+
+    def _next(self, watch: Watch) -> int:
+        """The number of the round that an optimizer's coming step belongs to."""
+        return self.steps + 1 if watch in self._stepped or not self.steps else self.steps
+
+    def _safely(self, watch: Watch, measure: Callable[[], None]) -> None:
+        """What cannot be measured must not end somebody's training."""
+        try:
+            measure()
+        except Exception as error:
+            watch.forget()
+            why = first_line(error)
+            self._tell(f"R_op of step {self.steps or 1} is not measured: {why}", about=why)
+
+    def _known(self, watch: Watch) -> list[list[Tensor]]:
+        """The optimizer's parameters that are measured, by group; new ones are looked for."""
+        held = watch.held()
+        if not same(held, self._held.get(watch, ())):
+            self._look_through(watch, held)
+        groups = [group["params"] for group in watch.optimizer.param_groups]
+        if not self._strangers:
+            return groups
+        return [[p for p in params if p in self._row] for params in groups]
+
+    def _look_through(self, watch: Watch, held: list[Tensor]) -> None:
+        """Take in the parameters that have joined an optimizer."""
+        new = {p for p in held if p not in self._row and p not in self._strangers}
+        if new:
+            self.flush()  # what was measured before has the layers that were there then
+            self._take_in(item for item in self._model.named_parameters() if item[1] in new)
+            if self._finds_layers:
+                self.layers = layers(self._model)
+            self._strangers |= new - self._row.keys()
+        others = sum(not p.is_complex() for p in self._strangers)
+        if others:
+            self._tell(
+                f"{type(watch.optimizer).__name__} steps {others} parameters that "
+                "are none of the model's; R_op leaves them out",
+                about="strangers",
+            )
+        self._held[watch] = held
+
+    def _count(self, watch: Watch) -> None:
+        measured = (self.steps - 1) // self.every
+        rates = self.profile_rates if measured % self.profile_every == 0 else ()
+        counted = watch.count(self._shards, rates)
+        if counted is not None:
+            self._pending.append((self.steps, counted))
+
+    # --- on the host, when asked --------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Read what is still on the device into `records`: one transfer for all pending steps."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        parts = [counted.sums() for _, counted in pending]
+        sums = torch.cat([part.to(parts[0].device) for part in parts]).cpu().numpy()
+        start = 0
+        for step, counted in pending:
+            found = sums[start : start + len(counted.rows)]
+            start += len(counted.rows)
+            if counted.voided is not None and float(counted.voided):
+                continue
+            sizes = np.array([float(size) for size in counted.sizes])
+            opposes = np.array(counted.opposes, dtype=bool)
+            found[:, 4:] *= sizes[counted.penalties, None]
+            never = np.flatnonzero(~opposes[counted.penalties])
+            found[never[:, None], _OPPOSING] = 0
+            free = sizes[counted.penalties] == 0  # nothing was taken off: η = 0, say
+            found[free] *= _UNPENALIZED
+            if self._open is None or self._open.step != step:
+                self._finish_round()
+                self._open = _Round(step, self.layers, np.zeros((len(self.names), _FIELDS)))
+            profile = None if counted.profile is None else counted.profile()[~free].sum(0).numpy()
+            self._open.add(counted.rows, found, profile)
+
+    def _finish_round(self) -> None:
+        if self._open is None:
+            return
+        done, self._open = self._open, None
+        self._total = _grown(self._total, len(self.names))
+        self._total[: len(done.values)] += done.values
+        self._records.append(self._record(done))
+        if done.has_profile():
+            self._profiles.append(self._profile(done))
+
+    def _record(self, done: "_Round") -> StepRecord:
+        return StepRecord(done.step, done.values, self.names[: len(done.values)], done.layers)
+
+    def _profile(self, done: "_Round") -> ProfileRecord:
+        opposing = np.sum([rows for rows in done.profiles if rows is not None], axis=0)
+        penalized = int(done.values[:, 0].sum())
+        counts = tuple(map(int, opposing))
+        return ProfileRecord(done.step, self.profile_rates, counts, penalized)
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """The measured parameters by the names the records use."""
+        return zip(self.names, self._row, strict=False)  # a copy of a probe has none
+
+    @property
+    def records(self) -> tuple[StepRecord, ...]:
+        """The measured steps, oldest first, the newest last; steps that a GradScaler voided are
+        left out. All of them, up to ``history``.
+        """  # fmt: skip
+        self.flush()
+        last = () if self._open is None else (self._record(self._open),)
+        return (*self._records, *last)
+
+    @property
+    def total(self) -> StepRecord:
+        """All measured steps together: exact sums over every one, and the number of the last."""
+        self.flush()
+        total = _grown(self._total, len(self.names))
+        if self._open is not None:
+            total = total + _grown(self._open.values, len(self.names))
+        return StepRecord(self.steps, total, self.names, self.layers)
+
+    def drain(self) -> tuple[StepRecord, ...]:
+        """The records since the last call, which the probe then forgets: for long runs."""
+        taken = self.records
+        self._finish_round()
+        self._records = Thinned(self._records.limit, attrgetter("rate"))
+        return taken
+
+    @property
+    def profiles(self) -> tuple[ProfileRecord, ...]:
+        """R_op at the rates of ``profile``, for each step it was taken at, up to ``history``."""
+        self.flush()
+        last = self._open
+        more = (self._profile(last),) if last is not None and last.has_profile() else ()
+        return (*self._profiles, *more)
+
+    # --- state --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps counted so far and their sums, as plain values; records are not in it."""
+        total = self.total
+        return {
+            "steps": self.steps,
+            "names": list(total.names),
+            "values": total.values.tolist(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting where the run that made ``state`` stopped.
+
+        Raises:
+            InputError: it is of other parameters.
+        """
+        if tuple(state.get("names", ())) != self.names:
+            raise InputError("this state is of a probe on other parameters")
+        self.flush()
+        self._open, self._stepped = None, set(self._watches)
+        self.steps = int(state["steps"])
+        self._total = np.array(state["values"], dtype=np.float64).reshape(-1, _FIELDS)
+
+    def close(self) -> None:
+        """Detach and free the copies; the records stay. Safe to call twice."""
+        _remove(self._hooks)
+        self.flush()
+        for watch in self._watches:
+            watch.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or pickle holds what was measured, and is attached to nothing."""
+        self.flush()
+        attached = ("_hooks", "_watches", "optimizers", "_stepped", "_row", "_strangers", "_held")
+        nothing: dict[str, Any] = {name: type(self.__dict__[name])() for name in attached}
+        return self.__dict__ | nothing | {"_shards": None, "_model": None}
+
+    def __repr__(self) -> str:
+        """What is watched, and what came of it so far."""
+        names = ", ".join(type(one).__name__ for one in self.optimizers[:3])
+        more = ", ..." if len(self.optimizers) > 3 else ""
+        total = self.total.total
+        return f"OpposingPenaltyProbe({names}{more}, steps={self.steps}, rate={total.rate:.6g})"
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+
+@dataclass(slots=True)
+class _Round:
+    """A step of every optimizer, as far as it has come."""
+
+    step: int
+    layers: Layers
+    values: NDArray[np.float64]
+    profiles: list[NDArray[np.float64] | None] = field(default_factory=list)
+
+    def add(
+        self,
+        rows: NDArray[np.int64],
+        found: NDArray[np.float64],
+        profile: NDArray[np.float64] | None,
+    ) -> None:
+        """Add what one optimizer's step came to."""
+        self.values = _grown(self.values, rows.max(initial=-1) + 1)
+        self.values[rows] += found
+        self.profiles.append(profile)
+
+    def has_profile(self) -> bool:
+        """Whether every step of it was asked about other rates, and had them."""
+        return bool(self.profiles) and all(rows is not None for rows in self.profiles)
+
+
+def _grown(values: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+    """A copy with rows of zeros added up to so many."""
+    more = max(0, rows - len(values))
+    return np.concatenate([values, np.zeros((more, _FIELDS))])
+
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """A method that is called only while its object lives, and does not keep it alive."""
+    found = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> None:
+        alive = found()
+        if alive is not None:
+            alive(*arguments)
+
+    return call
+
+
+def _remove(hooks: Sequence[StepHooks]) -> None:
+    for one in hooks:
+        one.remove()

@@ -1,0 +1,182 @@
+"""What the probe measured, as frozen values."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..layering import Layers
+from .formulas import TALLY_FIELDS
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts over some weights in one step, or in several.
+
+    Attributes:
+        penalized: weights whose penalty is not zero.
+        opposing: those of them that the penalty pushed away from zero (Eq. 10).
+        flipped: those whose sign the step alone flipped; the other opposing ones lie in the thin
+            band 0 ≤ û/θ < c/2 (theory fact 3).
+        nonfinite: weights with NaN or infinity, counted nowhere else.
+        opposing_penalty: Σ|P| over opposing weights.
+        total_penalty: Σ|P| over penalized weights.
+    """
+
+    penalized: int
+    opposing: int
+    flipped: int
+    nonfinite: int
+    opposing_penalty: float
+    total_penalty: float
+
+    @property
+    def rate(self) -> float:
+        """R_op as a share of weights: opposing / penalized (Eq. 11); NaN if none is penalized."""
+        return _share(self.opposing, self.penalized)
+
+    @property
+    def mass(self) -> float:
+        """R_op as a share of penalty (Eq. 11); NaN if nothing is penalized."""
+        return _share(self.opposing_penalty, self.total_penalty)
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of penalized weights whose sign the step alone flipped; NaN if none is."""
+        return _share(self.flipped, self.penalized)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTally(Tally):
+    """The tally of one layer: `index` (1 to n) and `name` as in :func:`wd_probe.layers`."""
+
+    index: int
+    name: str
+
+
+def fields(row: Sequence[float] | NDArray[np.float64]) -> tuple[int, int, int, int, float, float]:
+    """A row of numbers as the fields of a :class:`Tally`."""
+    return (int(row[0]), int(row[1]), int(row[2]), int(row[3]), float(row[4]), float(row[5]))
+
+
+def summed(
+    groups: Layers, names: Sequence[str], values: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The rows of ``values``, one for each of ``names``, summed over each layer of ``groups``."""
+    number = {name: k for k, layer in enumerate(groups) for name in layer.parameters}
+    held = [k for k, name in enumerate(names) if name in number]
+    result = np.zeros((len(groups), len(TALLY_FIELDS)))
+    np.add.at(result, [number[names[k]] for k in held], values[held])
+    return result
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class StepRecord:
+    """One measured optimizer step.
+
+    Attributes:
+        step: which step of the optimizer since the probe was attached; the first is 1.
+        values: float64 (tensors, 6): the fields of :class:`Tally` for each tensor of ``names``.
+        names: the measured tensors' names.
+        groups: the model's layers.
+    """
+
+    step: int
+    values: NDArray[np.float64]
+    names: tuple[str, ...]
+    groups: Layers
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same step with the same numbers."""
+        if not isinstance(other, StepRecord):
+            return NotImplemented
+        same = (self.step, self.names, self.groups) == (other.step, other.names, other.groups)
+        return same and np.array_equal(self.values, other.values)
+
+    def __hash__(self) -> int:
+        """By the step."""
+        return hash((self.step, self.names))
+
+    def __repr__(self) -> str:
+        """The step and its totals."""
+        return (
+            f"StepRecord(step={self.step}, rate={self.rate:.6g}, mass={self.mass:.6g}, "
+            f"flip_rate={self.flip_rate:.6g}, penalized={self.penalized}"
+            + (f", nonfinite={self.nonfinite})" if self.nonfinite else ")")
+        )
+
+    @cached_property
+    def total(self) -> Tally:
+        """All tensors together."""
+        return Tally(*fields(self.values.sum(axis=0)))
+
+    @property
+    def rate(self) -> float:
+        """R_op: opposing weights / penalized weights; NaN if nothing was penalized."""
+        return self.total.rate
+
+    @property
+    def mass(self) -> float:
+        """R_op by size: Σ|P| over opposing weights / Σ|P|; NaN if nothing was penalized."""
+        return self.total.mass
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of penalized weights whose sign the step alone flipped."""
+        return self.total.flip_rate
+
+    @property
+    def penalized(self) -> int:
+        """Number of penalized weights."""
+        return self.total.penalized
+
+    @property
+    def nonfinite(self) -> int:
+        """Number of weights with NaN or infinity, which are counted nowhere else."""
+        return self.total.nonfinite
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tally]:
+        """The tally of each tensor by its name."""
+        return {
+            name: Tally(*fields(row)) for name, row in zip(self.names, self.values, strict=True)
+        }
+
+    @cached_property
+    def layers(self) -> tuple[LayerTally, ...]:
+        """The tally of each layer, shallow to deep."""
+        return tuple(
+            LayerTally(*fields(row), layer.index, layer.name)
+            for layer, row in zip(
+                self.groups, summed(self.groups, self.names, self.values), strict=True
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRecord:
+    """R_op at other decay rates, from the û of one step (theory fact 4).
+
+    Attributes:
+        step: the optimizer step.
+        rates: the decay rates λ asked about.
+        opposing: how many weights would have opposed at each.
+        penalized: how many weights were penalized.
+    """
+
+    step: int
+    rates: tuple[float, ...]
+    opposing: tuple[int, ...]
+    penalized: int
+
+    @property
+    def most(self) -> int:
+        """The largest of the counts."""
+        return max(self.opposing)

@@ -1,0 +1,183 @@
+"""`wdprobe report`: runs and sweeps on one page that needs nothing else."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, WdProbeWarning
+from ..runs.folder import Run, default_folder, read_run
+from ..runs.reading import damaged, write_whole
+from . import html as page
+from . import run as report_runs
+from . import sweep as report_sweeps
+from .html import Html, element
+from .sweep import Sweep, read_sweep
+
+#: More runs than this are only compared; each has a section of its own up to here.
+_OWN_SECTIONS = 8
+#: What reading or drawing a file with unexpected content can raise.
+_DAMAGE = (
+    KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A run or a sweep on the page; ``content`` None where it cannot be shown."""
+
+    path: Path
+    kind: str
+    status: str
+    title: str
+    content: Html | None
+    run: Run | None = None
+    trouble: str | None = None
+
+
+def report(folders: Sequence[Path], output: Path | None = None) -> dict[str, Any]:
+    """Write one page about runs and sweeps.
+
+    Damaged and unfinished runs are named on the page and in one warning.
+
+    Args:
+        folders: of runs, of sweeps, or of several runs.
+        output: the file; default ``report.html`` in the folder if it is one, else under ``runs/``.
+
+    Returns:
+        ``command``, ``page`` (the file) and ``runs``: ``run``, ``kind``, ``status`` and ``trouble``
+        of each.
+
+    Raises:
+        InputError: no folder holds a run that can be read, or the file cannot be written.
+    """
+    paths = _expanded(folders)
+    detailed = sum(not _is_sweep(path) for path in paths) <= _OWN_SECTIONS
+    parts = [_part(path, detailed) for path in paths]
+    shown = [part for part in parts if part.content is not None]
+    if not shown:
+        first = next(part.trouble for part in parts)
+        more = f" (and {len(parts) - 1} more)" if len(parts) > 1 else ""
+        raise InputError(f"there is nothing to report: {first}{more}")
+    troubles = [part.trouble for part in parts if part.trouble is not None]
+    target = output or _default(folders)
+    _write(target, page.page(*_page(shown, troubles)))
+    if troubles:
+        more = f" (and {len(troubles) - 1} more, on the page)" if len(troubles) > 1 else ""
+        warnings.warn(f"{troubles[0]}{more}", WdProbeWarning, stacklevel=2)
+    return {
+        "command": "report",
+        "page": str(target),
+        "runs": [
+            {"run": str(p.path), "kind": p.kind, "status": p.status, "trouble": p.trouble}
+            for p in parts
+        ],
+    }
+
+
+# --- what is there --------------------------------------------------------------------------------
+
+
+def _expanded(folders: Sequence[Path]) -> list[Path]:
+    """Runs and sweeps as they are, a folder of them as what it holds; each once."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        inside = [folder]
+        if folder.is_dir() and not _holds(folder):
+            inside = sorted(child for child in folder.iterdir() if _holds(child)) or [folder]
+        for path in inside:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _holds(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or _is_sweep(folder)
+
+
+def _is_sweep(path: Path) -> bool:
+    return (path / "cells").is_dir()
+
+
+def _part(path: Path, detailed: bool) -> _Part:
+    kind = "sweep" if _is_sweep(path) else "run"
+    if not path.exists():
+        return _broken(path, kind, f"{path} does not exist")
+    try:
+        return _sweep_part(path) if kind == "sweep" else _run_part(path, detailed)
+    except InputError as error:
+        return _broken(path, kind, str(error))
+    except _DAMAGE as error:
+        return _broken(path, kind, str(damaged(path, f"{type(error).__name__} {error}")))
+
+
+def _broken(path: Path, kind: str, trouble: str) -> _Part:
+    return _Part(path, kind, "damaged", str(path), None, trouble=trouble)
+
+
+def _run_part(path: Path, detailed: bool) -> _Part:
+    run = read_run(path)
+    status = report_runs.status(run)
+    trouble = f"{path} is {status}" if status in ("unfinished", "interrupted") else None
+    title = f"{run.config['model']} · {path.resolve().name}"
+    content = report_runs.section(run) if detailed else Html()
+    report_runs.results(run)  # what every run is compared by
+    return _Part(path, str(run.config["command"]), status, title, content, run, trouble)
+
+
+def _sweep_part(path: Path) -> _Part:
+    sweep = read_sweep(path)
+    if not sweep.cells:
+        return _broken(path, "sweep", f"{path} is a sweep without a finished cell")
+    title = f"Sweep · {path.resolve().name}"
+    status = "unfinished" if "unfinished" in sweep.counts() else "finished"
+    return _Part(
+        path, "sweep", status, title, report_sweeps.section(sweep), trouble=_sweep_trouble(sweep)
+    )
+
+
+def _sweep_trouble(sweep: Sweep) -> str | None:
+    counts = sweep.counts()
+    told = [f"{counts[end]} {end}" for end in ("unfinished", "failed", "damaged") if end in counts]
+    return f"cells of {sweep.path}: {', '.join(told)}" if told else None
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def _page(shown: Sequence[_Part], troubles: Sequence[str]) -> tuple[str, list[Html]]:
+    """Title and parts."""
+    title = shown[0].title if len(shown) == 1 else f"{len(shown)} runs beside each other"
+    parts = [element("h1", title), page.trouble("Not all of it is here", troubles)]
+    runs = [part.run for part in shown if part.run is not None]
+    if len(runs) > 1:
+        labelled = dict(zip(report_runs.labels(runs), runs, strict=True))
+        parts.append(report_runs.comparison(labelled))
+    for part in shown:
+        if part.content is None or (part.run is not None and len(runs) > _OWN_SECTIONS):
+            continue
+        if len(shown) > 1:
+            parts.append(element("h2", part.title))
+        parts.append(part.content)
+    if len(runs) > _OWN_SECTIONS:
+        said = f"With more than {_OWN_SECTIONS} runs none has a section of its own."
+        parts.append(element("p", said, class_="lead"))
+    return title, parts
+
+
+def _default(folders: Sequence[Path]) -> Path:
+    if len(folders) == 1:
+        return folders[0] / "report.html"
+    return default_folder("report", f"{len(folders)}-runs").with_suffix(".html")
+
+
+def _write(target: Path, text: str) -> None:
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; --output names a file")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, text)
+    except OSError as error:
+        raise InputError(
+            f"{target} cannot be written ({error.strerror}); choose another --output"
+        ) from error

@@ -1,0 +1,502 @@
+"""A run's records as figures."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .folder import Run
+
+INK = "#222222"
+SERIES = ("#0b5fa5", "#d1495b", "#3a7d44", "#8a5fbf", "#c77f1a", "#4b4b4b")
+_LINE, _SECOND = SERIES[:2]
+_RULE = "#e6e6e6"
+_RING, _DARK, _LIGHT = "#e8453c", "#111111", "#fefefe"  # on a colour map
+#: The colours of lines and text by their part, for a page that exchanges them in the dark.
+PALETTE = {"ink": INK, "rule": _RULE} | {f"series-{k}": c for k, c in enumerate(SERIES, start=1)}
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_COLUMNS = 1000  # of a map whose steps are not evenly spaced
+_WINDOW = 25  # points a smoothed curve is averaged over, at most
+
+
+def new_figure(title: str, width: float = 7.0, height: float = 3.8) -> Figure:
+    """An empty figure with a title at its left."""
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
+    return figure
+
+
+def dress(axes: Any, ylabel: str, xlabel: str = "") -> Any:
+    """The house style on an axes, which is returned."""
+    axes.set_xlabel(xlabel, fontsize=9)
+    axes.set_ylabel(ylabel, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=_RULE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _title(run: "Run") -> str:
+    c = run.config
+    return (
+        f"{_short(c['model'])} on {_short(c['dataset'])} · {_short(c['opt'])} · {_method(c)}"
+        f"η {c['lr']:g} "
+        f"· λ {c['weight_decay']:g} · batch {c['batch_size']}"
+    )
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    method = config.get("method", "own")
+    return "" if method == "own" else f"{_short(method)} · "
+
+
+def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A moving average over a twentieth of the values, at most 25."""
+    window = max(1, min(_WINDOW, len(values) // 20))
+    padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
+    return np.convolve(padded, np.ones(window) / window, mode="valid")
+
+
+def opposing_rate(run: "Run") -> Figure:
+    """R_op over the steps of a run (the form of Fig. 2a), as share of weights and of penalty."""
+    figure = new_figure(f"Opposing-penalty rate\n{_title(run)}", height=4.6)
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1.5))
+    dress(upper, "share of weights")
+    dress(lower, "share of Σ|P|", "step").xaxis.set_major_locator(MaxNLocator(integer=True))
+    known = np.isfinite(run.steps["rate"])
+    steps = np.asarray(run.steps["step"])[known]
+    for axes, name, colour in ((upper, "rate", _LINE), (lower, "mass", _SECOND)):
+        values = np.asarray(run.steps[name])[known]
+        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.4, label="each step")
+        if len(values) >= 2:
+            axes.plot(steps, smooth(values), color=colour, linewidth=1.8, label="smoothed")
+        axes.set_ylim(bottom=0)
+        axes.margins(y=0.15)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if len(values):
+            top = int(values.argmax())
+            axes.scatter(steps[top], values[top], s=36, facecolors="none", edgecolors=INK, zorder=3)
+            axes.annotate(
+                f"max {100 * values[top]:.3g} %",
+                (steps[top], values[top]),
+                xytext=(7, 1),
+                textcoords="offset points",
+                fontsize=8,
+            )
+    upper.legend(frameon=False, fontsize=8, loc="upper right")
+    return figure
+
+
+def layer_heatmap(run: "Run") -> Figure:
+    """R_op of every layer over the steps; shallow layers on top."""
+    steps = np.unique(run.layers["step"])
+    count = len(run.layer_names)
+    grid = _empty(count, len(steps), len(run.layers["step"]))
+    columns = np.searchsorted(steps, run.layers["step"])
+    grid[np.asarray(run.layers["index"], dtype=int) - 1, columns] = run.layers["rate"]
+    grid, steps = _evenly(grid, steps)
+    figure = new_figure(
+        f"R_op by layer\n{_title(run)}", height=max(3.0, 1.1 + 0.17 * min(count, 60))
+    )
+    axes = dress(figure.subplots(), "layer (1 = shallowest)", "step")
+    axes.grid(visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    finite = grid[np.isfinite(grid)]
+    # One extreme layer or step must not turn the rest into one colour.
+    top = float(np.quantile(finite, 0.99)) if finite.size else 0.0
+    image = axes.imshow(
+        grid,
+        aspect="auto",
+        interpolation="nearest",
+        cmap="viridis",
+        vmin=0,
+        vmax=top or 1e-9,
+        extent=(steps[0] - 0.5, steps[-1] + 0.5, count + 0.5, 0.5),
+    )
+    every = max(1, -(-count // 40))
+    shown = range(1, count + 1, every)
+    axes.set_yticks(list(shown), [_short(f"{k} {run.layer_names[k - 1]}") for k in shown])
+    axes.tick_params(axis="y", labelsize=6.5)
+    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1.0), extend="max", pad=0.01)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("opposing penalties", fontsize=8)
+    return figure
+
+
+def _evenly(
+    grid: NDArray[np.float64], steps: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Columns at evenly spaced steps: the largest of those on one place, else the one before."""
+    if len(steps) < 3 or not np.ptp(np.diff(steps)):
+        return grid, steps
+    count = int(min(_COLUMNS, steps[-1] - steps[0] + 1))
+    place = ((steps - steps[0]) / (steps[-1] - steps[0]) * (count - 1)).round().astype(int)
+    even = np.full((len(grid), count), np.nan)
+    np.fmax.at(even.T, place, grid.T)
+    filled = np.zeros(count, dtype=int)
+    filled[place] = place
+    return even[:, np.maximum.accumulate(filled)], np.linspace(steps[0], steps[-1], count)
+
+
+def _short(text: str, most: int = 40) -> str:
+    """A name as a label: not too long, and its dollar signs are no formula."""
+    return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
+
+
+def decay_profile(run: "Run") -> Figure:
+    """R_op as a function of the decay rate λ, from the recorded updates of one run (fact 4)."""
+    figure = new_figure(f"R_op had λ been another\n{_title(run)}")
+    axes = dress(figure.subplots(), "opposing penalties", "weight decay λ")
+    columns: Mapping[str, Sequence[float]] = run.profile
+    rates, counts = np.unique(columns["rate"], return_counts=True)
+    if counts.min() != counts.max():
+        raise ValueError("profile.csv has not the same decay rates at every step")
+    share = np.asarray(columns["opposing"]) / np.maximum(columns["penalized"], 1)
+    curves = share[np.argsort(columns["rate"], kind="stable")].reshape(len(rates), -1)
+    low, middle, high = np.quantile(curves, [0.1, 0.5, 0.9], axis=1)
+    axes.fill_between(rates, low, high, color=_LINE, alpha=0.15, linewidth=0, label="80 % of steps")
+    axes.plot(rates, middle, color=_LINE, linewidth=1.8, label="median step")
+    own = run.config["weight_decay"]
+    axes.axvline(own, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.annotate(
+        f" this run: {own:g}", (own, 0.02), xycoords=("data", "axes fraction"), fontsize=8
+    )
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0, y=0.15)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    return figure
+
+
+def training_curves(run: "Run") -> Figure:
+    """Training loss and top-1 after every epoch."""
+    figure = new_figure(f"Training\n{_title(run)}", height=4.6)
+    upper, lower = figure.subplots(2, sharex=True)
+    dress(upper, "training loss")
+    dress(lower, "top-1", "epoch").xaxis.set_major_locator(MaxNLocator(integer=True))
+    epochs = run.epochs["epoch"]
+    upper.plot(epochs, run.epochs["train_loss"], color=_LINE, linewidth=1.8)
+    for name, label, colour in (
+        ("top1", "test", _LINE),
+        ("other_top1", "test, at the other moment", _SECOND),
+        ("val_top1", "validation", SERIES[2]),
+    ):
+        if np.isfinite(run.epochs.get(name, [])).any():
+            lower.plot(epochs, run.epochs[name], color=colour, linewidth=1.8, label=label)
+    lower.yaxis.set_major_formatter(PercentFormatter(1.0))
+    lower.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+#: The figures of `wdprobe rop`: file name, the table each needs, and what draws it.
+ROP_FIGURES: tuple[tuple[str, str, Callable[["Run"], Figure]], ...] = (
+    ("rop_over_steps", "steps", opposing_rate),
+    ("rop_by_layer", "layers", layer_heatmap),
+    ("rop_by_decay_rate", "profile", decay_profile),
+)
+
+
+def draw_training(run: "Run") -> dict[str, Figure]:
+    """Every figure of `wdprobe train` and `rop` that the run has numbers for, by name."""
+    drawn = {
+        name: draw(run)
+        for name, table, draw in ROP_FIGURES
+        if getattr(run, table).get("step") and (table != "steps" or "rate" in run.steps)
+    }
+    if len(run.epochs.get("epoch", ())) > 1:
+        drawn["training"] = training_curves(run)
+    return drawn
+
+
+def zero_shot(runs: Sequence["Run"]) -> Figure:
+    """The metric against the share taken off (the form of Fig. 3a), one line for each model."""
+    figure = new_figure("Zero-shot weight decay\nweights scaled to zero, no training")
+    axes = dress(figure.subplots(), "", "weights taken off (1 − scale)")
+    kinds = set()
+    for run, colour in zip(runs, SERIES * len(runs), strict=False):
+        top1 = np.asarray(run.curve["top1"])
+        kind = "top1" if np.isfinite(top1).any() else "agreement"
+        kinds.add({"top1": "top-1", "agreement": "agreement with the undecayed model"}[kind])
+        taken = 1 - np.asarray(run.curve["scale"])
+        life = (run.summary or {}).get("half_life")
+        label = _short(str(run.config["model"])) + (f" · half-life {life:.3f}" if life else "")
+        # NaN draws as a gap
+        axes.plot(taken, run.curve[kind], color=colour, linewidth=1.8, label=label)
+        if life:
+            axes.axvline(1 - life, color=colour, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_ylabel(" / ".join(sorted(kinds)), fontsize=9)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    return figure
+
+
+def _grid(
+    table: Mapping[str, list[float]], value: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """A table's ``value`` by index (rows) and falling scale (columns)."""
+    indices, scales = np.unique(table["index"]), np.unique(table["scale"])[::-1]
+    grid = _empty(len(indices), len(scales), len(table["index"]))
+    rows = np.searchsorted(indices, table["index"])
+    columns = np.searchsorted(-scales, -np.asarray(table["scale"]))
+    grid[rows, columns] = table[value]
+    return grid, indices, scales
+
+
+def _empty(rows: int, columns: int, known: int) -> NDArray[np.float64]:
+    """A grid of NaN for ``known`` values; a table that would leave most of it empty is no grid."""
+    if rows * columns > 1_000_000 + 4 * known:
+        raise ValueError(f"{known} values make no grid of {rows} × {columns}")
+    return np.full((rows, columns), np.nan)
+
+
+def _part_map(
+    run: "Run", title: str, table: Mapping[str, list[float]], value: str, names: Sequence[str],
+    label: str, **colours: Any,
+) -> Figure:  # fmt: skip
+    grid, indices, scales = _grid(table, value)
+    count = len(indices)
+    figure = new_figure(
+        f"{title}\n{_short(run.config['model'])} · {_short(run.config['source'], 80)}",
+        height=max(3.0, 1.3 + 0.17 * min(count, 60)),
+    )
+    axes = dress(figure.subplots(), "", "scale")
+    axes.grid(visible=False)
+    image = axes.imshow(grid, aspect="auto", interpolation="nearest", **colours)
+    every = max(1, -(-count // 40))
+    axes.set_yticks(range(0, count, every), [_short(names[int(k) - 1]) for k in indices[::every]])
+    axes.set_xticks(range(len(scales)), [f"{s:.3g}" for s in scales])
+    axes.tick_params(labelsize=6.5)
+    bar = figure.colorbar(image, ax=axes, pad=0.01)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label(label, fontsize=8)
+    return figure
+
+
+def part_map(run: "Run") -> Figure:
+    """The metric with one part scaled at a time: part × scale."""
+    kind = "top1" if np.isfinite(run.parts["top1"]).any() else "agreement"
+    label = {"top1": "top-1", "agreement": "agreement"}[kind]
+    return _part_map(
+        run, f"One {run.config['by']} decayed at a time", run.parts, kind, run.config["parts"],
+        label, cmap="viridis", vmin=0, vmax=1,
+    )  # fmt: skip
+
+
+def distortion_map(run: "Run") -> Figure:
+    """1 − cos² of every layer's output under decay of the whole model: layer × scale."""
+    names = [f"{k} {name}" for k, name in enumerate(run.layer_names, start=1)]
+    return _part_map(
+        run, "Feature distortion (1 − cos²) under decay", run.distortion, "distortion", names,
+        "1 − cos²", cmap="magma", vmin=0, vmax=_top(run.distortion["distortion"]),
+    )  # fmt: skip
+
+
+def _top(values: Sequence[float]) -> float:
+    return max((value for value in values if math.isfinite(value)), default=0.0) or 1e-9
+
+
+def draw_zeroshot(runs: Sequence["Run"]) -> dict[str, Figure]:
+    """Every figure of `wdprobe zeroshot` that the runs have numbers for, by name."""
+    drawn = {"zeroshot": zero_shot(runs)}
+    if len(runs) == 1 and runs[0].parts.get("scale"):
+        drawn["zeroshot_by_part"] = part_map(runs[0])
+    if len(runs) == 1 and runs[0].distortion.get("scale"):
+        drawn["distortion"] = distortion_map(runs[0])
+    return drawn
+
+
+def overlay(
+    runs: Mapping[str, "Run"], table: str, column: str, title: str, label: str, *, share: bool
+) -> Figure:
+    """One column of a table, a line for each run.
+
+    Args:
+        runs: by the label of their line.
+        table: "steps" or "epochs".
+        column: the column drawn; a run without it has no line.
+        title: of the figure.
+        label: of the axis.
+        share: whether the column holds shares of 1, shown in per cent.
+    """
+    figure = new_figure(title)
+    axes = dress(figure.subplots(), label, table[:-1])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for number, (name, run) in enumerate(runs.items()):
+        columns = getattr(run, table)
+        values = np.asarray(columns.get(column, []), dtype=float)
+        known = np.isfinite(values)
+        if known.any():
+            where = np.asarray(columns[table[:-1]])[known]
+            values = smooth(values[known]) if table == "steps" else values[known]
+            axes.plot(where, values, label=_short(name, 60), **_line(number))
+    if share:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _line(number: int) -> dict[str, Any]:
+    """The look of a line; colours come again with other dashes."""
+    return {
+        "color": SERIES[number % len(SERIES)],
+        "linestyle": _DASHES[number // len(SERIES) % len(_DASHES)],
+        "linewidth": 1.8,
+    }
+
+
+def lr_decay_map(
+    values: Mapping[tuple[float, float], float],
+    title: str,
+    *,
+    label: str = "top-1",
+    best: tuple[float, float] | None = None,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """A share over the learning rate and the decay rate of a grid (the form of Fig. 4).
+
+    Args:
+        values: by (η, λ); NaN for a setting without a usable model, drawn as a cross. What the
+            grid does not have stays empty.
+        title: of the figure.
+        label: what the share is.
+        best: the setting that gets a ring.
+        limits: of the colours, so that several maps can be compared; default this map's own.
+    """
+    return lr_decay_maps({"": values}, title, label=label, best={"": best}, limits=limits)
+
+
+def lr_decay_maps(
+    maps: Mapping[str, Mapping[tuple[float, float], float]],
+    title: str,
+    *,
+    label: str = "top-1",
+    best: Mapping[str, tuple[float, float] | None] | None = None,
+    limits: tuple[float, float] | None = None,
+    digits: int = 1,
+) -> Figure:
+    """:func:`lr_decay_map` of several grids beside each other, under one scale of colours.
+
+    Args:
+        maps: by the name of each what :func:`lr_decay_map` takes.
+        title: of the figure.
+        label: what the share is.
+        best: the setting of each that gets a ring.
+        limits: of the colours; default those of all values together.
+        digits: of the per cent written in the cells.
+    """
+    rates = sorted({lr for values in maps.values() for lr, _ in values}, reverse=True)
+    decays = sorted({decay for values in maps.values() for _, decay in values})
+    grids = {
+        name: np.array([[values.get((lr, decay), math.inf) for decay in decays] for lr in rates])
+        for name, values in maps.items()
+    }
+    low, high = limits or _span(np.stack(list(grids.values())), 10.0 ** -(digits + 1))
+    width = max(4.8, 1.6 + 0.55 * len(decays))
+    if len(maps) > 1:
+        width = 1.6 + len(maps) * (1.0 + 0.6 * len(decays))
+    figure = new_figure(title, width=width, height=1.6 + 0.4 * len(rates))
+    panels = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
+    for axes, (name, grid) in zip(panels, grids.items(), strict=True):
+        dress(axes, "learning rate η" if axes is panels[0] else "", "weight decay λ")
+        axes.set_title(name, fontsize=9)
+        axes.grid(visible=False)
+        shown = np.where(np.isfinite(grid), grid, np.nan)
+        image = axes.imshow(
+            shown, aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high
+        )
+        for (row, column), value in np.ndenumerate(grid):
+            if not math.isinf(value):
+                text, colour = _cell(value, low, high, digits)
+                axes.text(column, row, text, color=colour, ha="center", va="center", fontsize=8)
+        ring = None if best is None else best.get(name)
+        if ring is not None:
+            axes.scatter(
+                decays.index(ring[1]), rates.index(ring[0]), s=560, facecolors="none",
+                edgecolors=_RING, linewidths=1.8, clip_on=False,
+            )  # fmt: skip
+        axes.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
+        axes.set_yticks(range(len(rates)), [f"{lr:g}" for lr in rates])
+    bar = figure.colorbar(image, ax=list(panels), format=PercentFormatter(1.0), pad=0.02)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label(label, fontsize=8)
+    return figure
+
+
+def _span(values: NDArray[np.float64], least: float) -> tuple[float, float]:
+    """The least and the largest of those that are numbers, at least so far apart."""
+    known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    return low, max(high, low + least)
+
+
+def _cell(value: float, low: float, high: float, digits: int) -> tuple[str, str]:
+    """A cell's text in per cent and its colour, dark on the light end; a cross for none."""
+    if math.isnan(value):
+        return "×", INK
+    bright = value > low + 0.6 * (high - low)
+    return f"{100 * value:.{digits}f}", _DARK if bright else _LIGHT
+
+
+def top1_by_decay_rate(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    title: str,
+    *,
+    marks: Mapping[str, float] | None = None,
+) -> Figure:
+    """Top-1 against the decay rate, one line for each method.
+
+    Args:
+        curves: by method, (λ, top-1); a method with the one λ of 0 is a level line.
+        title: of the figure.
+        marks: by method, the λ that gets a filled point.
+    """
+    figure = new_figure(title)
+    axes = dress(figure.subplots(), "top-1", "weight decay λ")
+    for number, (name, points) in enumerate(curves.items()):
+        look = _line(number)
+        drawn = [(decay, top1) for decay, top1 in sorted(points) if decay > 0]
+        if not drawn:
+            axes.axhline(points[0][1], label=_short(name), **look | {"linewidth": 1.0})
+            continue
+        axes.plot(*zip(*drawn, strict=True), marker="o", markersize=4, markerfacecolor="none",
+                  label=_short(name), **look)  # fmt: skip
+        chosen = [(d, t) for d, t in drawn if d == (marks or {}).get(name)]
+        axes.plot(*zip(*chosen, strict=True) if chosen else ((), ()), "o", color=look["color"])
+    axes.set_xscale("log")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def opposing_beside_top1(points: Mapping[str, Sequence[tuple[float, float]]], title: str) -> Figure:
+    """Mean R_op against top-1, a point for each setting, a colour for each method in order."""
+    figure = new_figure(title)
+    axes = dress(figure.subplots(), "top-1", "mean R_op")
+    for number, (name, pairs) in enumerate(points.items()):
+        colour = _line(number)["color"]
+        if pairs:
+            axes.scatter(
+                *zip(*pairs, strict=True), s=22, alpha=0.75, color=colour, label=_short(name)
+            )
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def save(figures: Mapping[str, Figure], folder: Path) -> None:
+    """Write figures as PNG files into a folder."""
+    folder.mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png")

@@ -1,0 +1,103 @@
+"""What a run's numbers say, in plain sentences, each from a measured condition."""
+
+from collections.abc import Mapping, Sequence
+
+from ..probe.records import ProfileRecord, Tally
+
+_LAYER_SCALES = ("gamma", "gamma_1", "gamma_2", "gamma1", "gamma2", "layer_scale", "scale")
+
+
+def kind_of(name: str, ndim: int) -> str:
+    """What sort of tensor a parameter is, by its name and number of dimensions."""
+    leaf = name.rpartition(".")[2]
+    if leaf in _LAYER_SCALES:
+        return f"layer scales `{leaf}`"
+    if leaf == "bias":
+        return "biases"
+    if ndim <= 1:
+        return "norm weights"
+    if any(word in leaf for word in ("pos_embed", "token", "position")):
+        return "embeddings and tokens"
+    return "matrices and kernels"
+
+
+def findings(
+    tensors: Mapping[str, tuple[int, Tally]], profiles: Sequence[ProfileRecord], rate: float
+) -> list[str]:
+    """Plain sentences about a run.
+
+    Args:
+        tensors: by name the number of dimensions and the tally over the whole run.
+        profiles: R_op at other decay rates.
+        rate: the decay rate λ of the run.
+
+    Returns:
+        None, one or a few sentences.
+    """
+    return [*_by_kind(tensors), *_small_ones(tensors), *_profile(profiles, rate)]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def _pooled(tallies: Sequence[Tally]) -> Tally:
+    return Tally(
+        sum(t.penalized for t in tallies),
+        sum(t.opposing for t in tallies),
+        sum(t.flipped for t in tallies),
+        sum(t.nonfinite for t in tallies),
+        sum(t.opposing_penalty for t in tallies),
+        sum(t.total_penalty for t in tallies),
+    )
+
+
+def _by_kind(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
+    kinds: dict[str, list[Tally]] = {}
+    for name, (ndim, tally) in tensors.items():
+        kinds.setdefault(kind_of(name, ndim), []).append(tally)
+    found = []
+    for kind, tallies in kinds.items():
+        rest = _pooled([t for other, ts in kinds.items() if other != kind for t in ts])
+        own = _pooled(tallies)
+        if own.opposing >= 50 and rest.opposing >= 50 and own.rate > 4 * rest.rate:
+            advice = "" if kind == "matrices and kernels" else "; they are usually left undecayed"
+            found.append((own.rate / rest.rate, kind, advice))
+    return [
+        f"The {kind} oppose {ratio:.0f} times as often as the rest{advice}."
+        for ratio, kind, advice in sorted(found, reverse=True)[:2]
+    ]
+
+
+def _small_ones(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
+    total = _pooled([tally for _, tally in tensors.values()])
+    found = []
+    if total.opposing >= 50 and total.rate > 5 * total.mass:
+        found.append(
+            f"Opposing penalties fall on small weights: over all steps {_percent(total.rate)} of "
+            f"the weights carry them, {_percent(total.mass)} of all that is taken off."
+        )
+    if total.opposing >= 50 and total.flipped / total.opposing > 0.95:
+        found.append(
+            f"{_percent(total.flipped / total.opposing)} of the opposing weights had their sign "
+            "flipped by the step alone: R_op follows the learning rate far more than the decay "
+            "rate."
+        )
+    return found
+
+
+def _profile(profiles: Sequence[ProfileRecord], rate: float) -> list[str]:
+    if not profiles:
+        return []
+    rates = profiles[0].rates
+    low, high = (min(rates, key=lambda r, to=to: abs(r / to - 1)) for to in (rate / 10, rate * 10))  # type: ignore[misc]
+    if not (low < rate < high):
+        return []
+    penalized = sum(p.penalized for p in profiles)
+    if not penalized:
+        return []
+    at = [sum(p.opposing[rates.index(r)] for p in profiles) / penalized for r in (low, high)]
+    return [
+        f"With the same updates R_op would have been {_percent(at[0])} under λ = {low:.2g} and "
+        f"{_percent(at[1])} under λ = {high:.2g} (asked at {len(profiles)} of the steps)."
+    ]

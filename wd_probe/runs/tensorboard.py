@@ -1,0 +1,167 @@
+"""Measurements to TensorBoard: few tags, one event file."""
+
+import functools
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+import numpy as np
+
+from ..errors import InputError
+from ..layering import Layers
+from ..probe.records import StepRecord, Tally, fields, summed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+P = ParamSpec("P")
+
+
+def _writes(
+    method: Callable[Concatenate["Dashboard", P], None],
+) -> Callable[Concatenate["Dashboard", P], None]:
+    """Whatever the file system's own library raises is an OSError."""
+
+    @functools.wraps(method)
+    def write(self: "Dashboard", /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"TensorBoard's file: {error}") from error
+
+    return write
+
+
+def _hush() -> None:
+    """Keep TensorBoard's writing threads from printing the error that the next write raises."""
+    tell = threading.excepthook
+    if getattr(tell, "hushed", False):
+        return
+
+    def hook(args: Any) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            tell(args)
+
+    hook.hushed = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
+
+
+class Dashboard:
+    """Writes one run's event file.
+
+    Args:
+        folder: the run folder.
+        stages: the model's coarse layers, each of which gets a chart.
+
+    Raises:
+        OSError: it cannot be written; by every method.
+    """
+
+    def __init__(self, folder: Path, stages: Layers) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        _hush()
+        self.stages = stages
+        self._writer = SummaryWriter(str(folder), flush_secs=10)
+
+    @_writes
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a point to each named chart; a value that is not a number is left out."""
+        for tag, value in values.items():
+            if math.isfinite(value):
+                self._writer.add_scalar(tag, value, step)
+
+    def record(self, step: int, record: StepRecord) -> None:
+        """Add a measured step: totals, and each stage."""
+        self.scalars(
+            step,
+            {
+                "R_op/rate": record.rate,
+                "R_op/mass": record.mass,
+                "R_op/flip_rate": record.flip_rate,
+            },
+        )
+        rows = summed(self.stages, record.names, record.values)
+        width = len(str(len(rows)))
+        self.scalars(
+            step,
+            {
+                f"R_op by stage/{stage.index:0{width}d} {stage.name}": Tally(*fields(row)).rate
+                for stage, row in zip(self.stages, rows, strict=True)
+            },
+        )
+
+    @_writes
+    def figure(self, tag: str, figure: "Figure", step: int) -> None:
+        """Add a figure as an image."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        self._writer.add_image(tag, pixels, step, dataformats="HWC")
+
+    @_writes
+    def text(self, tag: str, markdown: str) -> None:
+        """Add a text in Markdown."""
+        self._writer.add_text(tag, markdown)
+
+    @_writes
+    def hparams(
+        self, options: Mapping[str, str | float | int | bool], results: Mapping[str, float]
+    ) -> None:
+        """Add the row that the HParams tab compares runs by."""
+        self._writer.add_hparams(dict(options), dict(results), run_name=".")
+
+    @_writes
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._writer.flush()
+
+    @_writes
+    def close(self) -> None:
+        """Write what is buffered and close the file."""
+        self._writer.close()
+
+
+def serve(folder: Path, port: int, host: str = "localhost") -> str:
+    """Start TensorBoard on a folder in this process, and return its address.
+
+    Raises:
+        InputError: the folder does not exist, or the port is taken.
+    """
+    import logging
+    import warnings
+
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; run `wdprobe rop` first, or name another")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tensorboard imports pkg_resources
+        from tensorboard import default, program
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        # The projector reads whatever files a folder's own configuration names.
+        plugins = [p for p in default.get_plugins() if getattr(p, "plugin_name", "") != "projector"]
+        board = program.TensorBoard(plugins=plugins)
+        arguments: Sequence[str] = (
+            "tensorboard",
+            "--logdir",
+            str(folder),
+            "--host",
+            host,
+            "--port",
+            str(port),
+            "--load_fast",
+            "false",  # its default prints a note about itself
+        )
+        board.configure(argv=list(arguments))
+        try:
+            return str(board.launch())
+        except program.TensorBoardServerException as error:
+            raise InputError(f"TensorBoard cannot start: {error}; try --port 0") from error

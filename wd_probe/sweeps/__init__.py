@@ -1,0 +1,1 @@
+"""Grids of training runs, their results over seeds, and the paper's tables and figures."""

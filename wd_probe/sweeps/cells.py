@@ -1,0 +1,384 @@
+"""Grids of training runs: one run folder a cell, to be killed and gone on with at any time."""
+
+import contextlib
+import gc
+import hashlib
+import itertools
+import math
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..errors import InputError, RunError
+from ..runs.folder import Busy, dumps
+from ..runs.reading import read_json, write_whole
+from ..runs.schema import SUMMARY
+from ..training.checkpoint import RECOVERY
+from ..training.options import ELSEWHERE, TrainOptions
+from ..training.train import prepare, train
+from .ledger import Ledger
+
+#: More cells than this want a word of consent.
+MANY = 10_000
+_AXES = ("dataset", "model", "opt", "method", "lr", "weight_decay", "seed")
+#: Lies in a cell's folder until all of its files are written.
+_INCOMPLETE = "incomplete"
+
+Summary = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of a grid; its name tells its options apart from every other's."""
+
+    name: str
+    options: TrainOptions
+
+
+class SweepListener(Protocol):
+    """Is told how a sweep goes."""
+
+    def begun(self, total: int, kept: int) -> None:
+        """``kept`` of ``total`` cells had been finished before."""
+
+    def cell_started(self, cell: Cell) -> None:
+        """A cell is begun."""
+
+    def cell_ended(self, cell: Cell, summary: Summary) -> None:
+        """A cell came to its end, whatever that was."""
+
+
+class Runner(Protocol):
+    """Runs cells, in whatever order and place, and yields each with its summary."""
+
+    def __call__(
+        self, cells: Sequence[Cell], folder: Path, listener: SweepListener
+    ) -> Iterator[tuple[Cell, Summary]]:
+        """Run them."""
+        ...
+
+
+def grid(base: TrainOptions, axes: Mapping[str, Sequence[Any]]) -> tuple[Cell, ...]:
+    """Every combination of the axes' values over the base options, each once.
+
+    Args:
+        base: the options that all cells share.
+        axes: values by the name of an option. Where the method is baseline, λ has no meaning and
+            is one.
+
+    Raises:
+        InputError: an axis without values or of an unknown name; options that do not fit.
+    """
+    known = asdict(base)
+    for name, values in axes.items():
+        if name not in known:
+            raise InputError(f"unknown axis {name!r}; choose from {', '.join(known)}")
+        if not values:
+            raise InputError(f"the grid is empty: {name} has no values")
+    found = {}
+    for values in itertools.product(*axes.values()):
+        options = replace(base, **dict(zip(axes, values, strict=True)))
+        if options.method == "baseline":
+            options = replace(options, weight_decay=0.0)
+        cell = _cell(options)
+        found[cell.name] = cell
+    return tuple(found.values())
+
+
+def _cell(options: TrainOptions) -> Cell:
+    # Only what differs from the defaults: an option that is new in a later version changes no name.
+    chosen = {
+        field.name: value
+        for field in fields(options)
+        if field.name not in ELSEWHERE and (value := getattr(options, field.name)) != field.default
+    }
+    key = hashlib.sha256(dumps(chosen).encode()).hexdigest()[:8]
+    shown = f"{options.model}-{options.dataset}-{options.opt}-{options.method}"
+    shown += f"-lr{options.learning_rate:g}-wd{options.weight_decay:g}-s{options.seed}"
+    safe = "".join(ch if ch.isalnum() or ch in "._-" else "_" for ch in shown)
+    return Cell(f"{safe}-{key}", options)
+
+
+def sweep(
+    cells: Sequence[Cell],
+    folder: Path,
+    listener: SweepListener,
+    *,
+    runner: Runner | None = None,
+    consent: bool = False,
+) -> list[Summary]:
+    """Run every cell that is not finished, and return the summaries of all, in order.
+
+    A cell that was cut short goes on where it was last saved; one that diverged has a result: that
+    it diverged. One that failed (out of memory, say) does not stop the others, and is tried again
+    next time.
+
+    Args:
+        cells: from :func:`grid`.
+        folder: holds ``cells/NAME`` for each, and ``cells.csv``; cells of other grids there are
+            left alone.
+        listener: is told how it goes.
+        runner: runs them; default one after another in this process.
+        consent: to more than ``MANY`` cells.
+
+    Raises:
+        InputError: no cells or too many; a dataset, model or device that cannot be had, found out
+            before the first cell; a folder that cannot be written to.
+        RunError: interrupted; what was finished is kept.
+    """
+    if not cells:
+        raise InputError("the grid is empty")
+    require_consent(len(cells), consent)
+    done = {cell.name: found for cell in cells if (found := _finished(folder, cell)) is not None}
+    missing = [cell for cell in cells if cell.name not in done]
+    _check_ahead([cell.options for cell in missing], elsewhere=runner is not None)
+    try:
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"output folder {folder} cannot be written to ({error.strerror}); choose another "
+            "--output"
+        ) from error
+    ledger = Ledger(folder / "cells.csv", rows(cells, [done.get(cell.name) for cell in cells]))
+    place = {cell.name: number for number, cell in enumerate(cells)}
+    listener.begun(len(cells), len(done))
+    try:
+        for cell, summary in (runner or in_turn)(missing, folder / "cells", listener):
+            listener.cell_ended(cell, summary)
+            ledger.update(place[cell.name], figures(summary))
+            if summary["status"] == "interrupted":
+                raise KeyboardInterrupt
+            done[cell.name] = summary
+    except KeyboardInterrupt:
+        ended = sum(summary["status"] != "failed" for summary in done.values())
+        raise RunError(
+            f"interrupted: {ended} of {len(cells)} cells are in {folder}; the same command "
+            "goes on with the rest"
+        ) from None
+    return [done[cell.name] for cell in cells]
+
+
+def require_consent(count: int, consent: bool) -> None:
+    """Refuse more than ``MANY`` cells without consent.
+
+    Raises:
+        InputError: they are too many.
+    """
+    if count > MANY and not consent:
+        raise InputError(f"the grid has {count:,} cells; --yes runs them all the same")
+
+
+def _finished(folder: Path, cell: Cell) -> Summary | None:
+    """The summary of a cell that needs no more running."""
+    own = folder / "cells" / cell.name
+    try:
+        summary: Summary = {**read_json(own / "summary.json", SUMMARY), "run": str(own)}
+    except InputError:
+        return None
+    whole = summary.get("status") in ("finished", "diverged") and not (own / _INCOMPLETE).exists()
+    return summary if whole else None
+
+
+def _check_ahead(options: Iterable[TrainOptions], elsewhere: bool) -> None:
+    """Open every dataset, build every model and optimizer, before hours are spent on the others.
+
+    Of the cells that differ in nothing but η, λ and seed, the one that decays most is tried.
+    """
+    strongest: dict[TrainOptions, TrainOptions] = {}
+    for o in sorted(options, key=lambda o: o.learning_rate * o.weight_decay):
+        strongest[replace(o, lr=None, weight_decay=0.0, seed=0)] = o
+    for o in strongest.values():
+        prepare(replace(o, device="cpu", torchcompile=False) if elsewhere else o)
+        _clear(o)
+
+
+def in_turn(
+    cells: Sequence[Cell], folder: Path, listener: SweepListener
+) -> Iterator[tuple[Cell, Summary]]:
+    """One cell after another in this process."""
+    for cell in cells:
+        listener.cell_started(cell)
+        yield cell, run_cell(cell, folder)
+
+
+class _Quiet:
+    def started(self, *_: Any) -> None: ...
+
+    def stepped(self, *_: Any) -> None: ...
+
+    def scored(self, *_: Any) -> None: ...
+
+
+def run_cell(cell: Cell, folder: Path) -> Summary:
+    """Train one cell in ``folder/NAME``; never raises for a failure.
+
+    One that was begun before goes on where it was last saved, or is begun anew.
+
+    Returns:
+        The run's summary; one with status "failed" and the reason where training raised or the
+        files could not be written.
+    """
+    own = folder / cell.name
+    if own.is_symlink():  # of a folder from elsewhere: what it points to is left alone
+        own.unlink()
+    options = replace(cell.options, output=own)
+    begun = time.monotonic()
+    try:
+        summary = _gone_on(options)
+        if summary is None:
+            shutil.rmtree(own, ignore_errors=True)
+            own.mkdir(parents=True)
+            (own / _INCOMPLETE).touch()
+            summary = train(options, _Quiet())
+        if "write_failure" in summary:
+            raise RunError(f"files could not be written: {summary['write_failure']}")
+        (own / _INCOMPLETE).unlink()
+        return summary
+    except Exception as error:  # the other cells go on
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return failure(cell, folder, lines[0], time.monotonic() - begun)
+    finally:
+        _clear(cell.options)
+
+
+def _gone_on(options: TrainOptions) -> Summary | None:
+    """The summary of a cell that was saved before it was cut short; None where none was."""
+    assert options.output is not None
+    if not (options.output / RECOVERY).is_file():
+        return None
+    try:
+        (options.output / _INCOMPLETE).touch()
+        return train(options, _Quiet(), resume=True)
+    except Busy:
+        raise
+    except InputError:
+        return None
+
+
+def _clear(options: TrainOptions) -> None:
+    """Let go of what a run leaves in this process: compiled code, a model's cycles on the GPU."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+    if options.torchcompile:
+        torch.compiler.reset()
+
+
+def failure(cell: Cell, folder: Path, reason: str, seconds: float) -> Summary:
+    """The summary of a cell that could not be run, which also stands in its folder."""
+    own, options = folder / cell.name, cell.options
+    failed = {
+        **{name: getattr(options, name) for name in (*_AXES, "scale", "command")},
+        "optimizer": options.opt,
+        "lr": options.learning_rate,
+        "status": "failed",
+        "error": reason,
+        "seconds": seconds,
+        "run": str(own),
+    }
+    with contextlib.suppress(OSError):  # a full disk
+        own.mkdir(parents=True, exist_ok=True)
+        write_whole(own / "summary.json", dumps(failed, indent=2) + "\n")
+    return failed
+
+
+# --- a row for each cell --------------------------------------------------------------------------
+
+
+def rows(cells: Sequence[Cell], summaries: Sequence[Summary | None]) -> list[dict[str, Any]]:
+    """What ``cells.csv`` says of each cell: its place in the grid, status and main figures.
+
+    Args:
+        cells: of a grid.
+        summaries: of each; None for a cell that is not finished.
+    """
+    others = _other_axes(cells)
+    return [
+        {
+            "cell": cell.name,
+            **{name: getattr(cell.options, name) for name in (*_AXES, *others)},
+            "lr": cell.options.learning_rate,
+            **figures(summary),
+        }
+        for cell, summary in zip(cells, summaries, strict=True)
+    ]
+
+
+def figures(summary: Summary | None) -> dict[str, Any]:
+    """Status and main figures of a run; None where it has none."""
+    of = summary or {"status": "waiting"}
+    return {
+        "status": of["status"],
+        "top1": of.get("top1"),
+        "best10": (of.get("best10") or {}).get("mean"),
+        "val_top1": of.get("val_top1"),
+        "R_op": (of.get("rate") or {}).get("mean"),
+        "seconds": of.get("seconds"),
+        "error": of.get("error"),
+    }
+
+
+def _other_axes(cells: Sequence[Cell]) -> list[str]:
+    """The options besides the usual ones in which cells differ."""
+    names = [f.name for f in fields(TrainOptions) if f.name not in (*_AXES, *ELSEWHERE)]
+    return [name for name in names if len({getattr(c.options, name) for c in cells}) > 1]
+
+
+# --- what a grid came to --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The cells of a grid that differ in nothing but their seed, by rising seed.
+
+    ``others`` are the further options in which the grid's settings differ, e.g. ``batch_size``.
+    """
+
+    dataset: str
+    model: str
+    opt: str
+    method: str
+    lr: float
+    weight_decay: float
+    cells: tuple[Summary, ...]
+    others: tuple[tuple[str, Any], ...] = ()
+
+    def values(self, *path: str) -> list[float]:
+        """A figure of every cell, NaN where it has none, e.g. ``("best10", "mean")``."""
+        found: list[float] = []
+        for cell in self.cells:
+            value: Any = cell
+            for key in path:
+                value = None if value is None else value.get(key)
+            found.append(math.nan if value is None else float(value))
+        return found
+
+    @property
+    def diverged(self) -> int:
+        """How many of the cells came to no usable model."""
+        return sum(cell["status"] != "finished" for cell in self.cells)
+
+
+def settings(cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Setting]:
+    """The cells of a grid gathered over seeds, in the order of the grid."""
+    others = _other_axes(cells)
+    gathered: dict[tuple[tuple[str, Any], ...], list[tuple[int, Summary]]] = {}
+    for cell, summary in zip(cells, summaries, strict=True):
+        o = cell.options
+        own = replace(o, lr=o.learning_rate)
+        key = tuple((name, getattr(own, name)) for name in (*_AXES[:-1], *others))
+        gathered.setdefault(key, []).append((o.seed, summary))
+    count = len(_AXES) - 1
+    return [
+        Setting(
+            **dict(key[:count]),
+            cells=tuple(s for _, s in sorted(found, key=lambda item: item[0])),
+            others=key[count:],
+        )
+        for key, found in gathered.items()
+    ]

@@ -1,0 +1,273 @@
+"""What a grid is made of: values from a file or the command line, and a folder that knows them."""
+
+import hashlib
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self, TextIO
+
+from ..errors import InputError
+from ..runs.folder import dumps, lock
+from ..runs.reading import damaged, read_json, read_text, shown, shown_line, write_whole
+from ..training.models import near_names
+from ..training.options import ELSEWHERE, TrainOptions
+from .cells import Cell, grid, require_consent
+
+_HINTS = {
+    name: hint for name, hint in typing.get_type_hints(TrainOptions).items() if name != "command"
+}
+_KINDS: Mapping[type, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path",
+}  # fmt: skip
+
+
+_GRID_BYTES, _GRID_DEPTH = 16 << 10, 3
+_SEEDS = 2**31
+#: Of ``sweep.json``; see :func:`.files.read_json`.
+_RECORD: Mapping[str, Any] = {"command": str, "axes": {}, "options": {}, "cells": [str]}
+_SHOWN = 20  # values of an axis, in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A grid: what all cells share, and the axes over it."""
+
+    base: TrainOptions
+    axes: Mapping[str, Sequence[Any]]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Lists are axes; a text may stand for a number; ``seeds`` n is ``seed`` 0 to n - 1.
+
+        Raises:
+            InputError: an unknown name, a value of the wrong kind, options that do not fit.
+        """
+        found = {name: typed(name, value) for name, value in seeded(values).items()}
+        axes = {name: value for name, value in found.items() if isinstance(value, tuple | range)}
+        for name, value in axes.items():
+            if not value:
+                raise InputError(f"the grid is empty: {name} has no values")
+        base = TrainOptions(**found | {name: value[0] for name, value in axes.items()})
+        return cls(base, axes)
+
+    def cells(self, consent: bool) -> tuple[Cell, ...]:
+        """Its cells, see :func:`.sweeps.grid`.
+
+        Raises:
+            InputError: too many without consent, or options that do not fit.
+        """
+        require_consent(math.prod(map(len, self.axes.values())), consent)
+        return grid(self.base, self.axes)
+
+    def values(self) -> dict[str, list[Any]]:
+        """The values of every option that decides a result, in rising order."""
+        found = {}
+        for field in fields(TrainOptions):
+            apart = field.name == "data_dir" and self.base.dataset == "folder"
+            if field.name not in ELSEWHERE or apart:
+                values = self.axes.get(field.name, (getattr(self.base, field.name),))
+                found[field.name] = _plain(values)
+        return found
+
+    def key(self) -> str:
+        """Eight digits that are the same for the same grid."""
+        chosen = {
+            field.name: values
+            for field in fields(TrainOptions)
+            if (values := self.values().get(field.name, [])) not in ([], [field.default])
+        }
+        return hashlib.sha256(dumps(chosen).encode()).hexdigest()[:8]
+
+
+def _plain(values: Sequence[Any]) -> list[Any]:
+    plain = {dumps(value): json.loads(dumps(value)) for value in values}
+    return sorted(plain.values(), key=lambda v: (str(type(v)), v if v is not None else 0))
+
+
+def seeded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with ``seeds`` n as ``seed`` 0 to n - 1."""
+    found = {name.replace("-", "_"): value for name, value in values.items()}
+    if "seeds" in found:
+        count = _one("seeds", found.pop("seeds"), int)
+        if count > _SEEDS:
+            raise InputError(f"seeds must be at most {_SEEDS:,}, got {shown(count)}")
+        found["seed"] = range(count)
+    return found
+
+
+def typed(name: str, value: Any) -> Any:
+    """A value as an option holds it; a list becomes a tuple of such.
+
+    Raises:
+        InputError: an unknown name, or a value of the wrong kind.
+    """
+    if name not in _HINTS:
+        raise InputError(f"unknown key {shown(name)}{near_names(name, [*_HINTS, 'seeds'])}")
+    hint = _HINTS[name]
+    if isinstance(value, range):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(_one(name, item, hint) for item in value)
+    return _one(name, value, hint)
+
+
+def _one(name: str, value: Any, hint: Any) -> Any:
+    united = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(hint) if united else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not type(None))
+    if typing.get_origin(kind) is Literal:
+        known = typing.get_args(kind)
+        if value not in known:
+            raise InputError(f"{name} must be one of {', '.join(known)}, got {shown(value)}")
+        return str(value)
+    if kind in (str, Path):
+        if isinstance(value, kind | str):
+            return kind(value)
+        raise InputError(f"{name} must be {_KINDS[kind]}, got {shown(value)}")
+    return _number(name, value, kind)
+
+
+def _number(name: str, value: Any, kind: type) -> Any:
+    try:
+        found = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        found = None
+    exact = isinstance(value, str) or found == value or found != found
+    if kind is int and found is not None and abs(found) >= 2**63:
+        found = None
+    if found is None or not exact or isinstance(value, bool) != (kind is bool):
+        raise InputError(f"{name} must be {_KINDS[kind]}, got {shown(value)}")
+    return found
+
+
+def read_grid(path: Path) -> dict[str, Any]:
+    """A TOML or YAML file whose keys are options; lists are axes.
+
+    Raises:
+        InputError: it cannot be read, or a key or value in it is not understood.
+    """
+    if path.suffix.lower() not in (".toml", ".yaml", ".yml"):
+        raise InputError(f"{path} is no grid: its name must end in .toml, .yaml or .yml")
+    try:
+        found = _parsed(path)
+    except OSError as error:
+        raise InputError(f"grid {path} cannot be read ({error.strerror})") from error
+    except InputError as error:
+        raise InputError(f"grid {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"grid {damaged(path, error)}") from error
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise InputError(f"grid {path} must hold keys and values, such as: method: [wd, lpwd]")
+    try:
+        values = seeded(found)
+        for name, value in values.items():
+            typed(name, value)
+    except InputError as error:
+        raise InputError(f"grid {path}: {error}") from error
+    return values
+
+
+def _parsed(path: Path) -> Any:
+    text = read_text(path, _GRID_BYTES)
+    if path.suffix.lower() == ".toml":
+        return tomllib.loads(text)
+    import yaml
+
+    try:
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):  # as far as it is sound, and no further
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _GRID_DEPTH:
+                raise ValueError("it uses an alias (*name) or lists within lists within lists")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+# --- the folder of a grid -------------------------------------------------------------------------
+
+
+class Claim:
+    """A folder taken by one grid, and by one process at a time, until closed.
+
+    Raises:
+        InputError: another grid's folder, one that another process writes to, or one that cannot
+            be written to.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, cells: Sequence[Cell]) -> None:
+        self._lock: TextIO | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(folder)
+            self._record(folder / "sweep.json", plan, cells)
+        except BlockingIOError as error:
+            self.close()
+            raise InputError(f"another sweep is writing to {folder}; let it end first") from error
+        except OSError as error:
+            self.close()
+            raise InputError(
+                f"output folder {folder} cannot be written to ({error.strerror}); choose another "
+                "--output"
+            ) from error
+        except InputError:
+            self.close()
+            raise
+
+    def _record(self, file: Path, plan: Plan, cells: Sequence[Cell]) -> None:
+        values = plan.values()
+        if file.exists():
+            _compare(file, values)
+            return
+        record = {
+            "command": "sweep",
+            "axes": {name: found for name, found in values.items() if name in plan.axes},
+            "options": {name: found[0] for name, found in values.items() if name not in plan.axes},
+            "cells": [cell.name for cell in cells],
+        }
+        write_whole(file, dumps(record, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go."""
+        self.close()
+
+
+def _compare(file: Path, values: Mapping[str, list[Any]]) -> None:
+    record = read_json(file, _RECORD)
+    there = {name: [value] for name, value in (record.get("options") or {}).items()}
+    for name, found in (record.get("axes") or {}).items():
+        there[name] = found if isinstance(found, list) else [found]
+    defaults = {field.name: [field.default] for field in fields(TrainOptions)}
+    differing = [
+        f"{name} is {_shown(was)} there and {_shown(now)} here"
+        for name, now in values.items()
+        if (was := there.get(name, defaults[name])) != now
+    ]
+    if differing:
+        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise InputError(
+            f"{file.parent} holds another grid: {'; '.join(differing[:3])}{more}; choose another "
+            "--output"
+        )
+
+
+def _shown(values: Sequence[Any]) -> str:
+    told = ", ".join("none" if v is None else f"{v}" for v in values[:_SHOWN])
+    return shown_line(told) + (", ..." if len(values) > _SHOWN else "")

@@ -1,0 +1,266 @@
+"""Training and evaluation of one model: a plain loop that the probe is attached to."""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from .. import ranks
+from ..errors import InputError
+from ..hooks import hooked
+from .data import Batch, Batches
+from .models import near_names
+from .randomness import random_state, set_random_state
+
+Device = Literal["auto", "cuda", "mps", "cpu"]
+_HELD_BACK = 16  # steps whose numbers may wait on a device that runs ahead of the host
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One training step.
+
+    Attributes:
+        step: its number, from 1.
+        epoch: from 1.
+        loss: of its batch.
+        lr: the live learning rate of the first parameter group.
+        update: which call of ``optimizer.step()`` it made; None where `GradScaler` left it out.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    lr: float
+    update: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """An evaluation: share of right answers, in [0, 1], and mean cross-entropy."""
+
+    top1: float
+    loss: float
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for ``auto``, ``cuda``, ``cuda:1``, ``mps`` or ``cpu``.
+
+    Raises:
+        InputError: this machine does not have it.
+    """
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in has.items() if there)
+    if name == "cuda":
+        name = ranks.own_gpu()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {name!r}; use auto, cuda, mps or cpu") from error
+    if not has.get(device.type, False):
+        raise InputError(f"device {name} is asked for, and this machine has none; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name} is asked for; there are {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def create_optimizer(
+    model: nn.Module,
+    name: str,
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    more: Mapping[str, Any] | None = None,
+) -> Optimizer:
+    """A timm optimizer by name, over every parameter alike (theory fact 14).
+
+    ``more`` are arguments of its own, such as ``fused=True``.
+
+    Raises:
+        InputError: an unknown name, or options it does not take.
+    """
+    for own in ("lr", "weight_decay", "momentum"):
+        if own in (more or {}):
+            raise InputError(f"--opt-kwargs {own}=... is given by --{own.replace('_', '-')}")
+    try:
+        known = name.lower().removeprefix("lookahead_") in list_optimizers()
+        if not known:
+            raise InputError(
+                f"unknown optimizer {name!r}{near_names(name, list_optimizers())}; "
+                "`timm.optim.list_optimizers()` names them all"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            built: Optimizer = create_optimizer_v2(
+                model,
+                name,
+                lr=lr,
+                weight_decay=weight_decay,
+                momentum=momentum,
+                filter_bias_and_bn=False,
+                **(more or {}),
+            )
+        return built
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"timm cannot build the optimizer {name}: {error}") from error
+
+
+class Trainer:
+    """Trains a model with a constant learning rate, one step after another.
+
+    Args:
+        model: on its device.
+        optimizer: steps it.
+        data: training batches, on the same device.
+        amp_dtype: autocast to this dtype, or None for full precision; float16 scales the loss.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        data: Batches,
+        *,
+        amp_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.data = model, optimizer, data
+        self.amp_dtype = amp_dtype
+        self.device = next(model.parameters()).device
+        self.updates = 0
+        self.steps = 0  # trained; the numbers of the last ones may not have been yielded
+        self._epoch, self._batches = 0, 0  # the epoch begun last, and its batches trained
+        self._start = self._now()
+        self._resumed: dict[str, Any] | None = None
+        hooked(optimizer).register_step_post_hook(self._count)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
+
+    def _count(self, *_: Any) -> None:
+        self.updates += 1
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision that forward passes run in."""
+        if self.amp_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.amp_dtype)
+
+    def epoch(self, number: int, first_step: int, max_steps: int) -> Iterator[Step]:
+        """Train one epoch, or until step ``max_steps``; yields each step's numbers.
+
+        On a device that runs ahead of the host, numbers are read some steps late and in one go.
+        """
+        held: list[tuple[Tensor, Step]] = []
+        hold = 1 if self.device.type == "cpu" else _HELD_BACK
+        self.model.train()
+        for step, (images, labels) in enumerate(self._begin(number), start=first_step):
+            if step > max_steps:
+                break
+            with self.autocast():
+                loss = F.cross_entropy(self.model(images), labels)
+            self.scaler.scale(loss).backward()
+            before = self.updates
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad()
+            self.steps, self._batches = step, self._batches + 1
+            update = self.updates if self.updates > before else None
+            lr = float(self.optimizer.param_groups[0]["lr"])
+            held.append((loss.detach(), Step(step, number, math.nan, lr, update)))
+            if len(held) >= hold:
+                yield from self._read(held)
+                held = []
+        yield from self._read(held)
+
+    def _begin(self, number: int) -> Iterator[Batch]:
+        """The batches of an epoch, or those that are left of it in a resumed run."""
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None and number == self._epoch:
+            self._set(self._start)
+            batches = self.data.batches(self._batches)
+            set_random_state(resumed["random"])
+            ranks.draw_apart()
+            return batches
+        if resumed is not None:
+            self._set(resumed)
+            ranks.draw_apart()
+        self._epoch, self._batches = number, 0
+        self._start = self._now()
+        return self.data.batches()
+
+    def _now(self) -> dict[str, Any]:
+        return {"random": random_state(), "data": self.data.state_dict()}
+
+    def _set(self, state: dict[str, Any]) -> None:
+        self.data.load_state_dict(state["data"])
+        set_random_state(state["random"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands: random state, data order, place in the epoch, loss scale, updates.
+
+        Of use where the step last trained is the one last yielded. Model and optimizer have states
+        of their own.
+        """
+        return {
+            "updates": self.updates,
+            "steps": self.steps,
+            "epoch": self._epoch,
+            "batches": self._batches,
+            "start": self._start,
+            "now": self._now(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken: the same epoch's :meth:`epoch` trains what is left."""
+        self.updates, self.steps = int(state["updates"]), int(state["steps"])
+        self._epoch, self._batches = int(state["epoch"]), int(state["batches"])
+        self._start, self._resumed = state["start"], state["now"]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        for where in (self._start, self._resumed):  # found out here, if it cannot be
+            self._set(where)
+
+    @staticmethod
+    def _read(held: list[tuple[Tensor, Step]]) -> Iterator[Step]:
+        if held:
+            losses = ranks.total(torch.stack([loss.float() for loss, _ in held])) / ranks.size()
+            for (_, step), loss in zip(held, losses.tolist(), strict=True):
+                yield replace(step, loss=loss)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    data: Batches,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> Score:
+    """Top-1 and loss over the data, in evaluation mode; the model's mode is put back.
+
+    Every process evaluates its part of each batch, and all have the score of the whole.
+    """
+    was_training = model.training
+    model.eval()
+    sums = []  # of each batch: right answers, loss, images
+    try:
+        for images, labels in data:
+            with autocast():
+                logits = model(images).float()
+            right = (logits.argmax(1) == labels).sum()
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            sums.append(torch.stack([right, loss, torch.full_like(loss, len(labels))]))
+    finally:
+        model.train(was_training)
+    whole = torch.stack(sums).cpu().double().sum(0) if sums else torch.zeros(3).double()
+    right, loss, count = ranks.total(whole).tolist()
+    return Score(right / count, loss / count) if count else Score(math.nan, math.nan)

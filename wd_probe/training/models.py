@@ -1,0 +1,282 @@
+"""timm models, by name, with weights from nowhere, a hub or a file."""
+
+import argparse
+import contextlib
+import difflib
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import InputError, RunError, first_line
+from ..layering import Scale, check_rate, clean_name, decayed_parameters, layers, layerwise_rates
+from ..runs.reading import printable, shown_line
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    img_size: int,
+    pretrained: bool = False,
+    checkpoint: Path | None = None,
+    reset_head: bool = False,
+    check_size: bool = True,
+) -> nn.Module:
+    """A timm model for square images of ``img_size``, on the CPU.
+
+    Args:
+        name: a timm name, or ``hf-hub:...`` / ``local-dir:...`` as timm takes them.
+        num_classes: outputs of the head.
+        img_size: given to models that are built for one size (ViT, Swin, ...).
+        pretrained: take timm's pretrained weights from the hub.
+        checkpoint: take the weights of this safetensors or torch file.
+        reset_head: leave the classifier untrained where the checkpoint's has another shape.
+        check_size: try one image, so that a model that cannot take the size is found out here.
+
+    Raises:
+        InputError: an unknown name, no pretrained weights, a file that cannot be read or does not
+            fit, a model that cannot take such images.
+        RunError: the hub cannot be reached.
+    """
+    if pretrained and checkpoint is not None:
+        raise InputError("--pretrained and --checkpoint exclude each other")
+    if ":" not in name and not timm.is_model(name):
+        raise InputError(f"unknown model {name!r}{_near(name)}")
+    try:
+        if checkpoint is not None:  # what does not fit is found before memory is taken for it
+            with torch.device("meta"):
+                drawn = _build(name, num_classes, img_size, False)
+            state = _fitting(drawn, checkpoint, reset_head)
+        model = _build(name, num_classes, img_size, pretrained)
+    except (InputError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if "pretrained" in str(error).lower() and "tag" in str(error).lower():
+            raise InputError(f"{name}: {error}") from error
+        if pretrained or ":" in name:
+            raise RunError(
+                f"the weights of {name} could not be had from the hub ({first_line(error)}); "
+                "use --checkpoint with a local file, or leave --pretrained out"
+            ) from error
+        raise InputError(f"timm cannot build {name}: {first_line(error)}") from error
+    if pretrained and not (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
+        raise InputError(f"timm has no pretrained weights for {name}; leave --pretrained out")
+    if checkpoint is not None:
+        model.load_state_dict(state, strict=not reset_head)
+    if check_size:
+        _check_size(model, name, img_size)
+    return model
+
+
+def _build(name: str, num_classes: int, img_size: int, pretrained: bool) -> nn.Module:
+    options: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
+    try:
+        model: nn.Module = timm.create_model(name, img_size=img_size, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        model = timm.create_model(name, **options)
+    return model
+
+
+def _check_size(model: nn.Module, name: str, img_size: int) -> None:
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, img_size, img_size))
+    except Exception as error:
+        own = (getattr(model, "default_cfg", None) or {}).get("input_size", (3, 224, 224))
+        raise InputError(
+            f"{name} cannot take {img_size}×{img_size} images ({first_line(error)}); "
+            f"try --img-size {own[-1]}"
+        ) from error
+    finally:
+        model.train(was_training)
+
+
+def near_names(name: str, known: list[str]) -> str:
+    """A "; did you mean ...?" for an unknown name, or nothing."""
+    close = [k for k in known if name.lower() in k.lower()][:3]
+    close += [k for k in difflib.get_close_matches(name, known, n=5) if k not in close]
+    return f"; did you mean {', '.join(close[:5])}?" if close else ""
+
+
+def _near(name: str) -> str:
+    return near_names(name, timm.list_models()) or "; `timm.list_models()` names them all"
+
+
+def load_weights(model: nn.Module, path: Path, *, reset_head: bool = False) -> None:
+    """Load a checkpoint into a model; every tensor must fit.
+
+    Prefixes of DDP and `torch.compile` are taken off, half precision is widened, and an older
+    layout of the keys goes through timm's own filter for the model.
+
+    Args:
+        model: takes the weights.
+        path: a file, or a folder with ``model.safetensors`` or ``pytorch_model.bin``.
+        reset_head: leave the classifier as it is where its shape differs.
+
+    Raises:
+        InputError: the file is missing, damaged, holds code, or belongs to another model (the
+            message names the keys that differ).
+    """
+    model.load_state_dict(_fitting(model, path, reset_head), strict=not reset_head)
+
+
+def _fitting(model: nn.Module, path: Path, reset_head: bool) -> dict[str, Tensor]:
+    """A checkpoint's tensors under the model's names, without those of a head to be reset."""
+    state, own = dict(read_weights(path)[0]), model.state_dict()
+    old_layout = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if set(state) != set(own) and old_layout is not None:
+        with contextlib.suppress(Exception):  # what the filter cannot convert is named below
+            state = dict(old_layout(dict(state), model))
+    differing = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if reset_head:
+        for key in [k for k in differing if k.rpartition(".")[0] in classifiers(model)]:
+            del state[key], own[key]
+            differing.remove(key)
+    missing = sorted(set(own) - set(state))
+    unexpected = sorted(set(state) - set(own))
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} there and {tuple(own[key].shape)} here"
+        for key in differing
+    ]
+    complaints = [
+        *([f"{len(missing)} missing ({_some(missing)})"] if missing else []),
+        *([f"{len(unexpected)} unexpected ({_some(unexpected)})"] if unexpected else []),
+        *([f"{len(shapes)} of another shape ({_some(shapes)})"] if shapes else []),
+    ]
+    if complaints:
+        told = printable("; ".join(complaints))
+        raise InputError(f"checkpoint {path} is of another model: tensors {told}")
+    return state
+
+
+def classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that make the classes, as timm knows them."""
+    names = (getattr(model, "default_cfg", None) or {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(shown_line(item, 120) for item in items[:3]) + (
+        ", ..." if len(items) > 3 else ""
+    )
+
+
+def read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
+    """The tensors of a safetensors or torch checkpoint by name, and which entry they are.
+
+    Pickles are read with ``weights_only=True``: a file with code in it is refused, not run. Where
+    a training checkpoint keeps averaged weights beside the others, the averaged ones are taken, as
+    timm does.
+
+    Raises:
+        InputError: the file is missing, damaged, holds code or holds no weights.
+    """
+    if path.is_dir():
+        inside = [path / "model.safetensors", path / "pytorch_model.bin"]
+        path = next((file for file in inside if file.is_file()), inside[0])
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            held: Any = load_file(path)
+        else:
+            # timm's own checkpoints keep the training options beside the weights
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                held = load_torch(path)
+    except InputError:
+        raise
+    except Exception as error:
+        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+            raise InputError(
+                f"checkpoint {path} holds more than weights and is refused, since reading it could "
+                "run code; save its state_dict as safetensors"
+            ) from error
+        raise InputError(
+            f"checkpoint {path} is damaged or no checkpoint ({first_line(error)})"
+        ) from error
+    entry = ""
+    if isinstance(held, Mapping):
+        entries = ("state_dict_ema", "model_ema", "state_dict", "model")
+        entry = next((key for key in entries if isinstance(held.get(key), Mapping)), "")
+    state = held[entry] if entry else held
+    tensors = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
+    if not tensors or not state or not all(isinstance(key, str) for key in state):
+        raise InputError(f"checkpoint {path} holds no state_dict of tensors")
+    for key, value in state.items():
+        if not is_plain(value):
+            raise InputError(
+                f"checkpoint {path} holds no plain numbers in {shown_line(key)}; save its "
+                "state_dict as safetensors"
+            )
+    return {clean_name(key): value for key, value in state.items()}, entry
+
+
+def load_torch(path: Path) -> Any:
+    """A torch file, read onto the CPU without running code or unfolding what is packed in it.
+
+    Raises:
+        InputError: it is compressed, which `torch.save` never does.
+        Exception: whatever torch raises over a file it cannot read.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise InputError(f"{path} is compressed, which torch.save never does")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Real numbers that a file holds one by one: none expanded, sparse or without storage."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    held = tensor.untyped_storage().nbytes()
+    return not tensor.is_complex() and tensor.numel() * tensor.element_size() <= held
+
+
+def describe_layers(
+    name: str, *, img_size: int, weight_decay: float, scale: Scale, filter_bias_and_bn: bool
+) -> dict[str, Any]:
+    """What `wdprobe layers` prints; the model is built without memory for its weights.
+
+    Raises:
+        InputError: an unknown model, a rate that is negative or not finite.
+    """
+    check_rate(weight_decay, "--weight-decay")
+    with torch.device("meta"):
+        model = create_model(name, num_classes=1000, img_size=img_size, check_size=False)
+    found = layers(model)
+    rates = layerwise_rates(len(found), weight_decay, scale)
+    decayed = set(decayed_parameters(model, filter_bias_and_bn=filter_bias_and_bn))
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return {
+        "command": "layers",
+        "model": name,
+        "definition": found.definition,
+        "classes": getattr(model, "num_classes", 1000),
+        "weights": sum(sizes.values()),
+        "weight_decay": weight_decay,
+        "scale": scale,
+        "mean_rate": sum(rates) / len(rates),
+        "layers": [
+            {
+                "index": layer.index,
+                "name": layer.name,
+                "tensors": len(layer.parameters),
+                "weights": sum(sizes[name] for name in layer.parameters),
+                "rate": rate,
+                "parameters": layer.parameters,
+                "decayed": [name for name in layer.parameters if name in decayed],
+            }
+            for layer, rate in zip(found, rates, strict=True)
+        ],
+    }

@@ -1,0 +1,638 @@
+"""`wdprobe zeroshot`: how fragile a trained model is to shrinking, and where (Fig. 3a)."""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import ranks
+from ..errors import InputError, RunError, WdProbeWarning, first_line
+from ..layering import Layers, chosen_parameters, clean_name, layers
+from ..runs import figures
+from ..runs.findings import kind_of
+from ..runs.folder import RunFolder, default_folder, environment, occupied, read_run, run_folder
+from ..runs.reading import read_json
+from ..runs.schema import CONFIG
+from ..runs.tensorboard import Dashboard
+from ..shrink.distortion import feature_distortion
+from ..shrink.parts import PartScan
+from ..shrink.scan import ScanPoint, bracket, check_steps, half_life, zero_shot_decay
+from .data import Batches, HeldBatches, load_data, load_images
+from .loop import Trainer, create_optimizer, pick_device
+from .models import classifiers, create_model, read_weights
+from .options import autocast_dtype
+
+By = Literal["none", "layer", "kind"]
+METRICS = ("top1", "loss", "agreement", "kl")
+#: Scales at which the layers' distortion is measured.
+DISTORTION_SCALES = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+_BISECTIONS = 7
+#: What a run's own config may ask for: the side of its images, and where its dataset is from.
+_LARGEST_SIZE, _LOCAL = 1024, ("digits", "folder", "torch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroshotOptions:
+    """Everything that decides a scan; the command line's options by the same names.
+
+    The model and its weights come from ``run``, ``checkpoint`` or ``pretrained``; without any of
+    them the paper's Baseline (no decay) is trained first. ``img_size`` None is the run's own size,
+    the model's own for a checkpoint, else 32. ``torchcompile`` is of the training and of passes of
+    the whole model; those by parts and those that measure distortion hook into the model and are
+    not compiled.
+    """
+
+    model: str = "convnext_tiny"
+    run: Path | None = None
+    pretrained: bool = False
+    checkpoint: Path | None = None
+    reset_head: bool = False
+    img_size: int | None = None
+    images: Path | None = None
+    dataset: str = "digits"
+    data_dir: Path | None = None
+    dataset_download: bool = False
+    num_samples: int | None = None
+    steps: int = 100
+    by: By = "none"
+    by_steps: int = 10
+    distortion: bool = True
+    opt: str = "adam"
+    lr: float = 1e-4
+    epochs: int = 4
+    batch_size: int = 64
+    seed: int = 0
+    device: str = "auto"
+    amp: bool = False
+    amp_dtype: str = "bfloat16"
+    channels_last: bool = False
+    torchcompile: bool = False
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+        autocast_dtype(self.amp, self.amp_dtype)
+        for name in ("by_steps", "epochs", "batch_size", "num_samples", "img_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InputError(f"--lr must be a finite number > 0, got {self.lr}")
+        if self.by not in get_args(By):
+            raise InputError(f"--by must be one of {', '.join(get_args(By))}, got {self.by!r}")
+        given = [self.run is not None, self.checkpoint is not None, self.pretrained]
+        if sum(given) > 1:
+            raise InputError("--run, --checkpoint and --pretrained exclude each other")
+
+
+class Listener(Protocol):
+    """Is told how a scan goes."""
+
+    def note(self, text: str) -> None:
+        """Something a person should know."""
+
+    def progress(self, what: str, done: int, total: int, numbers: str) -> None:
+        """``done`` of ``total`` passes of ``what``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is scanned: a trained model and the images it is evaluated on."""
+
+    name: str
+    model: nn.Module
+    data: Batches
+    labelled: bool
+    source: str
+    images: int
+    img_size: int
+
+
+class Judge:
+    """Metrics of logits on a fixed sequence of batches, against the undecayed model's.
+
+    The first logits it is given for each batch are taken as the undecayed model's.
+
+    Args:
+        subject: what is scanned.
+        compiled: whether :meth:`evaluate` compiles the model.
+    """
+
+    def __init__(self, subject: Subject, compiled: bool = False) -> None:
+        self.subject = subject
+        self._model = torch.compile(subject.model) if compiled else subject.model
+        self._whole: list[Tensor] = []
+        self._labels = [labels for _, labels in subject.data]
+        self.classes = 0
+
+    def images(self) -> Iterator[Tensor]:
+        """The batches, without labels."""
+        return (images for images, _ in self.subject.data)
+
+    def count(self, logits: Tensor, number: int) -> Tensor:
+        """Sums over batch ``number``: right answers, loss, agreement, KL divergence, images.
+
+        Logits that are not finite make all of them NaN: an answer read from them would be none.
+        """
+        logits = logits.float()
+        log_p = F.log_softmax(logits, dim=1)
+        if number == len(self._whole):
+            self._check(logits, number)
+            self._whole.append(log_p)
+        whole, labels = self._whole[number], self._labels[number]
+        answers = log_p.argmax(1)
+        right = loss = torch.full((), math.nan, device=logits.device)
+        if self.subject.labelled:
+            right = (answers == labels).sum().float()
+            loss = F.nll_loss(log_p, labels, reduction="sum")
+        agreement = (answers == whole.argmax(1)).sum().float()
+        kl = F.kl_div(log_p, whole, reduction="sum", log_target=True)
+        sums = torch.stack([right, loss, agreement, kl])
+        sums = torch.where(logits.isfinite().all(), sums, math.nan)
+        return torch.cat([sums, sums.new_full((1,), len(logits))])
+
+    def _check(self, logits: Tensor, number: int) -> None:
+        if logits.ndim != 2:
+            raise InputError(
+                f"{self.subject.name} gives outputs of shape {tuple(logits.shape)}, not one row of "
+                "class scores for each image"
+            )
+        self.classes = logits.shape[1]
+        largest = int(self._labels[number].max()) if self.subject.labelled else 0
+        if largest >= self.classes:
+            raise InputError(
+                f"label {largest} does not fit the head of {self.subject.name}, which has "
+                f"{self.classes} classes; use the data it was trained on, --images for unlabelled "
+                "pictures, or --reset-head"
+            )
+
+    @torch.no_grad()
+    def evaluate(self, _: nn.Module) -> dict[str, float]:
+        """All metrics of the model in its present state, over the images of all processes."""
+        rows = [self.count(self._model(images), k) for k, images in enumerate(self.images())]
+        return metrics(ranks.total(torch.stack(rows).cpu().double().sum(0)))
+
+
+def metrics(sums: Tensor) -> dict[str, float]:
+    """What :meth:`Judge.count` summed, as means over the images."""
+    return dict(zip(METRICS, (sums[:4] / sums[4]).tolist(), strict=True))
+
+
+def prepare(options: ZeroshotOptions, listener: Listener) -> Subject:
+    """Get the model, train it if it has no weights yet, and open the images.
+
+    Raises:
+        InputError: options, files or data that cannot be used.
+        RunError: the pretrained weights could not be had.
+    """
+    device = pick_device(options.device)
+    subject = _subject(options, device, listener)
+    if options.channels_last:
+        subject.model.to(memory_format=torch.channels_last)
+    dtype = autocast_dtype(options.amp, options.amp_dtype)
+    if dtype is not None:  # entered anew by each pass: what autocast keeps of weights would be old
+        subject.model.forward = torch.autocast(device.type, dtype)(subject.model.forward)
+    return subject
+
+
+def _subject(options: ZeroshotOptions, device: torch.device, listener: Listener) -> Subject:
+    torch.manual_seed(options.seed)
+    if options.run is not None:
+        return _from_run(options, options.run, device, listener)
+    if options.checkpoint is not None or options.pretrained or options.images is not None:
+        return _from_checkpoint(options, device, listener)
+    size = options.img_size or 32
+    data = _dataset(options, options.dataset, options.data_dir, size, device)
+    model = create_model(options.model, num_classes=data.num_classes, img_size=size).to(device)
+    listener.note(
+        f"no weights are given: training {options.model} without decay (the paper's Baseline) for "
+        f"{options.epochs} epochs of {options.dataset} first"
+    )
+    _train(model, data.train, options, listener)
+    source = f"Baseline, {options.epochs} epochs of {options.dataset}, {options.opt}"
+    test, count = _limited(data.test, data.test_size, options)
+    return Subject(options.model, model, test, True, source, count, size)
+
+
+def _dataset(
+    options: ZeroshotOptions, name: str, folder: Path | None, size: int, device: torch.device
+) -> Any:
+    return load_data(
+        name,
+        batch_size=options.batch_size,
+        img_size=size,
+        device=device,
+        seed=options.seed,
+        data_dir=folder,
+        download=options.dataset_download,
+        channels_last=options.channels_last,
+    )
+
+
+def _limited(data: Batches, size: int, options: ZeroshotOptions) -> tuple[Batches, int]:
+    most = options.num_samples
+    if most is None or most >= size:
+        return data, size
+    if not isinstance(data, HeldBatches):
+        raise InputError("--num-samples needs a dataset small enough to be held in memory")
+    data.images, data.labels = data.images[:most], data.labels[:most]
+    data.batch_size = min(data.batch_size, most)
+    return data, most
+
+
+def _from_run(
+    options: ZeroshotOptions, folder: Path, device: torch.device, listener: Listener
+) -> Subject:
+    config = read_run(folder).config
+    for key in ("model", "img_size", "num_classes", "dataset"):
+        if config.get(key) is None:
+            made = (config.get("versions") or {}).get("wd-probe", "unknown")
+            raise InputError(
+                f"{folder} was made by another version of wd_probe ({made}): its config.json has "
+                f"no usable {key!r}; name --model, --checkpoint and --dataset instead"
+            )
+    name, dataset = config["model"], config["dataset"]
+    size, classes = options.img_size or config["img_size"], config["num_classes"]
+    _refuse_elsewhere(folder, name, dataset)
+    if options.data_dir is None and config.get("data_dir") and options.images is None:
+        raise InputError(
+            f"{folder} was trained on images in {config['data_dir']}; a run's own config is not "
+            "followed out of its folder: give --data-dir"
+        )
+    if classes < 1 or not 1 <= size <= (options.img_size or _LARGEST_SIZE):
+        raise InputError(
+            f"{folder}/config.json asks for {classes} classes of {size}×{size} images; "
+            "name --model, --checkpoint and --dataset instead"
+        )
+    model = create_model(
+        name, num_classes=classes, img_size=size, checkpoint=folder / "model.safetensors"
+    ).to(device)
+    if options.images is not None:
+        return _on_pictures(options, name, model, size, str(folder), device, listener)
+    data = _dataset(options, dataset, options.data_dir, size, device)
+    test, count = _limited(data.test, data.test_size, options)
+    return Subject(name, model, test, True, f"run {folder}", count, size)
+
+
+def _refuse_elsewhere(folder: Path, name: str, dataset: str) -> None:
+    """A run folder may come from anyone: it names no model and no data that would be fetched."""
+    kind = dataset.partition("/")[0]
+    for what, foreign in ((name, ":" in name), (dataset, kind not in _LOCAL)):
+        if foreign:
+            raise InputError(
+                f"{folder}/config.json names {what}, which timm would fetch from elsewhere; "
+                "if it is to be trusted, name --model, --checkpoint and --dataset instead"
+            )
+
+
+def _from_checkpoint(options: ZeroshotOptions, device: torch.device, listener: Listener) -> Subject:
+    probe = create_model(options.model, num_classes=1000, img_size=224, check_size=False)
+    own_size = int((getattr(probe, "default_cfg", None) or {}).get("input_size", (3, 224, 224))[-1])
+    size = options.img_size or _size_beside(options.checkpoint) or own_size
+    data, classes = None, None
+    if options.images is None:
+        data = _dataset(options, options.dataset, options.data_dir, size, device)
+    if options.checkpoint is not None:
+        state, entry = read_weights(options.checkpoint)
+        if entry:
+            listener.note(f"taking {entry} of {options.checkpoint}")
+        heads = [state[f"{n}.weight"] for n in classifiers(probe) if f"{n}.weight" in state]
+        classes = len(heads[0]) if heads else None
+    if options.reset_head and data is not None:
+        classes = data.num_classes
+    elif options.pretrained:
+        cfg = getattr(probe, "pretrained_cfg", None) or {}
+        classes = int(cfg.get("num_classes") or 1000)
+    elif classes is None:
+        classes = data.num_classes if data is not None else 1000
+    model = create_model(
+        options.model,
+        num_classes=classes,
+        img_size=size,
+        pretrained=options.pretrained,
+        checkpoint=options.checkpoint,
+        reset_head=options.reset_head,
+    ).to(device)
+    source = str(options.checkpoint or ("timm's pretrained weights" if options.pretrained else ""))
+    if not source:
+        raise InputError("--images needs a trained model: give --run, --checkpoint or --pretrained")
+    if data is None:
+        return _on_pictures(options, options.model, model, size, source, device, listener)
+    test, count = _limited(data.test, data.test_size, options)
+    return Subject(options.model, model, test, True, source, count, size)
+
+
+def _size_beside(checkpoint: Path | None) -> int | None:
+    """The size of images that a checkpoint in a run folder was trained on."""
+    beside = None if checkpoint is None else checkpoint.parent / "config.json"
+    if beside is None or not beside.is_file():
+        return None
+    try:
+        size = read_json(beside, CONFIG).get("img_size")
+    except InputError:  # of something else
+        return None
+    return size if size is not None and 1 <= size <= _LARGEST_SIZE else None
+
+
+def _on_pictures(
+    options: ZeroshotOptions,
+    name: str,
+    model: nn.Module,
+    size: int,
+    source: str,
+    device: torch.device,
+    listener: Listener,
+) -> Subject:
+    assert options.images is not None
+    pictures, unreadable = load_images(options.images, size, options.num_samples)
+    if unreadable:
+        named = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
+        listener.note(f"{len(unreadable)} unreadable pictures are left out: {named}")
+    config = resolve_model_data_config(model)
+    data = HeldBatches(
+        pictures,
+        torch.zeros(len(pictures), dtype=torch.long),
+        options.batch_size,
+        device=device,
+        channels_last=options.channels_last,
+        mean=config["mean"],
+        std=config["std"],
+    )
+    return Subject(name, model, data, False, source, len(pictures), size)
+
+
+def _train(model: nn.Module, data: Batches, options: ZeroshotOptions, listener: Listener) -> None:
+    optimizer = create_optimizer(model, options.opt, lr=options.lr, weight_decay=0.0, momentum=0.9)
+    ranks.check_divides(options.batch_size)
+    called: Any = ranks.wrapped(model)
+    called = torch.compile(called) if options.torchcompile else called
+    trainer = Trainer(
+        called, optimizer, data, amp_dtype=autocast_dtype(options.amp, options.amp_dtype)
+    )
+    ranks.draw_apart()
+    total = options.epochs * len(data)
+    done = 0
+    for epoch in range(1, options.epochs + 1):
+        for step in trainer.epoch(epoch, done + 1, total):
+            done = step.step
+            listener.progress("training", done, total, f"loss {step.loss:.3f}")
+    ranks.settle(model)
+
+
+def scan(options: ZeroshotOptions, listener: Listener) -> dict[str, Any]:
+    """Scan one model; returns the summary, which also stands in the run folder.
+
+    Raises:
+        InputError: options, files or data that cannot be used.
+        RunError: the pretrained weights could not be had.
+    """
+    ranks.join(pick_device(options.device))
+    if refusal := ranks.same("" if options.output is None else occupied(options.output)):
+        raise InputError(refusal)
+    folder: RunFolder | None = None
+    try:
+        subject = prepare(options, listener)
+        if subject.images < ranks.size():
+            raise InputError(f"{subject.images} images are too few for {ranks.size()} processes")
+        judge = Judge(subject, options.torchcompile)
+        groups = layers(subject.model)
+        parts = _parts(subject.model, groups, options.by)
+        folder = run_folder(options.output or default_folder("zeroshot", subject.name))
+        return _scan(options, subject, judge, groups, parts, folder, listener)
+    except KeyboardInterrupt:
+        if folder is None:
+            raise
+        folder.close()
+        raise RunError(f"interrupted; what was measured stands in {folder.path}") from None
+    except RuntimeError as error:
+        if ranks.size() == 1 or isinstance(error, RunError):
+            raise
+        ranks.outlive_the_others()
+        kept = "nothing was measured yet"
+        if folder is not None:
+            folder.close()
+            kept = f"what was measured stands in {folder.path}"
+        raise RunError(f"{ranks.FAILED} ({first_line(error)}); {kept}") from error
+
+
+def _scan(
+    options: ZeroshotOptions,
+    subject: Subject,
+    judge: Judge,
+    groups: Layers,
+    parts: Mapping[str, Sequence[str]],
+    folder: RunFolder,
+    listener: Listener,
+) -> dict[str, Any]:
+    with folder:
+        folder.json("config.json", _config(options, subject, groups, parts))
+        curve = _curve(options, subject, judge, folder, listener)
+        metric = "top1" if subject.labelled else "agreement"
+        chance = 1 / judge.classes
+        _tell_chance(subject, curve[0].metrics[metric], chance, listener)
+        listener.progress("half-life", 0, 1, "")
+        life = half_life(subject.model, judge.evaluate, curve, metric=metric, chance=chance)
+        lives = _by_part(options, subject, judge, parts, metric, chance, folder, listener)
+        bent = _distortion(options, subject, judge, groups, folder, listener)
+        summary = {
+            "command": "zeroshot",
+            "model": subject.name,
+            "source": subject.source,
+            "images": subject.images,
+            "img_size": subject.img_size,
+            "classes": judge.classes,
+            "curve": [
+                {"step": p.step, "scale": p.scale, **{m: p.metrics[m] for m in METRICS}}
+                for p in curve
+            ],
+            "metric": metric,
+            "half_life": life,
+            "parts": lives,
+            "distortion": bent,
+            "run": str(folder.path),
+        }
+        folder.json("summary.json", summary)
+        if options.run is None and options.checkpoint is None and not options.pretrained:
+            from safetensors.torch import save_model
+
+            folder.replace("model.safetensors", lambda path: save_model(subject.model, str(path)))
+    folder.guard(lambda: _draw(folder.path, curve, subject))
+    return summary | {"write_failure": folder.failure} if folder.failure else summary
+
+
+def _tell_chance(subject: Subject, score: float, chance: float, listener: Listener) -> None:
+    """A half-life of what luck may have given says nothing."""
+    spread = math.sqrt(chance * (1 - chance) / subject.images)
+    if subject.labelled and score < chance + 2 * spread:
+        listener.note(
+            f"top-1 is {score:.1%} before any decay, no better than chance on {subject.images} "
+            f"images of {subject.img_size}×{subject.img_size}; was it trained on this --dataset at "
+            "this --img-size?"
+        )
+
+
+def _config(
+    options: ZeroshotOptions, subject: Subject, groups: Layers, parts: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    device = next(subject.model.parameters()).device
+    return {
+        **asdict(options),
+        "command": "zeroshot",
+        "model": subject.name,
+        "source": subject.source,
+        "num_classes": getattr(subject.model, "num_classes", None),
+        "img_size": subject.img_size,
+        "layer_definition": groups.definition,
+        "layers": [{"index": layer.index, "name": layer.name} for layer in groups],
+        "parts": list(parts),
+        **environment(device),
+    }
+
+
+def _curve(
+    options: ZeroshotOptions,
+    subject: Subject,
+    judge: Judge,
+    folder: RunFolder,
+    listener: Listener,
+) -> tuple[ScanPoint, ...]:
+    def told(point: ScanPoint) -> None:
+        folder.rows(
+            "curve.csv",
+            ("step", "scale", *METRICS),
+            [(point.step, point.scale, *(point.metrics[m] for m in METRICS))],
+        )
+        shown = "top1" if subject.labelled else "agreement"
+        listener.progress(
+            "scan", point.step + 1, options.steps + 1,
+            f"scale {point.scale:.2f} · {shown} {100 * point.metrics[shown]:.1f} %",
+        )  # fmt: skip
+
+    return zero_shot_decay(subject.model, judge.evaluate, options.steps, on_point=told)
+
+
+def _parts(model: nn.Module, groups: Layers, by: By) -> dict[str, list[str]]:
+    if by == "none":
+        return {}
+    if by == "layer":
+        return {f"{layer.index} {layer.name}": list(layer.parameters) for layer in groups}
+    head = set(classifiers(model))
+    kinds: dict[str, list[str]] = {}
+    for raw, parameter in model.named_parameters():
+        name = clean_name(raw)
+        in_head = name.rpartition(".")[0] in head
+        kinds.setdefault("head" if in_head else kind_of(name, parameter.ndim), []).append(name)
+    return kinds
+
+
+def _by_part(
+    options: ZeroshotOptions,
+    subject: Subject,
+    judge: Judge,
+    parts: Mapping[str, Sequence[str]],
+    metric: str,
+    chance: float,
+    folder: RunFolder,
+    listener: Listener,
+) -> list[dict[str, Any]]:
+    """Half-lives of the parts, most fragile first: a grid of scales, then bisection of each."""
+    if not parts:
+        return []
+    scanner, rounds = PartScan(subject.model, parts), 1 + _BISECTIONS
+    grid = [1 - k / options.by_steps for k in range(options.by_steps + 1)]
+    sums = _run(scanner, judge, dict.fromkeys(parts, grid))
+    listener.progress(f"by {options.by}", 1, rounds, "")
+    open_brackets: dict[str, tuple[float, float, float]] = {}
+    for index, part in enumerate(parts):
+        points = [metrics(row) for row in sums[part]]
+        folder.rows(
+            "parts.csv",
+            ("index", "name", "scale", *METRICS),
+            [
+                (index + 1, part, scale, *(p[m] for m in METRICS))
+                for scale, p in zip(grid, points, strict=True)
+            ],
+        )
+        found = bracket([(s, p[metric]) for s, p in zip(grid, points, strict=True)], chance)
+        if found is not None:
+            open_brackets[part] = found
+    for number in range(_BISECTIONS if open_brackets else 0):
+        middles = {part: [(a + b) / 2] for part, (_, a, b) in open_brackets.items()}
+        sums = _run(scanner, judge, middles)
+        for part, (target, above, below) in list(open_brackets.items()):
+            middle = middles[part][0]
+            alive = metrics(sums[part][0])[metric] > target
+            open_brackets[part] = (target, middle, below) if alive else (target, above, middle)
+        listener.progress(f"by {options.by}", 2 + number, rounds, "")
+    lives = [
+        {
+            "name": part,
+            "half_life": sum(open_brackets[part][1:]) / 2 if part in open_brackets else math.nan,
+            "weights": sum(p.numel() for p in chosen_parameters(subject.model, names).values()),
+            "modules_not_run_again": len(scanner.skipped[part]),
+        }
+        for part, names in parts.items()
+    ]
+    return sorted(lives, key=lambda part: -_or_zero(part["half_life"]))
+
+
+def _run(
+    scanner: PartScan, judge: Judge, scales: Mapping[str, Sequence[float]]
+) -> dict[str, Tensor]:
+    found = scanner.run(judge.images(), scales, judge.count)
+    return {part: ranks.total(sums) for part, sums in found.items()}
+
+
+def _or_zero(value: Any) -> float:
+    return float(value) if value == value else 0.0
+
+
+def _distortion(
+    options: ZeroshotOptions,
+    subject: Subject,
+    judge: Judge,
+    groups: Layers,
+    folder: RunFolder,
+    listener: Listener,
+) -> list[dict[str, Any]]:
+    if not options.distortion:
+        return []
+    listener.progress("distortion", 0, 1, "")
+    found = feature_distortion(
+        subject.model, judge.images(), DISTORTION_SCALES, groups=groups, total=ranks.total
+    )
+    folder.rows(
+        "distortion.csv",
+        ("scale", "index", "distortion", "norm_ratio"),
+        [(f.scale, f.index, f.distortion, f.norm_ratio) for f in found],
+    )
+    return [asdict(f) for f in found if f.scale == 0.9]
+
+
+def _draw(path: Path, curve: Sequence[ScanPoint], subject: Subject) -> None:
+    drawn = figures.draw_zeroshot([read_run(path)])
+    figures.save(drawn, path / "figures")
+    board = Dashboard(path, layers(subject.model, coarse=True))
+    for point in curve:
+        board.scalars(point.step, {f"zero-shot decay/{m}": point.metrics[m] for m in METRICS})
+    for name, figure in drawn.items():
+        board.figure(f"zero-shot figures/{name}", figure, curve[-1].step)
+    board.close()
+
+
+def compare(summaries: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Draw several scans into one figure, ``FOLDER/figures/zeroshot.png``."""
+    runs = [read_run(Path(summary["run"])) for summary in summaries]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = figures.draw_zeroshot(runs)
+        figures.save({"zeroshot": drawn["zeroshot"]}, folder / "figures")
+    except OSError as error:
+        warnings.warn(f"no figure is written to {folder} ({error})", WdProbeWarning, stacklevel=2)

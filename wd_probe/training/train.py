@@ -1,0 +1,460 @@
+"""`wdprobe train` and `wdprobe rop`: train by a decay method, and measure R_op on the way."""
+
+import json
+import math
+import warnings
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from .. import ranks
+from ..decay.methods import WeightDecay
+from ..decay.rules import decay_effect
+from ..errors import InputError, WdProbeWarning, first_line
+from ..layering import Layers, decayed_parameters, layers
+from ..probe.probe import OpposingPenaltyProbe
+from ..probe.records import StepRecord
+from ..runs import figures
+from ..runs.findings import findings
+from ..runs.folder import RunFolder, default_folder, dumps, environment, read_run, run_folder
+from ..runs.recorder import NOT_EVALUATED, Journal
+from ..runs.tensorboard import Dashboard
+from .checkpoint import RECOVERY, Recovery, Stateful, check_resumable
+from .data import Batches, Data, load_data
+from .loop import Score, Step, Trainer, create_optimizer, evaluate, pick_device
+from .models import create_model
+from .options import ELSEWHERE, TrainOptions, autocast_dtype, parse_options
+
+#: Decay rates that the λ-profile asks about.
+PROFILE_RATES = tuple(float(f"{10 ** (k / 4):.3g}") for k in range(-16, 9))
+#: Steps in a run at which the λ-profile is taken, about.
+PROFILE_STEPS = 20
+
+#: How a run ends that can be gone on with.
+_STOPPED = ("interrupted", "failed")
+Status = Literal["finished", "interrupted", "diverged", "failed"]
+
+
+class Listener(Protocol):
+    """Is told how a run goes."""
+
+    def started(
+        self, total_steps: int, folder: Path, data: Data, layer_count: int, done: int
+    ) -> None:
+        """Everything is ready; training begins, or goes on after ``done`` steps."""
+
+    def stepped(self, step: Step, record: StepRecord | None) -> None:
+        """A step was trained, and measured unless ``record`` is None."""
+
+    def scored(self, epoch: int, score: Score) -> None:
+        """An epoch ended and was evaluated."""
+
+
+@dataclass(slots=True)
+class Training:
+    """What a run is made of."""
+
+    options: TrainOptions
+    data: Data
+    model: nn.Module
+    called: nn.Module  # in training: the model, or what DDP and torch.compile made of it
+    optimizer: Optimizer
+    decay: WeightDecay | None
+    layers: Layers
+    device: torch.device
+    total: int
+
+    def trainer(self) -> Trainer:
+        """The loop over its data."""
+        dtype = autocast_dtype(self.options.amp, self.options.amp_dtype)
+        return Trainer(self.called, self.optimizer, self.data.train, amp_dtype=dtype)
+
+    def evaluate(self, data: Batches, trainer: Trainer) -> Score:
+        """The model's score; DDP has no part in it, since processes may have unequal parts."""
+        model = self.called if ranks.size() == 1 else self.model
+        return evaluate(model, data, trainer.autocast)
+
+    def method(self) -> str:
+        """The rule at work: the attached method, or the optimizer's own by its effect."""
+        if self.decay is not None:
+            return self.decay.method
+        decaying = [
+            (group, max(group["params"], key=lambda p: p.ndim))
+            for group in self.optimizer.param_groups
+            if group.get("weight_decay")
+        ]
+        if not decaying:
+            return "baseline"
+        return decay_effect(self.optimizer, *decaying[0]).rule
+
+
+def train(options: TrainOptions, listener: Listener, *, resume: bool = False) -> dict[str, Any]:
+    """Train, measure and evaluate; returns the summary, which also stands in the run folder.
+
+    Ctrl-C and a loss that is not a number end the run early; what was measured is kept and
+    summarized, and ``status`` says "interrupted" or "diverged". Under `torchrun` every process
+    trains on its part of each batch and evaluates its part of the images, and the first one alone
+    writes; where another dies it is "failed", and ``reason`` says what is known.
+
+    Args:
+        options: what to run.
+        listener: is told how it goes.
+        resume: go on with the run in ``options.output`` where it was last saved, or from its start
+            if it never was. On a CPU its files become those of a run never stopped, to the bit.
+
+    Raises:
+        InputError: options that do not fit each other or this machine; with ``resume``, a folder
+            without a run to go on with, which is left as it is.
+        Busy: another process is writing to it.
+        RunError: the pretrained weights could not be had.
+    """
+    ranks.join(pick_device(options.device))
+    if not resume:
+        run = prepare(options)
+        probes = _probes(run)
+        path = options.output or default_folder(options.command, options.model)
+        with run_folder(path) as folder:
+            return _run(run, probes, folder, listener, None)
+    assert options.output is not None
+    check_resumable(options.output)
+    with run_folder(options.output, again=True) as folder:
+        record = check_resumable(options.output)  # it may have just come to its end
+        saved = ranks.same((options.output / RECOVERY).is_file())
+        run = prepare(options, weights=not saved)
+        return _run(run, _probes(run), folder, listener, record, saved)
+
+
+def _run(
+    run: Training,
+    probes: tuple[OpposingPenaltyProbe | None, OpposingPenaltyProbe | None],
+    folder: RunFolder,
+    listener: Listener,
+    record: dict[str, Any] | None,
+    saved: bool = False,
+) -> dict[str, Any]:
+    """Train in the folder; ``record`` is the config.json of a run gone on with, ``saved`` where it
+    was last saved.
+    """  # fmt: skip
+    options, (probe, literal) = run.options, probes
+    config = _config(run)
+    trainer, journal = run.trainer(), Journal(folder, None, probe, literal)
+    recovery = _recovery(run, trainer, journal, config)
+    if record is not None:
+        if saved:
+            recovery.load()
+        else:
+            folder.rewind({})
+        config = record | {"resumed_at": [*record.get("resumed_at", ()), journal.steps]}
+    folder.json("config.json", config)
+    journal.board = folder.guard(lambda: Dashboard(folder.path, layers(run.model, coarse=True)))
+    listener.started(run.total, folder.path, run.data, len(run.layers), journal.steps)
+    status, reason = _train(run, trainer, journal, recovery, listener)
+    seconds = recovery.seconds
+    for attached in probes:
+        if attached is not None:
+            attached.close()
+    journal.write_largest()
+    summary = _summary(run, journal, status, seconds)
+    summary |= {"reason": reason} if reason else {}
+    if status in _STOPPED:  # who ends it may not wait for the rest
+        folder.json("summary.json", summary)
+    folder.replace("model.safetensors", lambda partial: _save_weights(run.model, partial))
+    if probe is not None:
+        journal.write_tensors()
+    folder.close_tables()
+    folder.guard(lambda: _draw(folder.path, journal.board, options, summary))
+    journal.show(Dashboard.close)
+    folder.json("summary.json", summary)
+    if status not in _STOPPED:
+        recovery.remove()
+    return summary | {"write_failure": folder.failure} if folder.failure else summary
+
+
+def _recovery(
+    run: Training, trainer: Trainer, journal: Journal, config: dict[str, Any]
+) -> Recovery:
+    parts: dict[str, Stateful | None] = {
+        "model": run.model,
+        "optimizer": run.optimizer,
+        "decay": run.decay,
+        "probe": journal.probe,
+        "literal probe": journal.literal,
+        "journal": journal,
+        "trainer": trainer,  # last: it holds the random state
+    }
+    facts = {field.name: config[field.name] for field in fields(TrainOptions)}
+    plain = json.loads(dumps({k: v for k, v in facts.items() if k not in ELSEWHERE}))
+    return Recovery(
+        journal.folder,
+        {name: part for name, part in parts.items() if part is not None},
+        plain,
+        run.options.recovery_interval,
+        lambda: journal.show(Dashboard.flush),
+    )
+
+
+def prepare(options: TrainOptions, *, weights: bool = True) -> Training:
+    """Open the data, build model and optimizer, attach the method.
+
+    Args:
+        options: what to run.
+        weights: False leaves out pretrained weights and checkpoints, where others will take their
+            place.
+
+    Raises:
+        InputError: options that do not fit each other or this machine.
+        RunError: the pretrained weights could not be had.
+    """
+    device = pick_device(options.device)
+    torch.manual_seed(options.seed)
+    ranks.check_divides(options.batch_size)
+    data = load_data(
+        options.dataset,
+        batch_size=options.batch_size,
+        img_size=options.img_size,
+        device=device,
+        seed=options.seed,
+        data_dir=options.data_dir,
+        download=options.dataset_download,
+        hflip=options.hflip,
+        val_split=options.val_split,
+        train_samples=options.train_samples,
+        channels_last=options.channels_last,
+    )
+    model = create_model(
+        options.model,
+        num_classes=data.num_classes,
+        img_size=options.img_size,
+        pretrained=options.pretrained and weights,
+        checkpoint=options.checkpoint if weights else None,
+    ).to(device)
+    if options.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    called: Any = ranks.wrapped(model)
+    called = torch.compile(called) if options.torchcompile else called
+    ranks.draw_apart()
+    optimizer, decay = _optimizer(options, model, called)
+    total = options.epochs * len(data.train) if options.steps is None else options.steps
+    return Training(options, data, model, called, optimizer, decay, layers(model), device, total)
+
+
+def _optimizer(
+    options: TrainOptions, model: nn.Module, called: nn.Module
+) -> tuple[Optimizer, WeightDecay | None]:
+    own = options.method == "own"
+    optimizer = create_optimizer(
+        model,
+        options.opt,
+        lr=options.learning_rate,
+        weight_decay=options.weight_decay if own else 0.0,
+        momentum=options.momentum,
+        more=parse_options(options.opt_kwargs.split()),
+    )
+    chosen = decayed_parameters(model, filter_bias_and_bn=options.filter_bias_and_bn)
+    if own:
+        _spare(optimizer, model, set(chosen))
+        return optimizer, None
+    return optimizer, WeightDecay(
+        called,
+        optimizer,
+        options.method,  # type: ignore[arg-type]
+        rate=options.weight_decay,
+        scale=options.scale,
+        convention=options.convention,
+        parameters=chosen,
+    )
+
+
+def _spare(optimizer: Optimizer, model: nn.Module, chosen: set[str]) -> None:
+    """Put what is not to decay into a parameter group of its own."""
+    if all(name in chosen for name, _ in model.named_parameters()):
+        return
+    spared = {id(p) for name, p in model.named_parameters() if name not in chosen}
+    for group in list(optimizer.param_groups):
+        kept = [p for p in group["params"] if id(p) not in spared]
+        rest = [p for p in group["params"] if id(p) in spared]
+        group["params"] = kept
+        optimizer.add_param_group({**group, "params": rest, "weight_decay": 0.0})
+
+
+def _probes(run: Training) -> tuple[OpposingPenaltyProbe | None, OpposingPenaltyProbe | None]:
+    """The probe, and for pwd one more that reads Eq. 10 to the letter."""
+    options = run.options
+    if not options.every or not options.weight_decay or options.method == "baseline":
+        return None, None
+    scale = 1.0 if options.convention == "rate" else options.learning_rate
+    own_rates = [options.weight_decay * factor for factor in (0.1, 1, 10)]
+    rates = [rate for rate in (*PROFILE_RATES, *own_rates) if rate * scale <= 1]
+    probe = OpposingPenaltyProbe(
+        run.model,
+        run.optimizer,
+        every=options.every,
+        profile=sorted(set(rates)),
+        profile_every=max(1, run.total // options.every // PROFILE_STEPS),
+        groups=run.layers,
+    )
+    if run.decay is None or run.decay.moment != "forward":
+        return probe, None
+    literal = OpposingPenaltyProbe(
+        run.model, run.optimizer, every=options.every, groups=run.layers, reading="literal"
+    )
+    return probe, literal
+
+
+def _train(
+    run: Training, trainer: Trainer, journal: Journal, recovery: Recovery, listener: Listener
+) -> tuple[Status, str]:
+    """Train to the end; how that came, and the reason if it is known."""
+    epoch = len(journal.epochs)
+    try:
+        while journal.evaluated < run.total:
+            epoch += 1
+            for step in trainer.epoch(epoch, journal.steps + 1, run.total):
+                record = journal.step(step)
+                listener.stepped(step, record)
+                if not math.isfinite(step.loss):
+                    return "diverged", ""
+                if step.step == trainer.steps:
+                    recovery.offer(step.step)
+            ranks.settle(run.model)
+            test = run.evaluate(run.data.test, trainer)
+            other, validation = _other_moment(run, trainer), _validated(run, trainer)
+            journal.epoch(epoch, test, other, validation)
+            listener.scored(epoch, test)
+            recovery.offer(journal.steps)
+    except KeyboardInterrupt:
+        return "interrupted", ""
+    except RuntimeError as error:
+        if ranks.size() == 1:
+            raise
+        ranks.outlive_the_others()
+        return "failed", first_line(error)
+    return "finished", ""
+
+
+def _other_moment(run: Training, trainer: Trainer) -> Score:
+    decay = run.decay
+    if not run.options.both_moments or decay is None or not decay.has_other_moment:
+        return NOT_EVALUATED
+    with decay.at_other_moment():
+        return run.evaluate(run.data.test, trainer)
+
+
+def _validated(run: Training, trainer: Trainer) -> Score:
+    if run.data.validation is None:
+        return NOT_EVALUATED
+    return run.evaluate(run.data.validation, trainer)
+
+
+def _config(run: Training) -> dict[str, Any]:
+    options = run.options
+    return {
+        **asdict(options),
+        "lr": options.learning_rate,
+        "scale": None if run.decay is None else run.decay.scale,
+        "hflip": run.data.hflip,
+        "c": "lr*rate: c = ηλ, η live"
+        if options.convention == "lr*rate"
+        else "rate: c = λ, as Eq. 1 prints it",
+        "num_classes": run.data.num_classes,
+        "train_size": run.data.train_size,
+        "validation_size": run.data.validation_size,
+        "test_size": run.data.test_size,
+        "weights": sum(p.numel() for p in run.model.parameters()),
+        "layer_definition": run.layers.definition,
+        "layers": [
+            {"index": layer.index, "name": layer.name, "parameters": layer.parameters}
+            for layer in run.layers
+        ],
+        **environment(run.device),
+    }
+
+
+def _summary(run: Training, journal: Journal, status: Status, seconds: float) -> dict[str, Any]:
+    options, probe = run.options, journal.probe
+    ndims = {} if probe is None else {name: p.ndim for name, p in probe.named_parameters()}
+    tensors = {name: (ndims[name], tally) for name, tally in journal.tensors().items()}
+    return {
+        "command": options.command,
+        "model": options.model,
+        "dataset": options.dataset,
+        "method": run.method(),
+        "decay": "optimizer" if options.method == "own" else "attached",
+        "optimizer": options.opt,
+        "lr": options.learning_rate,
+        "weight_decay": options.weight_decay,
+        "scale": None if run.decay is None else run.decay.scale,
+        "convention": options.convention,
+        "seed": options.seed,
+        "steps": journal.steps,
+        **journal.rates(),
+        "layer_definition": run.layers.definition,
+        "findings": []
+        if probe is None
+        else findings(tensors, journal.profiles, options.weight_decay),
+        **journal.scores(),
+        "status": status,
+        "seconds": seconds,
+        "images_per_second": journal.steps * options.batch_size / seconds if seconds else math.nan,
+        "run": str(journal.folder.path),
+    }
+
+
+def _save_weights(model: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_model
+
+    save_model(model, str(path))
+
+
+def _draw(
+    path: Path, board: Dashboard | None, options: TrainOptions, summary: dict[str, Any]
+) -> None:
+    try:
+        drawn = figures.draw_training(read_run(path))
+    except InputError as error:  # longer than can be read back: the run itself is whole
+        warnings.warn(f"no figures are drawn: {error}", WdProbeWarning, stacklevel=2)
+        drawn = {}
+    figures.save(drawn, path / "figures")
+    if board is None:
+        return
+    for name, figure in drawn.items():
+        board.figure(f"figures/{name}", figure, summary["steps"])
+    board.text("summary", markdown(summary))
+    results = {"hparams/top1": summary["top1"]}
+    if "rate" in summary:
+        results |= {
+            "hparams/R_op mean": summary["rate"]["mean"],
+            "hparams/R_op max": summary["rate"]["max"],
+        }
+    board.hparams(options.hparams(), results)
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """The summary as Markdown, for TensorBoard."""
+    lines = [
+        f"**{summary['model']}** on {summary['dataset']}, {summary['optimizer']}, method "
+        f"{summary['method']}, η {summary['lr']:g}, λ {summary['weight_decay']:g}, "
+        f"{summary['steps']} steps, top-1 {summary['top1']:.2%} ({summary['status']})",
+    ]
+    if "rate" not in summary:
+        return lines[0]
+    lines += ["", "| | mean | max | last |", "|---|---|---|---|"]
+    for title, key in (
+        ("R_op (share of weights)", "rate"),
+        ("R_op by size (share of penalty)", "mass"),
+        ("sign flips by the step alone", "flip_rate"),
+    ):
+        values = summary[key]
+        lines.append(f"| {title} | " + " | ".join(f"{v:.4%}" for v in values.values()) + " |")
+    lines += ["", *(f"- {finding}" for finding in summary["findings"])]
+    worst = sorted(
+        (layer for layer in summary["layers"] if math.isfinite(layer["rate"])),
+        key=lambda layer: -layer["rate"],
+    )[:5]
+    lines += ["", "| layer | R_op |", "|---|---|"]
+    lines += [f"| {layer['index']} {layer['name']} | {layer['rate']:.4%} |" for layer in worst]
+    return "\n".join(lines)
