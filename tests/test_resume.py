@@ -431,7 +431,7 @@ def test_an_interrupted_run_says_how_it_goes_on(run, wdprobe, monkeypatch):
         def stepped(self, step, record):
             raise KeyboardInterrupt
 
-    told = "wd_probe.cli.render.TrainingProgress.stepped"
+    told = "wd_probe.cli.console.TrainingProgress.stepped"
     with monkeypatch.context() as patch:
         patch.setattr(told, Interrupting.stepped)
         code, _, err = wdprobe("train", "--resume", run)

@@ -208,7 +208,7 @@ def test_a_cell_is_the_run_that_train_makes(wdprobe, tmp_path):
 @pytest.mark.parametrize("columns", [80, 160])
 def test_the_table_fits_the_screen(wdprobe, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr("wd_probe.cli.render.out._width", columns)
+    monkeypatch.setattr("wd_probe.cli.console.out._width", columns)
     code, out, _ = wdprobe(
         "sweep", "--model", "convnext_tiny,swin_tiny_patch4_window7_224", "--opt", "adam,momentum",
         "--dataset", "digits,torch/fashion_mnist", "--method", "baseline,wd,lpwd",
@@ -244,7 +244,7 @@ def test_a_grid_from_a_file_gives_way_to_the_command_line(wdprobe, tmp_path, nam
 
 
 def test_more_options_of_the_optimizer_are_an_axis_too(quick, wdprobe, tmp_path, monkeypatch):
-    monkeypatch.setattr("wd_probe.cli.render.out._width", 80)
+    monkeypatch.setattr("wd_probe.cli.console.out._width", 80)
     (tmp_path / "grid.toml").write_text(
         'method = "wd"\nopt_kwargs = ["", "fused=True betas=(0.8,0.9) eps=1e-6"]\n'
     )

@@ -21,10 +21,10 @@ from typing import Any, Self, TextIO, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from ..errors import InputError, WdProbeWarning, first_line
 from .. import ranks
-from .schema import CONFIG, SUMMARY, TABLES, check_table
+from ..errors import InputError, WdProbeWarning, first_line
 from .reading import damaged, read_columns, read_json
+from .schema import CONFIG, SUMMARY, TABLES, check_table
 
 T = TypeVar("T")
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from .tensorboard import Dashboard
 from ..probe.probe import OpposingPenaltyProbe
 from ..probe.records import ProfileRecord, StepRecord, Tally
-from .running import Running, Stretches
-from .folder import RunFolder
 from ..training.loop import Score, Step
+from .folder import RunFolder
+from .running import Running, Stretches
+from .tensorboard import Dashboard
 
 _SHARES = ("rate", "mass", "flip_rate")
 _COUNTS = ("penalized", "opposing", "flipped", "nonfinite")
