@@ -17,7 +17,7 @@ from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from tests.benchmarks import triton_steps
-from wd_probe.kernel import gpu, triton_passes as passes
+from wd_probe.probe.kernel import gpu, triton_passes as passes
 
 def compiled(function, kinds, **constants):
     kinds |= dict.fromkeys(constants, "constexpr")
