@@ -133,12 +133,14 @@ def test_no_registry_host_stands_in_the_repository():
 def test_the_tests_that_compatibility_names_exist():
     there = {
         name
-        for file in (ROOT / "tests").glob("test_*.py")
+        for file in (ROOT / "tests").rglob("test_*.py")
         for name in (file.stem, *re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE))
     }
     page = (ROOT / "docs" / "compatibility.md").read_text()
     assert set(re.findall(r"\btest_\w+", page)) <= there
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert len(rows) > 40
-    untested = [row for row in rows if "`test" not in row and "not tried |" not in row]
+    untested = [
+        row for row in rows if not re.search(r"`(\w+/)?test_", row) and "not tried |" not in row
+    ]
     assert [row for row in untested if not row.endswith(("| test |", "`) |"))] == []

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from tests.test_probe import small, train
+from tests.small import small, train
 from wd_probe import OpposingPenaltyProbe
 from wd_probe.training.optimizers import build_optimizer, known_optimizers
 

@@ -18,7 +18,7 @@ import wd_probe
 from wd_probe import InputError, WeightDecay, audit
 from wd_probe.training.optimizers import build_optimizer, survey, tiny_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def line(report, part):

@@ -14,30 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests import reference
+from tests.small import batch, small, train
 from wd_probe import InputError, OpposingPenaltyProbe, WdProbeWarning, WeightDecay, layers
 from wd_probe.decay.methods import attached
-
-
-def small(dtype=torch.float32):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)).to(dtype)
-
-
-def batch(step, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(step)
-    images = torch.randn(32, 8, generator=generator).to(dtype)
-    return images, torch.randint(0, 4, (32,), generator=generator)
-
-
-def train(model, optimizer, steps, before=lambda: None, after=lambda: None):
-    dtype = next(model.parameters()).dtype
-    for step in range(steps):
-        images, labels = batch(step, dtype)
-        F.cross_entropy(model(images).float(), labels).backward()
-        before()
-        optimizer.step()
-        after()
-        optimizer.zero_grad()
 
 
 def oracle(model, optimizer, factors, steps):

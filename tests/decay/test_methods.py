@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests import reference
-from tests.test_probe import batch, small, train
+from tests.small import batch, small, train
 from wd_probe import (
     InputError,
     OpposingPenaltyProbe,
