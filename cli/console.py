@@ -22,7 +22,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from wd_probe.runs.reading import printable
+from wd_probe.errors import printable
 
 from .processes import process
 

@@ -48,7 +48,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; expected errors are one line: exit code 2 for input, 1 for a run."""
-    from wd_probe.errors import InputError, WdProbeError
+    from wd_probe.errors import InputError, WdProbeError, printable
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C
     where = f"wdprobe: rank {process()}:" if process() else "wdprobe:"
@@ -56,8 +56,6 @@ def main() -> None:
         check_shared()
         app()
     except WdProbeError as error:
-        from wd_probe.runs.reading import printable
-
         print(f"{where} error: {printable(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:

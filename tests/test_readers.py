@@ -24,7 +24,6 @@ from wd_probe.cli import console as render
 
 from tests.test_experiments import Silent, open_data, write_idx
 from wd_probe import InputError, WdProbeWarning
-from wd_probe.errors import first_line
 from wd_probe.report import sweep as report_sweeps
 from wd_probe.report.page import report
 from wd_probe.runs import reading as files
@@ -682,10 +681,3 @@ def test_a_run_too_long_to_be_drawn_is_whole(tmp_path, monkeypatch):
     options = TrainOptions(model="test_convnext", batch_size=32, steps=2, output=tmp_path / "run")
     with pytest.warns(WdProbeWarning, match=r"no figures are drawn: .*steps\.csv has more than 5"):
         assert train(options, Silent())["status"] == "finished"
-
-
-def test_what_an_error_says_is_printable():
-    assert first_line(ValueError("a\0b\x1b[31m\nc")) == r"a\x00b\x1b[31m"
-    assert first_line(ValueError("é")) == "é"
-    assert first_line(ValueError()) == "ValueError"
-    assert len(first_line(ValueError("x" * 1000))) == 160

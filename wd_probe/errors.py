@@ -46,11 +46,39 @@ class Teller:
         warnings.warn(message, WdProbeWarning, stacklevel=level)
 
 
+def printable(text: object) -> str:
+    r"""Text without what a terminal would act on: controls, line ends and lone surrogates escaped.
+
+    >>> printable("a\x1b[31m\nb")
+    'a\\x1b[31m\\nb'
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value from a file as a part of a message: short, in one line."""
+    try:
+        if isinstance(value, list | tuple | dict):
+            text = f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+        else:
+            text = printable(repr(value))
+    except ValueError:
+        text = "a number of very many digits"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def shown_line(text: str, most: int = 200) -> str:
+    """A reason that something else gave, short and in one line."""
+    text = printable(text)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one printable line of reasonable length."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    line = "".join(ch if ch.isprintable() else repr(ch)[1:-1] for ch in line)
-    return line if len(line) <= 160 else line[:157] + "..."
+    return shown_line((str(error).strip() or type(error).__name__).splitlines()[0], 160)
 
 
 def _is_inside(file: str) -> bool:

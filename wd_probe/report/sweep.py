@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..decay.methods import METHODS
-from ..errors import InputError
+from ..errors import InputError, printable, shown_line
 from ..runs import figures
-from ..runs.reading import printable, read_json, shown_line
+from ..runs.reading import read_json
 from ..runs.schema import CONFIG, SUMMARY
 from ..sweeps.cells import Cell, Setting, Summary, settings
 from ..sweeps.grid import typed

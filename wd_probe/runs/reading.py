@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, printable, shown, shown_line
 
 #: Bytes of a JSON file; read, it takes some 25 times as much.
 JSON_BYTES = 32 << 20
@@ -23,40 +23,10 @@ _KINDS = {
 }  # fmt: skip
 
 
-def printable(text: object) -> str:
-    r"""Text without what a terminal would act on: controls, line ends and lone surrogates escaped.
-
-    >>> printable("a\x1b[31m\nb")
-    'a\\x1b[31m\\nb'
-    """
-    text = str(text)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def shown(value: object, most: int = 80) -> str:
-    """A value from a file as a part of a message: short, in one line."""
-    try:
-        if isinstance(value, list | tuple | dict):
-            text = f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-        else:
-            text = printable(repr(value))
-    except ValueError:
-        text = "a number of very many digits"
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
 def damaged(path: Path, reason: object) -> InputError:
     """The error for a file that cannot be read as what it should be."""
     text = " ".join(str(reason).split())
     return InputError(f"{printable(path)} is damaged: {shown_line(text)}")
-
-
-def shown_line(text: str, most: int = 200) -> str:
-    """A reason that something else gave, short and in one line."""
-    text = printable(text)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def read_text(path: Path, most: int) -> str:

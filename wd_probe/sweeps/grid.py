@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, TextIO
 
-from ..errors import InputError
+from ..errors import InputError, shown, shown_line
 from ..runs.folder import dumps, lock
-from ..runs.reading import damaged, read_json, read_text, shown, shown_line, write_whole
+from ..runs.reading import damaged, read_json, read_text, write_whole
 from ..training.models import near_names
 from ..training.options import ELSEWHERE, TrainOptions
 from .cells import Cell, grid, require_consent

@@ -14,9 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import InputError, RunError, first_line
+from ..errors import InputError, RunError, first_line, printable, shown_line
 from ..layering import Scale, check_rate, clean_name, decayed_parameters, layers, layerwise_rates
-from ..runs.reading import printable, shown_line
 
 
 def create_model(

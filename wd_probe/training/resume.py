@@ -4,8 +4,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from .. import __version__
-from ..errors import InputError
-from ..runs.reading import damaged, shown
+from ..errors import InputError, shown
+from ..runs.reading import damaged
 from ..sweeps.grid import typed
 from .checkpoint import check_resumable
 from .options import TrainOptions
