@@ -1,10 +1,8 @@
 """The errors this package raises on purpose; each message says what, where and what to do."""
 
+import os
 import sys
 import warnings
-from pathlib import Path
-
-_OWN = str(Path(__file__).parent)
 
 
 class WdProbeError(Exception):
@@ -82,4 +80,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _is_inside(file: str) -> bool:
-    return file.startswith(_OWN) or "/torch/" in file.replace("\\", "/")
+    """Whether a file lies in the folder of this package or of torch, where that is loaded."""
+    loaded = [sys.modules[name] for name in (__package__, "torch") if name in sys.modules]
+    folders = tuple(os.path.join(folder, "") for module in loaded for folder in module.__path__)
+    return file.startswith(folders)
