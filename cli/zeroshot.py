@@ -93,7 +93,8 @@ def zeroshot(
     with console.loading():
         from wd_probe.errors import InputError
         from wd_probe.runs.folder import default_folder, dumps
-        from wd_probe.training.scan import ZeroshotOptions, compare, scan
+        from wd_probe.training.options import ZeroshotOptions
+        from wd_probe.training.scan import compare, scan
 
     if model and run:
         raise InputError("--run brings its own model; give --model or --run")

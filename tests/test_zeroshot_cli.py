@@ -14,7 +14,8 @@ from wd_probe.runs import figures
 from wd_probe.runs import folder as runs
 from wd_probe.training import models
 from wd_probe.training.data import HeldBatches
-from wd_probe.training.scan import Judge, Subject, ZeroshotOptions, metrics, scan
+from wd_probe.training.options import ZeroshotOptions
+from wd_probe.training.scan import Judge, Subject, metrics, scan
 
 SMALL = ["--num-samples", "64", "--steps", "10"]
 

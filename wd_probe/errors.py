@@ -1,8 +1,10 @@
 """The errors this package raises on purpose; each message says what, where and what to do."""
 
+import difflib
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 
 
 class WdProbeError(Exception):
@@ -57,7 +59,7 @@ def printable(text: object) -> str:
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A value from a file as a part of a message: short, in one line."""
+    """A value that someone gave as a part of a message: short, in one line."""
     try:
         if isinstance(value, list | tuple | dict):
             text = f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
@@ -68,10 +70,17 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def shown_line(text: str, most: int = 200) -> str:
-    """A reason that something else gave, short and in one line."""
+def shown_line(text: object, most: int = 200) -> str:
+    """A name, a path or a reason that something else gave, short and in one line."""
     text = printable(text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def near_names(name: str, known: Sequence[str]) -> str:
+    """A "; did you mean ...?" for an unknown name, or nothing."""
+    close = [k for k in known if name.lower() in k.lower()][:3]
+    close += [k for k in difflib.get_close_matches(name, known, n=5) if k not in close]
+    return f"; did you mean {', '.join(close[:5])}?" if close else ""
 
 
 def first_line(error: BaseException) -> str:

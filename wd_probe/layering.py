@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from .choices import Scale
 from .errors import InputError
 
-Scale = Literal["eq9", "max2", "mean"]
 Definition = Literal["timm", "forward", "registration"]
 
 

@@ -8,10 +8,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from ..choices import Method
 from ..errors import InputError
 from ..hooks import hooked
 from ..layering import clean_name, unwrap
-from .methods import Method, WeightDecay, attached
+from .methods import WeightDecay, attached
 from .rules import Effect, Rule, decay_effect, decay_share, is_adaptive
 
 _SAMPLE = 4096  # weights of a tensor that are looked at

@@ -13,22 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..choices import METHODS, Convention, Method, Scale
 from ..errors import InputError, Teller
 from ..hooks import ForwardHooks, StepHooks, hooked_all
-from ..layering import Layers, Scale, check_rate, chosen_parameters, layers, layerwise_rates
+from ..layering import Layers, check_rate, chosen_parameters, layers, layerwise_rates
 from ..sharding import local, refuse_flat
 
-#: baseline: no decay. l1, l2: λ·sign(θ) or λθ goes into the gradient. wd: θ' = θ − ηU − cθ (Eq. 1).
-#: rwd: (1 − c)(θ − ηU) (Eq. 7). pwd: θ is decayed before the forward pass (Algorithm 2). lpwd: pwd
-#: with a rate for each layer (Algorithm 3).
-Method = Literal["baseline", "l1", "l2", "wd", "rwd", "pwd", "lpwd"]
 #: When it is taken off: in the gradient, with the step, after the update, before the forward pass.
 Moment = Literal["never", "gradient", "step", "update", "forward"]
-#: What c is: the paper's experiments and torch multiply by the live learning rate, Eq. 1 does not.
-Convention = Literal["lr*rate", "rate"]
-
-#: The methods that :class:`WeightDecay` knows.
-METHODS: tuple[Method, ...] = get_args(Method)
 
 _MOMENTS: dict[Method, Moment] = {
     "baseline": "never",

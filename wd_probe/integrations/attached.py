@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from ..decay.methods import Method, WeightDecay
+from ..choices import Method, Scale
+from ..decay.methods import WeightDecay
 from ..errors import InputError
-from ..layering import Layers, Scale, clean_name
+from ..layering import Layers, clean_name
 from ..probe.probe import OpposingPenaltyProbe
 from ..probe.records import Tally, fields
 

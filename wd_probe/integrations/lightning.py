@@ -4,9 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from ..decay.methods import Method
+from ..choices import Method, Scale
 from ..errors import InputError
-from ..layering import Scale
 from .attached import Attached
 
 try:

@@ -8,14 +8,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..decay.methods import METHODS
+from ..choices import METHODS
 from ..errors import InputError, printable, shown_line
 from ..runs import figures
 from ..runs.reading import read_json
 from ..runs.schema import CONFIG, SUMMARY
 from ..sweeps.cells import Cell, Setting, Summary, settings
-from ..sweeps.grid import typed
-from ..training.options import TrainOptions
+from ..training.options import TrainOptions, typed
 from . import html as page
 from .html import Html, element, percent
 

@@ -4,27 +4,16 @@ import hashlib
 import json
 import math
 import tomllib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self, TextIO
+from typing import Any, Self, TextIO
 
 from ..errors import InputError, shown, shown_line
 from ..runs.folder import dumps, lock
 from ..runs.reading import damaged, read_json, read_text, write_whole
-from ..training.models import near_names
-from ..training.options import ELSEWHERE, TrainOptions
+from ..training.options import ELSEWHERE, TrainOptions, fitted, typed
 from .cells import Cell, grid, require_consent
-
-_HINTS = {
-    name: hint for name, hint in typing.get_type_hints(TrainOptions).items() if name != "command"
-}
-_KINDS: Mapping[type, str] = {
-    int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path",
-}  # fmt: skip
-
 
 _GRID_BYTES, _GRID_DEPTH = 16 << 10, 3
 _SEEDS = 2**31
@@ -93,57 +82,10 @@ def seeded(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with ``seeds`` n as ``seed`` 0 to n - 1."""
     found = {name.replace("-", "_"): value for name, value in values.items()}
     if "seeds" in found:
-        count = _one("seeds", found.pop("seeds"), int)
+        count = fitted("seeds", found.pop("seeds"), int)
         if count > _SEEDS:
             raise InputError(f"seeds must be at most {_SEEDS:,}, got {shown(count)}")
         found["seed"] = range(count)
-    return found
-
-
-def typed(name: str, value: Any) -> Any:
-    """A value as an option holds it; a list becomes a tuple of such.
-
-    Raises:
-        InputError: an unknown name, or a value of the wrong kind.
-    """
-    if name not in _HINTS:
-        raise InputError(f"unknown key {shown(name)}{near_names(name, [*_HINTS, 'seeds'])}")
-    hint = _HINTS[name]
-    if isinstance(value, range):
-        return value
-    if isinstance(value, list | tuple):
-        return tuple(_one(name, item, hint) for item in value)
-    return _one(name, value, hint)
-
-
-def _one(name: str, value: Any, hint: Any) -> Any:
-    united = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    kinds = typing.get_args(hint) if united else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    kind = next(kind for kind in kinds if kind is not type(None))
-    if typing.get_origin(kind) is Literal:
-        known = typing.get_args(kind)
-        if value not in known:
-            raise InputError(f"{name} must be one of {', '.join(known)}, got {shown(value)}")
-        return str(value)
-    if kind in (str, Path):
-        if isinstance(value, kind | str):
-            return kind(value)
-        raise InputError(f"{name} must be {_KINDS[kind]}, got {shown(value)}")
-    return _number(name, value, kind)
-
-
-def _number(name: str, value: Any, kind: type) -> Any:
-    try:
-        found = kind(value)
-    except (TypeError, ValueError, OverflowError):
-        found = None
-    exact = isinstance(value, str) or found == value or found != found
-    if kind is int and found is not None and abs(found) >= 2**63:
-        found = None
-    if found is None or not exact or isinstance(value, bool) != (kind is bool):
-        raise InputError(f"{name} must be {_KINDS[kind]}, got {shown(value)}")
     return found
 
 

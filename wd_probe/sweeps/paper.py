@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from ..errors import InputError
 from ..runs import figures
 from ..runs.folder import dumps, read_run
-from ..training.options import TrainOptions
+from ..training.options import TrainOptions, ZeroshotOptions
 from ..training.scan import Listener as ScanListener
-from ..training.scan import ZeroshotOptions, scan
+from ..training.scan import scan
 from . import paper_figures
 from .analysis import Interval, difference, interval, robustness
 from .cells import Cell, Runner, Setting, SweepListener, grid, settings, sweep

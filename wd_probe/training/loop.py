@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -14,13 +14,11 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from .. import ranks
-from ..errors import InputError
+from ..errors import InputError, near_names
 from ..hooks import hooked
 from .data import Batch, Batches
-from .models import near_names
 from .randomness import random_state, set_random_state
 
-Device = Literal["auto", "cuda", "mps", "cpu"]
 _HELD_BACK = 16  # steps whose numbers may wait on a device that runs ahead of the host
 
 
@@ -71,6 +69,11 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name} is asked for; there are {torch.cuda.device_count()} GPUs")
     return device
+
+
+def autocast_dtype(amp: bool, name: str) -> torch.dtype | None:
+    """What ``--amp`` and ``--amp-dtype`` compute in; None for full precision."""
+    return getattr(torch, name) if amp else None
 
 
 def create_optimizer(

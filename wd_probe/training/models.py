@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import difflib
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -14,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import InputError, RunError, first_line, printable, shown_line
-from ..layering import Scale, check_rate, clean_name, decayed_parameters, layers, layerwise_rates
+from ..choices import Scale
+from ..errors import InputError, RunError, first_line, near_names, printable, shown_line
+from ..layering import check_rate, clean_name, decayed_parameters, layers, layerwise_rates
 
 
 def create_model(
@@ -98,13 +98,6 @@ def _check_size(model: nn.Module, name: str, img_size: int) -> None:
         ) from error
     finally:
         model.train(was_training)
-
-
-def near_names(name: str, known: list[str]) -> str:
-    """A "; did you mean ...?" for an unknown name, or nothing."""
-    close = [k for k in known if name.lower() in k.lower()][:3]
-    close += [k for k in difflib.get_close_matches(name, known, n=5) if k not in close]
-    return f"; did you mean {', '.join(close[:5])}?" if close else ""
 
 
 def _near(name: str) -> str:

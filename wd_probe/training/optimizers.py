@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from ..decay.auditing import AuditReport, TensorAudit, audit
-from ..errors import InputError
+from ..errors import InputError, near_names
 from .options import parse_options
 
 LR, WEIGHT_DECAY = 0.1, 0.01  # c = 1e-3 stands clear of rounding in float32
@@ -104,8 +104,6 @@ def _timms(
 ) -> Optimizer:
     from timm.optim import create_optimizer_v2, list_optimizers
 
-    from .models import near_names
-
     if name.lower().removeprefix("lookahead_") not in list_optimizers():
         near = near_names(name, list_optimizers())
         raise InputError(
@@ -143,8 +141,6 @@ def _imported(path: str) -> type[Optimizer]:
         raise InputError(f"unknown optimizer {path!r}: {error}") from error
     found = getattr(module, name, None)
     if found is None:
-        from .models import near_names
-
         raise InputError(f"{home} has no {name!r}{near_names(name, dir(module))}")
     if not (inspect.isclass(found) and issubclass(found, Optimizer)):
         raise InputError(f"{path} is no torch.optim.Optimizer")

@@ -1,17 +1,16 @@
-"""What decides a training run: the options of `wdprobe train` and `wdprobe rop`."""
+"""What decides a run: each option once, for the command line, grid files and ``config.json``."""
 
 import ast
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-import torch
-
-from ..decay.methods import METHODS, Convention
-from ..errors import InputError
-from ..layering import Scale
+from ..choices import METHODS, AmpDtype, By, Convention, Device, Scale
+from ..errors import InputError, near_names, shown
 
 #: What does not change a run's result, or only where it lies.
 ELSEWHERE = ("output", "device", "data_dir", "dataset_download", "recovery_interval")
@@ -19,15 +18,80 @@ ELSEWHERE = ("output", "device", "data_dir", "dataset_download", "recovery_inter
 _SGD_LIKE = ("sgd", "momentum", "sgdp", "nesterov")
 
 
-def autocast_dtype(amp: bool, name: str) -> torch.dtype | None:
-    """What ``--amp`` and ``--amp-dtype`` compute in; None for full precision.
+# --- what is said of an option --------------------------------------------------------------------
 
-    Raises:
-        InputError: a type that autocast is not made for.
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a value has to be: in words, and whether it is."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+AT_LEAST_0 = Bound("at least 0", lambda value: value >= 0)
+AT_LEAST_1 = Bound("at least 1", lambda value: value >= 1)
+NOT_NEGATIVE = Bound("a finite number ≥ 0", lambda value: math.isfinite(value) and value >= 0)
+POSITIVE = Bound("a finite number > 0", lambda value: math.isfinite(value) and value > 0)
+PROBABILITY = Bound("a probability", lambda value: 0 <= value <= 1)
+SHARE = Bound("a share below 1", lambda value: 0 <= value < 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What is said of an option in the ``Annotated`` type of its field.
+
+    Attributes:
+        help: for the command line.
+        panel: where the command line's help lists it.
+        must: what every value but None has to be.
+        choices: all that the command line takes, where the type takes more.
+        joined: makes the value of the texts typed, where the option is typed several times.
+        flag: on the command line, where it is not the field's name.
     """
-    if name not in ("bfloat16", "float16"):
-        raise InputError(f"--amp-dtype must be bfloat16 or float16, got {name!r}")
-    return getattr(torch, name) if amp else None
+
+    help: str
+    panel: str | None = None
+    must: Bound | None = None
+    choices: tuple[str, ...] = ()
+    joined: Callable[[Sequence[str]], Any] | None = None
+    flag: str | None = None
+
+    def flag_of(self, name: str) -> str:
+        """The option as it is typed."""
+        return self.flag or f"--{name.replace('_', '-')}"
+
+    def check(self, name: str, value: Any) -> None:
+        """Hold a value to what it must be.
+
+        Raises:
+            InputError: it is not.
+        """
+        if self.must is not None and value is not None and not self.must.holds(value):
+            raise InputError(f"{self.flag_of(name)} must be {self.must.words}, got {shown(value)}")
+
+
+def said_of(hint: Any) -> tuple[Any, Option] | None:
+    """An annotation's type and what is said of it, if anything is."""
+    said = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Option)), None)
+    return None if said is None else (hint.__origin__, said)
+
+
+@cache
+def options_in(kind: type) -> Mapping[str, tuple[Any, Option]]:
+    """By name the type of each option of a dataclass, and what is said of it."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: found for name, hint in hints.items() if (found := said_of(hint)) is not None}
+
+
+def _check_all(options: Any) -> None:
+    for name, (_, option) in options_in(options.__class__).items():
+        option.check(name, getattr(options, name))
+    if options.amp_dtype not in get_args(AmpDtype):
+        raise InputError(f"--amp-dtype must be bfloat16 or float16, got {shown(options.amp_dtype)}")
+
+
+# --- keyword arguments of an optimizer ------------------------------------------------------------
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -40,7 +104,7 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise InputError(f"--opt-kwargs wants key=value, got {pair!r}")
+            raise InputError(f"--opt-kwargs wants key=value, got {shown(pair)}")
         try:
             parsed[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -54,9 +118,38 @@ def keywords(pairs: Sequence[str]) -> str:
     return " ".join(f"{key}={value!r}".replace(" ", "") for key, value in parsed)
 
 
+# --- the options ----------------------------------------------------------------------------------
+
+MODEL, DATA, TRAINING, OUTPUT = "Model", "Data", "Training", "Output"
+SCALE_HELP = "λ·i/n, 2λ·i/n (the paper's experiments), or 2λ·i/(n+1) whose mean is λ."
+
+# Those of several commands.
+ModelName = Annotated[str, Option("A timm model.", MODEL)]
+Pretrained = Annotated[bool, Option("timm's weights from the hub.", MODEL)]
+Checkpoint = Annotated[Path | None, Option("Weights from a safetensors or torch file.", MODEL)]
+ImgSize = Annotated[int, Option("Side of the square images.", MODEL, AT_LEAST_1)]
+Dataset = Annotated[str, Option("digits, folder, or a timm name: torch/cifar100 ...", DATA)]
+DataDir = Annotated[Path | None, Option("Where the dataset lies.", DATA)]
+DatasetDownload = Annotated[bool, Option("Let timm fetch the dataset.", DATA)]
+Opt = Annotated[str, Option("A timm optimizer.", TRAINING)]
+WeightDecay = Annotated[float, Option("Decay rate λ.", TRAINING, NOT_NEGATIVE)]
+FilterBiasAndBn = Annotated[
+    bool, Option("Spare biases, norms and the model's own list, by timm's rule.", TRAINING)
+]
+BatchSize = Annotated[int, Option("Images in a step.", TRAINING, AT_LEAST_1)]
+Epochs = Annotated[int, Option("Passes over the data.", TRAINING, AT_LEAST_1)]
+Seed = Annotated[int, Option("Of weights, order and flips.", TRAINING)]
+DeviceName = Annotated[str, Option("Where to compute.", TRAINING, choices=get_args(Device))]
+Amp = Annotated[bool, Option("Mixed precision.", TRAINING)]
+AmpDtypeName = Annotated[str, Option("With --amp.", TRAINING, choices=get_args(AmpDtype))]
+ChannelsLast = Annotated[bool, Option("Channels-last memory format.", TRAINING)]
+TorchCompile = Annotated[bool, Option("torch.compile.", TRAINING)]
+Output = Annotated[Path | None, Option("Folder of this run (default under runs/).", OUTPUT)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
-    """Everything that decides a run; the command line's options by the same names.
+    """Everything that decides a run of `wdprobe train` or `wdprobe rop`.
 
     ``method`` is "own" for the optimizer's own ``weight_decay``, else a method of
     :class:`wd_probe.WeightDecay`. ``lr`` None takes the paper's base rate: 0.01 for SGD, else
@@ -65,64 +158,94 @@ class TrainOptions:
     """
 
     command: str = "train"
-    model: str = "convnext_tiny"
-    pretrained: bool = False
-    checkpoint: Path | None = None
-    img_size: int = 32
-    dataset: str = "digits"
-    data_dir: Path | None = None
-    dataset_download: bool = False
-    hflip: float | None = None
-    val_split: float = 0.0
-    train_samples: int | None = None
-    opt: str = "adamw"
-    opt_kwargs: str = ""
-    lr: float | None = None
-    weight_decay: float = 0.01
-    momentum: float = 0.9
-    method: str = "own"
-    scale: Scale | None = None
-    convention: Convention = "lr*rate"
-    filter_bias_and_bn: bool = False
-    batch_size: int = 64
-    epochs: int = 4
-    steps: int | None = None
-    every: int = 0
-    both_moments: bool = False
-    seed: int = 0
-    device: str = "auto"
-    amp: bool = False
-    amp_dtype: str = "bfloat16"
-    channels_last: bool = False
-    torchcompile: bool = False
-    output: Path | None = None
-    recovery_interval: int | None = None
+    model: ModelName = "convnext_tiny"
+    pretrained: Pretrained = False
+    checkpoint: Checkpoint = None
+    img_size: ImgSize = 32
+    dataset: Dataset = "digits"
+    data_dir: DataDir = None
+    dataset_download: DatasetDownload = False
+    hflip: Annotated[
+        float | None,
+        Option("Chance of a horizontal flip (default 0.5; 0 for digits).", DATA, PROBABILITY),
+    ] = None
+    val_split: Annotated[
+        float, Option("Share of the training images to validate on.", DATA, SHARE)
+    ] = 0.0
+    train_samples: Annotated[int | None, Option("Train on so many images.", DATA, AT_LEAST_1)] = (
+        None
+    )
+    opt: Opt = "adamw"
+    opt_kwargs: Annotated[
+        str,
+        Option(
+            "key=value for the optimizer, such as fused=True; repeatable.",
+            TRAINING,
+            joined=keywords,
+        ),
+    ] = ""
+    lr: Annotated[
+        float | None,
+        Option("Learning rate η, constant (default 1e-4; 1e-2 for SGD).", TRAINING, POSITIVE),
+    ] = None
+    weight_decay: WeightDecay = 0.01
+    momentum: Annotated[float, Option("For SGD and its kin.", TRAINING, NOT_NEGATIVE)] = 0.9
+    method: Annotated[
+        str,
+        Option(
+            "own: the optimizer's weight_decay; or a method of the paper, on any optimizer.",
+            TRAINING,
+            choices=("own", *METHODS),
+        ),
+    ] = "own"
+    scale: Annotated[
+        Scale | None, Option(f"Layer-wise rates with any --method: {SCALE_HELP}", TRAINING)
+    ] = None
+    convention: Annotated[
+        Convention,
+        Option(
+            "What a step takes off: c = ηλ, or c = λ as Eq. 1 is printed (with --method wd).",
+            TRAINING,
+        ),
+    ] = "lr*rate"
+    filter_bias_and_bn: FilterBiasAndBn = False
+    batch_size: BatchSize = 64
+    epochs: Epochs = 4
+    steps: Annotated[
+        int | None,
+        Option("Stop after so many steps, instead of --epochs.", TRAINING, AT_LEAST_1),
+    ] = None
+    every: Annotated[int, Option("Measure every so-many-th step.", OUTPUT, AT_LEAST_0)] = 0
+    both_moments: Annotated[
+        bool, Option("Evaluate rwd before its decay too, and pwd after it.", OUTPUT)
+    ] = False
+    seed: Seed = 0
+    device: DeviceName = "auto"
+    amp: Amp = False
+    amp_dtype: AmpDtypeName = "bfloat16"
+    channels_last: ChannelsLast = False
+    torchcompile: TorchCompile = False
+    output: Output = None
+    recovery_interval: Annotated[
+        int | None,
+        Option(
+            "Save the run's state every so many steps (default about once a minute); 0: never.",
+            OUTPUT,
+            AT_LEAST_0,
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "epochs": 1, "steps": 1, "img_size": 1, "train_samples": 1,
-                 "recovery_interval": 0}  # fmt: skip
-        for name, smallest in (least | {"every": 0 if self.command == "train" else 1}).items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise InputError(f"{_flag(name)} must be at least {smallest}, got {value}")
-        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"--lr must be a finite number > 0, got {self.lr}")
-        for name in ("weight_decay", "momentum"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{_flag(name)} must be a finite number ≥ 0, got {value}")
-        if self.hflip is not None and not 0 <= self.hflip <= 1:
-            raise InputError(f"--hflip must be a probability, got {self.hflip}")
-        if not 0 <= self.val_split < 1:
-            raise InputError(f"--val-split must be a share below 1, got {self.val_split}")
-        autocast_dtype(self.amp, self.amp_dtype)
+        _check_all(self)
+        if self.command == "rop" and self.every == 0:
+            raise InputError("--every must be at least 1, got 0")
         parse_options(self.opt_kwargs.split())
         self._check_method()
 
     def _check_method(self) -> None:
         if self.method not in ("own", *METHODS):
             known = ", ".join(("own", *METHODS))
-            raise InputError(f"unknown method {self.method!r}; choose from {known}")
+            raise InputError(f"unknown method {shown(self.method)}; choose from {known}")
         if self.command == "rop" and (self.weight_decay == 0 or self.method == "baseline"):
             raise InputError(
                 "nothing would be penalized, so R_op is undefined; give --weight-decay above 0 "
@@ -159,5 +282,115 @@ class TrainOptions:
         }
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+_SCAN = "Scan"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroshotOptions:
+    """Everything that decides a scan of `wdprobe zeroshot`.
+
+    The model and its weights come from ``run``, ``checkpoint`` or ``pretrained``; without any of
+    them the paper's Baseline (no decay) is trained first. ``img_size`` None is the run's own size,
+    the model's own for a checkpoint, else 32. ``torchcompile`` is of the training and of passes of
+    the whole model; those by parts and those that measure distortion hook into the model and are
+    not compiled.
+    """
+
+    model: str = "convnext_tiny"
+    run: Path | None = None
+    pretrained: Pretrained = False
+    checkpoint: Checkpoint = None
+    reset_head: Annotated[
+        bool, Option("Let the classifier be untrained where the checkpoint's does not fit.", MODEL)
+    ] = False
+    img_size: Annotated[
+        int | None,
+        Option(
+            "Side of the square images (default that of the run, else the model's own; 32 where "
+            "there are no weights).",
+            MODEL,
+            AT_LEAST_1,
+        ),
+    ] = None
+    images: Annotated[Path | None, Option("Unlabelled pictures, instead of --dataset.", DATA)] = (
+        None
+    )
+    dataset: Dataset = "digits"
+    data_dir: DataDir = None
+    dataset_download: DatasetDownload = False
+    num_samples: Annotated[
+        int | None, Option("Evaluate on the first so many.", DATA, AT_LEAST_1)
+    ] = None
+    steps: Annotated[int, Option("Steps from 1 to 0.", _SCAN, AT_LEAST_1)] = 100
+    by: Annotated[By, Option("Also one part at a time.", _SCAN)] = "none"
+    by_steps: Annotated[int, Option("Steps from 1 to 0 for each part.", _SCAN, AT_LEAST_1)] = 10
+    distortion: Annotated[bool, Option("Also the layers' feature distortion.", _SCAN)] = True
+    opt: Opt = "adam"
+    lr: Annotated[float, Option("Learning rate η.", TRAINING, POSITIVE)] = 1e-4
+    epochs: Epochs = 4
+    batch_size: BatchSize = 64
+    seed: Seed = 0
+    device: DeviceName = "auto"
+    amp: Amp = False
+    amp_dtype: AmpDtypeName = "bfloat16"
+    channels_last: ChannelsLast = False
+    torchcompile: TorchCompile = False
+    output: Output = None
+
+    def __post_init__(self) -> None:
+        _check_all(self)
+        if self.by not in get_args(By):
+            raise InputError(f"--by must be one of {', '.join(get_args(By))}, got {shown(self.by)}")
+        given = [self.run is not None, self.checkpoint is not None, self.pretrained]
+        if sum(given) > 1:
+            raise InputError("--run, --checkpoint and --pretrained exclude each other")
+
+
+# --- values from files ----------------------------------------------------------------------------
+
+_KINDS: Mapping[type, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path",
+}  # fmt: skip
+
+
+def typed(name: str, value: Any) -> Any:
+    """A value from a file as :class:`TrainOptions` hold it; a list becomes a tuple of such.
+
+    Raises:
+        InputError: an unknown name, or a value of the wrong kind.
+    """
+    known = options_in(TrainOptions)
+    if name not in known:
+        raise InputError(f"unknown key {shown(name)}{near_names(name, [*known, 'seeds'])}")
+    if isinstance(value, range):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(fitted(name, item, known[name][0]) for item in value)
+    return fitted(name, value, known[name][0])
+
+
+def fitted(name: str, value: Any, hint: Any) -> Any:
+    """A value as its type holds it; a text may stand for a number.
+
+    Raises:
+        InputError: it is of another kind.
+    """
+    kind, *nothing = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if value is None and nothing:
+        return None
+    try:
+        if isinstance(value, bool | bytes) and kind is not bool:
+            raise ValueError("pydantic takes them for numbers")
+        return _adapter(kind).validate_python(value)
+    except ValueError as error:
+        must = _KINDS.get(kind) or f"one of {', '.join(get_args(kind))}"
+        raise InputError(f"{name} must be {must}, got {shown(value)}") from error
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import Field, TypeAdapter  # not loaded where nothing is read
+
+    exact = Field(strict=True)
+    more = {int: Field(gt=-(2**63), lt=2**63), bool: exact, str: exact}.get(kind)
+    return TypeAdapter(kind if more is None else Annotated[kind, more])

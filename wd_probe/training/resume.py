@@ -6,9 +6,8 @@ from pathlib import Path
 from .. import __version__
 from ..errors import InputError, shown
 from ..runs.reading import damaged
-from ..sweeps.grid import typed
 from .checkpoint import check_resumable
-from .options import TrainOptions
+from .options import TrainOptions, typed
 
 
 def options_of(path: Path, command: str) -> TrainOptions:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import torch
 from timm.data import resolve_model_data_config
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ranks
+from ..choices import By
 from ..errors import InputError, RunError, WdProbeWarning, first_line
 from ..layering import Layers, chosen_parameters, clean_name, layers
 from ..runs import figures
@@ -23,73 +24,18 @@ from ..runs.schema import CONFIG
 from ..runs.tensorboard import Dashboard
 from ..shrink.distortion import feature_distortion
 from ..shrink.parts import PartScan
-from ..shrink.scan import ScanPoint, bracket, check_steps, half_life, zero_shot_decay
+from ..shrink.scan import ScanPoint, bracket, half_life, zero_shot_decay
 from .data import Batches, HeldBatches, load_data, load_images
-from .loop import Trainer, create_optimizer, pick_device
+from .loop import Trainer, autocast_dtype, create_optimizer, pick_device
 from .models import classifiers, create_model, read_weights
-from .options import autocast_dtype
+from .options import ZeroshotOptions
 
-By = Literal["none", "layer", "kind"]
 METRICS = ("top1", "loss", "agreement", "kl")
 #: Scales at which the layers' distortion is measured.
 DISTORTION_SCALES = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _BISECTIONS = 7
 #: What a run's own config may ask for: the side of its images, and where its dataset is from.
 _LARGEST_SIZE, _LOCAL = 1024, ("digits", "folder", "torch")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ZeroshotOptions:
-    """Everything that decides a scan; the command line's options by the same names.
-
-    The model and its weights come from ``run``, ``checkpoint`` or ``pretrained``; without any of
-    them the paper's Baseline (no decay) is trained first. ``img_size`` None is the run's own size,
-    the model's own for a checkpoint, else 32. ``torchcompile`` is of the training and of passes of
-    the whole model; those by parts and those that measure distortion hook into the model and are
-    not compiled.
-    """
-
-    model: str = "convnext_tiny"
-    run: Path | None = None
-    pretrained: bool = False
-    checkpoint: Path | None = None
-    reset_head: bool = False
-    img_size: int | None = None
-    images: Path | None = None
-    dataset: str = "digits"
-    data_dir: Path | None = None
-    dataset_download: bool = False
-    num_samples: int | None = None
-    steps: int = 100
-    by: By = "none"
-    by_steps: int = 10
-    distortion: bool = True
-    opt: str = "adam"
-    lr: float = 1e-4
-    epochs: int = 4
-    batch_size: int = 64
-    seed: int = 0
-    device: str = "auto"
-    amp: bool = False
-    amp_dtype: str = "bfloat16"
-    channels_last: bool = False
-    torchcompile: bool = False
-    output: Path | None = None
-
-    def __post_init__(self) -> None:
-        check_steps(self.steps)
-        autocast_dtype(self.amp, self.amp_dtype)
-        for name in ("by_steps", "epochs", "batch_size", "num_samples", "img_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"--lr must be a finite number > 0, got {self.lr}")
-        if self.by not in get_args(By):
-            raise InputError(f"--by must be one of {', '.join(get_args(By))}, got {self.by!r}")
-        given = [self.run is not None, self.checkpoint is not None, self.pretrained]
-        if sum(given) > 1:
-            raise InputError("--run, --checkpoint and --pretrained exclude each other")
 
 
 class Listener(Protocol):

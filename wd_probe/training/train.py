@@ -25,9 +25,9 @@ from ..runs.recorder import NOT_EVALUATED, Journal
 from ..runs.tensorboard import Dashboard
 from .checkpoint import RECOVERY, Recovery, Stateful, check_resumable
 from .data import Batches, Data, load_data
-from .loop import Score, Step, Trainer, create_optimizer, evaluate, pick_device
+from .loop import Score, Step, Trainer, autocast_dtype, create_optimizer, evaluate, pick_device
 from .models import create_model
-from .options import ELSEWHERE, TrainOptions, autocast_dtype, parse_options
+from .options import ELSEWHERE, TrainOptions, parse_options
 
 #: Decay rates that the λ-profile asks about.
 PROFILE_RATES = tuple(float(f"{10 ** (k / 4):.3g}") for k in range(-16, 9))

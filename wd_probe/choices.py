@@ -1,0 +1,20 @@
+"""The closed choices that options and arguments name; nothing here loads torch."""
+
+from typing import Literal, get_args
+
+#: baseline: no decay. l1, l2: λ·sign(θ) or λθ goes into the gradient. wd: θ' = θ − ηU − cθ (Eq. 1).
+#: rwd: (1 − c)(θ − ηU) (Eq. 7). pwd: θ is decayed before the forward pass (Algorithm 2). lpwd: pwd
+#: with a rate for each layer (Algorithm 3).
+Method = Literal["baseline", "l1", "l2", "wd", "rwd", "pwd", "lpwd"]
+#: The methods that :class:`wd_probe.WeightDecay` knows.
+METHODS: tuple[Method, ...] = get_args(Method)
+#: What c is: the paper's experiments and torch multiply by the live learning rate, Eq. 1 does not.
+Convention = Literal["lr*rate", "rate"]
+#: How layer-wise rates rise, see :func:`wd_probe.layerwise_rates`.
+Scale = Literal["eq9", "max2", "mean"]
+#: What a scan decays one at a time.
+By = Literal["none", "layer", "kind"]
+#: Where to compute.
+Device = Literal["auto", "cuda", "mps", "cpu"]
+#: What autocast computes in.
+AmpDtype = Literal["bfloat16", "float16"]
