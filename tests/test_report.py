@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from wd_probe import InputError, WdProbeWarning
-from wd_probe.report import html as page
+from wd_probe.report import page, values
 from wd_probe.report.page import report
 from wd_probe.runs import figures
 from wd_probe.sweeps import cells as sweeps
@@ -329,9 +329,11 @@ def test_a_page_is_the_same_twice(folders, tmp_path):
 
 def test_a_long_table_is_thinned_by_whole_steps():
     columns = {"step": [float(k // 3) for k in range(90_000)], "index": [0.0, 1.0, 2.0] * 30_000}
-    link = page.download("long", columns)
-    rows = unquote(link).split(",", 1)[1].splitlines()
-    assert "one in 5" in link
+    url, every = values.csv_url(columns)
+    rows = unquote(url).split(",", 1)[1].splitlines()
+    assert every == 5
+    link = page._templates.get_template("parts.html").module.download("long", columns)
+    assert f'<a href="{url}" download="long.csv">long.csv (one in 5)</a>' in link
     assert rows[1:7] == ["0,0", "0,1", "0,2", "5,0", "5,1", "5,2"]
 
 
@@ -340,7 +342,7 @@ def test_a_long_line_is_embedded_as_a_picture():
     axes = figure.subplots()
     axes.plot([k % 7 for k in range(6_000)])
     axes.plot([1, 2])
-    text = page.svg(figure, "long")
+    text = values.svg(figure, "long")
     assert text.count("<image") == 1
     assert len(text) < 100_000
 
@@ -350,7 +352,7 @@ def test_drawn_colours_are_the_pages():
     axes = figure.subplots()
     axes.plot([1, 2], color=figures.PALETTE["series-2"])
     axes.set_title("fill: #d1495b <&>")
-    text = page.svg(figure, 'a "label" <b>')
+    text = values.svg(figure, 'a "label" <b>')
     assert "stroke: var(--series-2)" in text
     assert "#000000" not in text
     assert 'aria-label="a &quot;label&quot; &lt;b&gt;"' in text

@@ -1,26 +1,39 @@
 """`wdprobe report`: runs and sweeps on one page that needs nothing else."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+from markupsafe import Markup
+
+from .. import __version__
 from ..errors import InputError, WdProbeWarning
 from ..runs.folder import Run, default_folder, read_run
 from ..runs.reading import damaged, write_whole
-from . import html as page
-from . import run as report_runs
-from . import sweep as report_sweeps
-from .html import Html, element
-from .sweep import Sweep, read_sweep
+from . import comparison, scan
+from . import run as training
+from . import sweep as sweeps
+from .values import csv_url, numeric_columns, svg
 
 #: More runs than this are only compared; each has a section of its own up to here.
 _OWN_SECTIONS = 8
 #: What reading or drawing a file with unexpected content can raise.
 _DAMAGE = (
     KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError,
+    UndefinedError,
 )  # fmt: skip
+
+_templates = Environment(
+    loader=PackageLoader("wd_probe.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.filters.update(csv_url=csv_url, numeric_columns=numeric_columns, svg=svg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +44,7 @@ class _Part:
     kind: str
     status: str
     title: str
-    content: Html | None
+    content: Markup | None
     run: Run | None = None
     trouble: str | None = None
 
@@ -62,7 +75,7 @@ def report(folders: Sequence[Path], output: Path | None = None) -> dict[str, Any
         raise InputError(f"there is nothing to report: {first}{more}")
     troubles = [part.trouble for part in parts if part.trouble is not None]
     target = output or _default(folders)
-    _write(target, page.page(*_page(shown, troubles)))
+    _write(target, _page(shown, troubles, detailed))
     if troubles:
         more = f" (and {len(troubles) - 1} more, on the page)" if len(troubles) > 1 else ""
         warnings.warn(f"{troubles[0]}{more}", WdProbeWarning, stacklevel=2)
@@ -117,26 +130,31 @@ def _broken(path: Path, kind: str, trouble: str) -> _Part:
 
 def _run_part(path: Path, detailed: bool) -> _Part:
     run = read_run(path)
-    status = report_runs.status(run)
+    status = training.status(run)
     trouble = f"{path} is {status}" if status in ("unfinished", "interrupted") else None
     title = f"{run.config['model']} · {path.resolve().name}"
-    content = report_runs.section(run) if detailed else Html()
-    report_runs.results(run)  # what every run is compared by
+    content = _run_section(run) if detailed else Markup()
+    comparison.results(run)  # what every run is compared by
     return _Part(path, str(run.config["command"]), status, title, content, run, trouble)
 
 
+def _run_section(run: Run) -> Markup:
+    if training.is_scan(run):
+        return _rendered("scan", scan.section(run))
+    return _rendered("run", training.section(run))
+
+
 def _sweep_part(path: Path) -> _Part:
-    sweep = read_sweep(path)
+    sweep = sweeps.read_sweep(path)
     if not sweep.cells:
         return _broken(path, "sweep", f"{path} is a sweep without a finished cell")
     title = f"Sweep · {path.resolve().name}"
     status = "unfinished" if "unfinished" in sweep.counts() else "finished"
-    return _Part(
-        path, "sweep", status, title, report_sweeps.section(sweep), trouble=_sweep_trouble(sweep)
-    )
+    content = _rendered("sweep", sweeps.section(sweep))
+    return _Part(path, "sweep", status, title, content, trouble=_sweep_trouble(sweep))
 
 
-def _sweep_trouble(sweep: Sweep) -> str | None:
+def _sweep_trouble(sweep: sweeps.Sweep) -> str | None:
     counts = sweep.counts()
     told = [f"{counts[end]} {end}" for end in ("unfinished", "failed", "damaged") if end in counts]
     return f"cells of {sweep.path}: {', '.join(told)}" if told else None
@@ -145,24 +163,26 @@ def _sweep_trouble(sweep: Sweep) -> str | None:
 # --- the page -------------------------------------------------------------------------------------
 
 
-def _page(shown: Sequence[_Part], troubles: Sequence[str]) -> tuple[str, list[Html]]:
-    """Title and parts."""
-    title = shown[0].title if len(shown) == 1 else f"{len(shown)} runs beside each other"
-    parts = [element("h1", title), page.trouble("Not all of it is here", troubles)]
+def _page(shown: Sequence[_Part], troubles: Sequence[str], detailed: bool) -> str:
     runs = [part.run for part in shown if part.run is not None]
-    if len(runs) > 1:
-        labelled = dict(zip(report_runs.labels(runs), runs, strict=True))
-        parts.append(report_runs.comparison(labelled))
-    for part in shown:
-        if part.content is None or (part.run is not None and len(runs) > _OWN_SECTIONS):
-            continue
-        if len(shown) > 1:
-            parts.append(element("h2", part.title))
-        parts.append(part.content)
-    if len(runs) > _OWN_SECTIONS:
-        said = f"With more than {_OWN_SECTIONS} runs none has a section of its own."
-        parts.append(element("p", said, class_="lead"))
-    return title, parts
+    compared = _rendered("comparison", comparison.section(runs)) if len(runs) > 1 else Markup()
+    return _rendered(
+        "page",
+        {
+            "title": shown[0].title if len(shown) == 1 else f"{len(shown)} runs beside each other",
+            "troubles": troubles,
+            "comparison": compared,
+            "parts": shown,
+            "detailed": detailed,
+            "own_sections": _OWN_SECTIONS,
+            "version": __version__,
+        },
+    )
+
+
+def _rendered(name: str, values: Mapping[str, Any]) -> Markup:
+    """A template with its values; whatever is no `Markup` is escaped."""
+    return Markup(_templates.get_template(f"{name}.html").render(values))
 
 
 def _default(folders: Sequence[Path]) -> Path:

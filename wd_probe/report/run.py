@@ -1,4 +1,4 @@
-"""What a report page says of one run, and of several beside each other."""
+"""What a report page says of one run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,45 +9,17 @@ from matplotlib.figure import Figure
 
 from ..runs import figures
 from ..runs.folder import Run
-from . import html as page
-from .html import Html, element, number, percent
+from .values import Columns, Figures, number, percent
 
-#: By figure: its title, what it shows, the table behind it.
-_FIGURES = {
-    "rop_over_steps": (
-        "Opposing penalties over the steps",
-        "Share of the penalized weights (above) and of all that is taken off (below) where decay "
-        "pushed away from zero.",
-        "steps",
-    ),
-    "rop_by_layer": (
-        "R_op by layer",
-        "A row is a layer, the shallowest on top; the brighter, the more often decay opposes.",
-        "layers",
-    ),
-    "rop_by_decay_rate": (
-        "R_op had λ been another",
-        "What the same updates would have given at other decay rates; dashed is this run's.",
-        "profile",
-    ),
-    "training": ("Training", "Training loss (above) and top-1 (below) by epoch.", "epochs"),
-    "zeroshot": (
-        "Zero-shot decay",
-        "What is left of the metric as the weights are scaled to zero without training; dashed is "
-        "the half-life.",
-        "curve",
-    ),
-    "zeroshot_by_part": (
-        "One part decayed at a time",
-        "A row is a part, a column a scale; dark is where the metric is lost.",
-        "parts",
-    ),
-    "distortion": (
-        "Feature distortion",
-        "1 − cos² between each layer's output before and after decay of the whole model; 0 where "
-        "decay only rescales it.",
-        "distortion",
-    ),
+#: By figure the table behind it.
+_TABLES = {
+    "rop_over_steps": "steps",
+    "rop_by_layer": "layers",
+    "rop_by_decay_rate": "profile",
+    "training": "epochs",
+    "zeroshot": "curve",
+    "zeroshot_by_part": "parts",
+    "distortion": "distortion",
 }
 _WORST = 8
 
@@ -62,41 +34,30 @@ def is_scan(run: Run) -> bool:
     return run.config.get("command") == "zeroshot"
 
 
-def section(run: Run) -> Html:
-    """All that the page says of one run: what was run, findings, figures, tables."""
-    drawn = _drawn(run)
-    shown = [page.figure(drawn[name], *_FIGURES[name][:2], _data(run, name)) for name in drawn]
-    return page.joined(
-        [
-            element("p", lead(run), class_="lead"),
-            page.findings(_scan_findings(run) if is_scan(run) else _training_findings(run)),
-            element("div", *shown, class_="figures"),
-            *(_scan_tables(run) if is_scan(run) else _layer_table(run)),
-            element("h3", "What was run"),
-            page.facts(_facts(run)),
-        ]
-    )
+def section(run: Run) -> dict[str, Any]:
+    """What ``run.html`` shows of a run that trained."""
+    return {
+        "config": run.config,
+        "method": _method(run),
+        "steps": steps(run),
+        "status": status(run),
+        "sentences": _findings(run),
+        "figures": with_data(run, _drawn(run)),
+        "layers": [
+            (str(x["index"]), str(x["name"]), percent(x["rate"]), percent(x["mass"]))
+            for x in layer_rates(run)[:_WORST]
+        ],
+        "layer_count": len(run.layer_names),
+        "what_was_run": facts(run),
+    }
 
 
 def _drawn(run: Run) -> dict[str, Figure]:
     """The run's figures, without those of R_op where it is 0 throughout."""
-    if is_scan(run):
-        return figures.draw_zeroshot([run])
     drawn = figures.draw_training(run)
-    if any(_known(run.steps.get("rate", ()))):
+    if any(known(run.steps.get("rate", ()))):
         return drawn
     return {name: figure for name, figure in drawn.items() if not name.startswith("rop_")}
-
-
-def lead(run: Run) -> str:
-    """A run in one line."""
-    c = run.config
-    if is_scan(run):
-        return f"Zero-shot decay · {c['model']} · {c['source']} · {status(run)}"
-    return (
-        f"{c['model']} on {c['dataset']} · {c['opt']} · {_method(run)} · η {c['lr']:g} · "
-        f"λ {c['weight_decay']:g} · {_steps(run)} steps · {status(run)}"
-    )
 
 
 def _method(run: Run) -> str:
@@ -107,24 +68,28 @@ def _method(run: Run) -> str:
     return f"its own decay, {found}" if found else "its own decay"
 
 
-def _steps(run: Run) -> int:
+def steps(run: Run) -> int:
+    """How many steps are on file."""
     return len(run.steps.get("step", ()))
 
 
-def _data(run: Run, name: str) -> tuple[str, dict[str, Sequence[Any]]]:
-    """The table behind a figure, with names where it has only indices."""
-    table = _FIGURES[name][2]
-    columns: dict[str, Sequence[Any]] = dict(getattr(run, table))
+def with_data(run: Run, drawn: Mapping[str, Figure]) -> Figures:
+    """Each figure with the table behind it, which has names where the run's has only indices."""
+    return {name: (figure, _data(run, _TABLES[name])) for name, figure in drawn.items()}
+
+
+def _data(run: Run, table: str) -> Columns:
+    columns: Columns = getattr(run, table)
+    if "index" not in columns:
+        return columns
     names = run.config["parts"] if table == "parts" else run.layer_names
-    if "index" in columns:
-        columns["name"] = [names[int(index) - 1] for index in columns["index"]]
-    return name, columns
+    return {**columns, "name": [names[int(index) - 1] for index in columns["index"]]}
 
 
 # --- findings -------------------------------------------------------------------------------------
 
 
-def _training_findings(run: Run) -> list[str]:
+def _findings(run: Run) -> list[str]:
     summary = run.summary or {}
     return [
         *_ending(run),
@@ -135,11 +100,11 @@ def _training_findings(run: Run) -> list[str]:
 
 
 def _ending(run: Run) -> list[str]:
-    done = f"{_steps(run)} steps are on file"
+    done = f"{steps(run)} steps are on file"
     return {
         "unfinished": [f"The run has not come to its end, or was killed: {done}."],
         "interrupted": [f"The run was interrupted: {done}."],
-        "diverged": [f"The run diverged: the loss at step {_steps(run)} is not a number."],
+        "diverged": [f"The run diverged: the loss at step {steps(run)} is not a number."],
     }.get(status(run), [])
 
 
@@ -155,7 +120,7 @@ def _accuracy(run: Run) -> list[str]:
 
 
 def _opposing(run: Run, summary: Mapping[str, Any]) -> list[str]:
-    mean, top = mean_rate(run), max(_known(run.steps.get("rate", ())), default=math.nan)
+    mean, top = mean_rate(run), max(known(run.steps.get("rate", ())), default=math.nan)
     if not math.isfinite(mean):
         if summary.get("method", run.config["method"]) == "baseline":
             return ["Nothing decays, so R_op is undefined."]
@@ -180,36 +145,6 @@ def _opposing(run: Run, summary: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _scan_findings(run: Run) -> list[str]:
-    summary = run.summary
-    if summary is None:
-        points = len(run.curve.get("step", ()))
-        return [f"The scan has not come to its end, or was killed: {points} points are on file."]
-    metric, life = str(summary["metric"]).replace("top1", "top-1"), summary["half_life"]
-    start = summary["curve"][0][summary["metric"]]
-    found = [f"On {summary['images']:,} images {metric} starts at {percent(start, 1)}."]
-    if life:
-        found.append(
-            f"The half-life is {life:.4f}: {metric} has lost half of what it had above chance when "
-            f"the weights are {percent(1 - life)} smaller."
-        )
-    else:
-        found.append(f"There is no half-life: {metric} never loses half of what it had.")
-    if summary["parts"] and summary["parts"][0]["half_life"]:
-        part = summary["parts"][0]
-        found.append(
-            f"Decayed alone, {part['name']} is the most fragile part: half-life "
-            f"{part['half_life']:.3f}."
-        )
-    bent = _distorted(summary)
-    if bent:
-        found.append(
-            f"At scale {bent[0]['scale']:g} the output of layer {bent[0]['index']}, "
-            f"{bent[0]['name']}, is distorted most: 1 − cos² = {number(bent[0]['distortion'])}."
-        )
-    return found
-
-
 # --- tables ---------------------------------------------------------------------------------------
 
 
@@ -219,8 +154,8 @@ def layer_rates(run: Run) -> list[dict[str, Any]]:
         found = [dict(layer) for layer in run.summary["layers"]]
     else:
         found = _pooled(run)
-    known = [layer for layer in found if _is_number(layer["rate"]) and layer["rate"] > 0]
-    return sorted(known, key=lambda layer: -layer["rate"])
+    opposing = [layer for layer in found if is_number(layer["rate"]) and layer["rate"] > 0]
+    return sorted(opposing, key=lambda layer: -layer["rate"])
 
 
 def _pooled(run: Run) -> list[dict[str, Any]]:
@@ -230,59 +165,17 @@ def _pooled(run: Run) -> list[dict[str, Any]]:
         *(table.get(name, ()) for name in ("index", "rate", "penalized")), strict=True
     ):
         if penalized:
-            known = sums.setdefault(int(index), [0.0, 0.0])
-            known[0] += rate * penalized
-            known[1] += penalized
+            pair = sums.setdefault(int(index), [0.0, 0.0])
+            pair[0] += rate * penalized
+            pair[1] += penalized
     return [
         {"index": k, "name": run.layer_names[k - 1], "rate": part / whole, "mass": None}
         for k, (part, whole) in sums.items()
     ]
 
 
-def _layer_table(run: Run) -> list[Html]:
-    worst = layer_rates(run)[:_WORST]
-    if not worst:
-        return []
-    rows = [
-        (str(x["index"]), str(x["name"]), percent(x["rate"]), percent(x["mass"])) for x in worst
-    ]
-    return [
-        element("h3", f"Layers that oppose most, of {len(run.layer_names)}"),
-        page.table(("layer", "name", "R_op", "by size"), rows),
-    ]
-
-
-def _distorted(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    known = [layer for layer in summary["distortion"] if _is_number(layer["distortion"])]
-    return sorted(known, key=lambda layer: -layer["distortion"])
-
-
-def _scan_tables(run: Run) -> list[Html]:
-    if run.summary is None:
-        return []
-    found = []
-    if run.summary["parts"]:
-        parts = [
-            (str(part["name"]), number(part["half_life"]), f"{part['weights']:,}")
-            for part in run.summary["parts"]
-        ]
-        found += [
-            element("h3", "Decayed alone, most fragile first"),
-            page.table(("part", "half-life", "weights"), parts),
-        ]
-    bent = [
-        (str(x["index"]), str(x["name"]), number(x["distortion"]), number(x["norm_ratio"]))
-        for x in _distorted(run.summary)[:_WORST]
-    ]
-    if bent:
-        found += [
-            element("h3", "Output distorted most"),
-            page.table(("layer", "name", "1 − cos²", "norm ratio"), bent),
-        ]
-    return found
-
-
-def _facts(run: Run) -> dict[str, object]:
+def facts(run: Run) -> dict[str, object]:
+    """What was run, by name."""
     c, summary = run.config, run.summary or {}
     versions = c.get("versions", {})
     sizes = {
@@ -302,15 +195,19 @@ def _facts(run: Run) -> dict[str, object]:
         "seed": c.get("seed"),
         "batch": c.get("batch_size"),
     }
-    training = {
-        "optimizer": c.get("opt"),
-        "method": None if is_scan(run) else _method(run),
-        "learning rate η": c.get("lr"),
-        "decay rate λ": c.get("weight_decay"),
-        "a step takes off": c.get("c"),
-        "layer-wise rates": c.get("scale"),
-        "seconds": number(summary.get("seconds")) if summary.get("seconds") else None,
-    }
+    training = (
+        {}
+        if is_scan(run)
+        else {
+            "optimizer": c.get("opt"),
+            "method": _method(run),
+            "learning rate η": c.get("lr"),
+            "decay rate λ": c.get("weight_decay"),
+            "a step takes off": c.get("c"),
+            "layer-wise rates": c.get("scale"),
+            "seconds": number(summary.get("seconds")) if summary.get("seconds") else None,
+        }
+    )
     machine = {
         "machine": f"{c.get('device_name')} ({c.get('device')}), threads: {c.get('threads')}",
         "versions": ", ".join(
@@ -318,144 +215,7 @@ def _facts(run: Run) -> dict[str, object]:
             for name, version in ({"Python": c.get("python")} | versions).items()
         ),
     }
-    return shared | ({} if is_scan(run) else training) | machine
-
-
-# --- several --------------------------------------------------------------------------------------
-
-_COMPARED = {
-    "model": "model",
-    "dataset": "data",
-    "source": "weights from",
-    "opt": "optimizer",
-    "method": "method",
-    "scale": "layer-wise rates",
-    "lr": "η",
-    "weight_decay": "λ",
-    "batch_size": "batch",
-    "seed": "seed",
-}
-
-
-def labels(runs: Sequence[Run]) -> list[str]:
-    """A label for each run: its folder's name, with a number where two have the same."""
-    names = [run.path.resolve().name for run in runs]
-    return [
-        name if names.count(name) == 1 else f"{name} ({names[: k + 1].count(name)})"
-        for k, name in enumerate(names)
-    ]
-
-
-def comparison(runs: Mapping[str, Run]) -> Html:
-    """Several runs in one table, and in one figure each of what they have in common.
-
-    Args:
-        runs: by label.
-    """
-    differing = {
-        key: title
-        for key, title in _COMPARED.items()
-        if len({str(_chosen(run, key)) for run in runs.values()}) > 1
-    }
-    rows = [
-        (label, *(_option(_chosen(run, key)) for key in differing), *results(run))
-        for label, run in runs.items()
-    ]
-    return page.joined(
-        [
-            page.findings(_ranked(runs)),
-            page.table(("run", *differing.values(), *_RESULTS), rows),
-            element("div", *_overlays(runs), class_="figures"),
-        ]
-    )
-
-
-def _chosen(run: Run, key: str) -> object:
-    """An option of a run; a scan has none of training."""
-    return (
-        None if is_scan(run) and key not in ("model", "dataset", "source") else run.config.get(key)
-    )
-
-
-_RESULTS = ("steps", "top-1", "mean R_op", "half-life", "status")
-
-
-def results(run: Run) -> tuple[str, ...]:
-    """What a run came to: steps, top-1, mean R_op, half-life, status."""
-    scan = is_scan(run)
-    first = (run.curve.get("top1") or [math.nan])[0]
-    return (
-        "–" if scan else str(_steps(run)),
-        percent(first if scan else last(run.epochs.get("top1", ())), 1),
-        percent(mean_rate(run)),
-        number((run.summary or {}).get("half_life")),
-        status(run),
-    )
-
-
-def _option(value: object) -> str:
-    if value is None:
-        return "–"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _ranked(runs: Mapping[str, Run]) -> list[str]:
-    found = []
-    top1 = {label: last(run.epochs.get("top1", ())) for label, run in runs.items()}
-    top1 = {label: value for label, value in top1.items() if math.isfinite(value)}
-    if len(top1) > 1:
-        best, worst = (pick(top1, key=lambda label: top1[label]) for pick in (max, min))
-        found.append(
-            f"Top-1 after the last epoch is highest in {best} ({percent(top1[best], 1)}) and "
-            f"lowest in {worst} ({percent(top1[worst], 1)})."
-        )
-    rates = {label: rate for label, run in runs.items() if math.isfinite(rate := mean_rate(run))}
-    if len(rates) > 1:
-        most, least = (pick(rates, key=lambda label: rates[label]) for pick in (max, min))
-        found.append(
-            f"Mean R_op goes from {percent(rates[least])} ({least}) to {percent(rates[most])} "
-            f"({most})."
-        )
-    lives = {label: (run.summary or {}).get("half_life") for label, run in runs.items()}
-    known = {label: life for label, life in lives.items() if life}
-    if len(known) > 1:
-        tough = min(known, key=lambda label: known[label])
-        found.append(f"The most robust to shrinking is {tough}: half-life {known[tough]:.3f}.")
-    return found
-
-
-_OVERLAYS = (
-    ("steps", "rate", "R_op over the steps", "opposing penalties", True),
-    ("epochs", "train_loss", "Training loss", "training loss", False),
-    ("epochs", "top1", "Top-1 on the test images", "top-1", True),
-)
-
-
-def _overlays(runs: Mapping[str, Run]) -> list[Html]:
-    drawn = []
-    for table, column, title, label, share in _OVERLAYS:
-        having = {k: run for k, run in runs.items() if _known(getattr(run, table).get(column, ()))}
-        if len(having) > 1:
-            figure = figures.overlay(having, table, column, title, label, share=share)
-            data = f"{column}_by_run", _stacked(having, table, table[:-1], column)
-            drawn.append(page.figure(figure, title, "A line for each run.", data))
-    scans = {label: run for label, run in runs.items() if run.curve.get("step")}
-    if len(scans) > 1:
-        title, about, _ = _FIGURES["zeroshot"]
-        data = "zeroshot_by_run", _stacked(scans, "curve", "scale", "top1", "agreement")
-        drawn.append(page.figure(figures.zero_shot(list(scans.values())), title, about, data))
-    return drawn
-
-
-def _stacked(runs: Mapping[str, Run], table: str, *columns: str) -> dict[str, Sequence[Any]]:
-    """The same columns of several runs below each other, in long form."""
-    stacked: dict[str, list[Any]] = {name: [] for name in (*columns, "run")}
-    for label, run in runs.items():
-        found = getattr(run, table)
-        for name in columns:
-            stacked[name] += found[name]
-        stacked["run"] += [label] * len(found[columns[0]])
-    return dict(stacked)
+    return shared | training | machine
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -463,8 +223,8 @@ def _stacked(runs: Mapping[str, Run], table: str, *columns: str) -> dict[str, Se
 
 def mean_rate(run: Run) -> float:
     """The mean of R_op over the measured steps; NaN if there are none."""
-    known = _known(run.steps.get("rate", ()))
-    return sum(known) / len(known) if known else math.nan
+    rates = known(run.steps.get("rate", ()))
+    return sum(rates) / len(rates) if rates else math.nan
 
 
 def last(values: Sequence[float]) -> float:
@@ -472,9 +232,11 @@ def last(values: Sequence[float]) -> float:
     return values[-1] if values else math.nan
 
 
-def _known(values: Sequence[float]) -> list[float]:
+def known(values: Sequence[float]) -> list[float]:
+    """Those that are numbers."""
     return [value for value in values if math.isfinite(value)]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)

@@ -15,8 +15,7 @@ from ..runs.reading import read_json
 from ..runs.schema import CONFIG, SUMMARY
 from ..sweeps.cells import Cell, Setting, Summary, settings
 from ..training.options import TrainOptions, typed
-from . import html as page
-from .html import Html, element, percent
+from .values import Columns, Figures, percent
 
 _ORDER = ("own", *METHODS)
 _LISTED = 20  # settings in the table; the CSV file has all
@@ -199,43 +198,30 @@ def _basis(tried: Sequence[Setting]) -> Basis:
 # --- the page -------------------------------------------------------------------------------------
 
 
-def section(sweep: Sweep) -> Html:
-    """All that the page says of a sweep."""
+def section(sweep: Sweep) -> dict[str, Any]:
+    """What ``sweep.html`` shows."""
     found = groups(sweep)
-    return page.joined(
-        [
-            element("p", lead(sweep), class_="lead"),
-            page.findings([line for group in found for line in _findings(group)]),
-            *(_caution(found)),
-            *(_group(group) for group in found),
-            _lost(sweep),
-            element("h3", "What was run"),
-            page.facts(_facts(sweep)),
-        ]
-    )
-
-
-def lead(sweep: Sweep) -> str:
-    """A sweep in one line."""
-    counts = sweep.counts()
-    shown = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"A sweep of {sum(counts.values())} cells ({shown}) in {len(sweep.settings)} settings"
-
-
-def _caution(found: Sequence[Group]) -> list[Html]:
-    chosen = {group.basis for group in found}
-    said = {
-        "validation": "The best settings are chosen on the validation images; top-1 is on the test "
-        "images, after the last epoch.",
-        "test": "No validation images were set apart: the best settings are chosen on the test "
-        "images themselves, so their top-1 is flattering. Top-1 is the mean of the ten best "
-        "epochs. --val-split sets some apart.",
+    return {
+        "counts": sweep.counts(),
+        "setting_count": len(sweep.settings),
+        "sentences": [line for group in found for line in _findings(group)],
+        "groups": [_shown(group) for group in found],
+        "lost": _lost(sweep),
+        "what_was_run": _facts(sweep),
     }
-    if len(chosen) > 1:
-        return [
-            element("p", f"{group.title}: {said[group.basis]}", class_="lead") for group in found
-        ]
-    return [element("p", said[basis], class_="lead") for basis in chosen]
+
+
+def _shown(group: Group) -> dict[str, Any]:
+    best = group.best()
+    return {
+        "title": group.title,
+        "basis": group.basis,
+        "methods": list(group.methods),
+        "best": _best_rows(group, best),
+        "figures": _maps(group, best) | _robustness(group, best) | _opposing(group),
+        "settings": _settings_rows(group),
+        "columns": _columns(group),
+    }
 
 
 def _findings(group: Group) -> list[str]:
@@ -285,26 +271,8 @@ def _change(group: Group, setting: Setting, factor: float) -> float | None:
     return (value if math.isfinite(value) else 0.0) - top1(setting, group.basis)
 
 
-def _group(group: Group) -> Html:
-    best = group.best()
-    return page.joined(
-        [
-            element("h2", group.title),
-            page.table(*_best_table(group, best)),
-            element("div", *_maps(group, best), class_="figures"),
-            element("div", *_curves(group, best), class_="figures"),
-            element("h3", "Settings, the best first"),
-            page.table(*_settings_table(group)),
-            page.download("settings", _columns(group)),
-        ]
-    )
-
-
-def _best_table(
-    group: Group, best: Mapping[str, Setting]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    header = ("method", "η", "λ", "top-1", "seeds", "change at 10 λ", "at λ/10", "mean R_op")
-    rows = [
+def _best_rows(group: Group, best: Mapping[str, Setting]) -> list[tuple[str, ...]]:
+    return [
         (
             method,
             f"{s.lr:g}",
@@ -316,35 +284,29 @@ def _best_table(
         )
         for method, s in best.items()
     ]
-    return header, rows
 
 
-def _maps(group: Group, best: Mapping[str, Setting]) -> list[Html]:
+def _maps(group: Group, best: Mapping[str, Setting]) -> Figures:
     values = [top1(s, group.basis) for s in group.settings]
     known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     limits = min(known), max(max(known), min(known) + 0.01)
-    return [
-        page.figure(
+    return {
+        f"top1_{method}": (
             figures.lr_decay_map(
                 {(s.lr, s.weight_decay): top1(s, group.basis) for s in tried},
-                method,
+                "",
                 best=(best[method].lr, best[method].weight_decay) if method in best else None,
                 limits=limits,
             ),
-            f"Top-1 of {method}",
-            "Per cent. Ring: the best setting. Cross: no usable model.",
-            (f"top1_{method}", _columns(group, tried)),
+            _columns(group, tried),
         )
         for method, tried in group.methods.items()
         if len({s.lr for s in tried}) * len({s.weight_decay for s in tried}) <= _MAPPED
-    ]
+    }
 
 
-def _curves(group: Group, best: Mapping[str, Setting]) -> list[Html]:
-    return [*_robustness(group, best), *_opposing(group)]
-
-
-def _robustness(group: Group, best: Mapping[str, Setting]) -> list[Html]:
+def _robustness(group: Group, best: Mapping[str, Setting]) -> Figures:
+    """Top-1 over λ at each method's best η."""
     at_best = {
         method: [s for s in tried if s.lr == best[method].lr]
         for method, tried in group.methods.items()
@@ -355,43 +317,29 @@ def _robustness(group: Group, best: Mapping[str, Setting]) -> list[Html]:
         for method, tried in at_best.items()
     }
     if not any(len(line) > 1 for line in lines.values()):
-        return []
-    title, marks = "Robustness to λ", {method: s.weight_decay for method, s in best.items()}
-    return [
-        page.figure(
-            figures.top1_by_decay_rate(lines, title, marks=marks),
-            title,
-            "Top-1 over the decay rate, at each method's best learning rate; the filled point is "
-            "its best setting.",
-            ("top1_by_decay_rate", _columns(group, [s for each in at_best.values() for s in each])),
-        )
-    ]
+        return {}
+    marks = {method: s.weight_decay for method, s in best.items()}
+    drawn = figures.top1_by_decay_rate(lines, "", marks=marks)
+    data = _columns(group, [s for each in at_best.values() for s in each])
+    return {"top1_by_decay_rate": (drawn, data)}
 
 
-def _opposing(group: Group) -> list[Html]:
+def _opposing(group: Group) -> Figures:
     points = {
         method: [(_rate(s), top1(s, group.basis)) for s in tried]
         for method, tried in group.methods.items()
     }
     known = {m: [p for p in pairs if all(map(math.isfinite, p))] for m, pairs in points.items()}
     if sum(map(len, known.values())) < 2:
-        return []
-    title = "R_op beside top-1"
-    return [
-        page.figure(
-            figures.opposing_beside_top1(known, title),
-            title,
-            "A point is a setting: its mean opposing-penalty rate and its top-1.",
-            ("rop_beside_top1", _columns(group)),
-        )
-    ]
+        return {}
+    return {"rop_beside_top1": (figures.opposing_beside_top1(known, ""), _columns(group))}
 
 
 def _rate(setting: Setting) -> float:
     return _mean(setting.values("rate", "mean"))
 
 
-def _columns(group: Group, tried: Sequence[Setting] | None = None) -> dict[str, list[Any]]:
+def _columns(group: Group, tried: Sequence[Setting] | None = None) -> Columns:
     """A row for each setting."""
     rows = group.settings if tried is None else tried
     return {
@@ -407,12 +355,9 @@ def _columns(group: Group, tried: Sequence[Setting] | None = None) -> dict[str, 
     }
 
 
-def _settings_table(group: Group) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _settings_rows(group: Group) -> list[tuple[str, ...]]:
     ranked = sorted(group.settings, key=lambda s: -merit(s, group.basis))[:_LISTED]
-    header: tuple[str, ...] = (
-        "method", "η", "λ", "top-1", "validation", "mean R_op", "no model",
-    )  # fmt: skip
-    rows: list[tuple[str, ...]] = [
+    return [
         (
             s.method,
             f"{s.lr:g}",
@@ -424,25 +369,16 @@ def _settings_table(group: Group) -> tuple[tuple[str, ...], list[tuple[str, ...]
         )
         for s in ranked
     ]
-    return header, rows
 
 
-def _lost(sweep: Sweep) -> Html:
+def _lost(sweep: Sweep) -> list[tuple[str, str, str]]:
     """The cells without a usable model."""
-    rows = [
+    diverged = [
         (cell.name, "diverged", f"at step {summary.get('steps')}")
         for cell, summary in sweep.cells
         if summary["status"] == "diverged"
     ]
-    rows += [(name, status, why) for name, (status, why) in sweep.without.items()]
-    if not rows:
-        return Html()
-    return page.joined(
-        [
-            element("h2", f"Cells without a usable model ({len(rows)})"),
-            page.table(("cell", "status", "why"), rows),
-        ]
-    )
+    return diverged + [(name, status, why) for name, (status, why) in sweep.without.items()]
 
 
 def _facts(sweep: Sweep) -> dict[str, object]:

@@ -1,0 +1,140 @@
+"""What a report page says of several runs beside each other."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..runs import figures
+from ..runs.folder import Run
+from .run import is_scan, known, last, mean_rate, status, steps
+from .values import Columns, Figures, number, percent
+
+_COMPARED = {
+    "model": "model",
+    "dataset": "data",
+    "source": "weights from",
+    "opt": "optimizer",
+    "method": "method",
+    "scale": "layer-wise rates",
+    "lr": "η",
+    "weight_decay": "λ",
+    "batch_size": "batch",
+    "seed": "seed",
+}
+
+
+def section(runs: Sequence[Run]) -> dict[str, Any]:
+    """What ``comparison.html`` shows: a table, and a figure of each thing they have in common."""
+    labelled = dict(zip(_labels(runs), runs, strict=True))
+    differing = {
+        key: title
+        for key, title in _COMPARED.items()
+        if len({str(_chosen(run, key)) for run in runs}) > 1
+    }
+    return {
+        "sentences": _ranked(labelled),
+        "options": list(differing.values()),
+        "rows": [
+            (label, *(_option(_chosen(run, key)) for key in differing), *results(run))
+            for label, run in labelled.items()
+        ],
+        "figures": _overlays(labelled),
+    }
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """A label for each run: its folder's name, with a number where two have the same."""
+    names = [run.path.resolve().name for run in runs]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: k + 1].count(name)})"
+        for k, name in enumerate(names)
+    ]
+
+
+def _chosen(run: Run, key: str) -> object:
+    """An option of a run; a scan has none of training."""
+    return (
+        None if is_scan(run) and key not in ("model", "dataset", "source") else run.config.get(key)
+    )
+
+
+def results(run: Run) -> tuple[str, ...]:
+    """What a run came to: steps, top-1, mean R_op, half-life, status."""
+    scan = is_scan(run)
+    first = (run.curve.get("top1") or [math.nan])[0]
+    return (
+        "–" if scan else str(steps(run)),
+        percent(first if scan else last(run.epochs.get("top1", ())), 1),
+        percent(mean_rate(run)),
+        number((run.summary or {}).get("half_life")),
+        status(run),
+    )
+
+
+def _option(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _ranked(runs: Mapping[str, Run]) -> list[str]:
+    found = []
+    top1 = {label: last(run.epochs.get("top1", ())) for label, run in runs.items()}
+    top1 = {label: value for label, value in top1.items() if math.isfinite(value)}
+    if len(top1) > 1:
+        best, worst = (pick(top1, key=lambda label: top1[label]) for pick in (max, min))
+        found.append(
+            f"Top-1 after the last epoch is highest in {best} ({percent(top1[best], 1)}) and "
+            f"lowest in {worst} ({percent(top1[worst], 1)})."
+        )
+    rates = {label: rate for label, run in runs.items() if math.isfinite(rate := mean_rate(run))}
+    if len(rates) > 1:
+        most, least = (pick(rates, key=lambda label: rates[label]) for pick in (max, min))
+        found.append(
+            f"Mean R_op goes from {percent(rates[least])} ({least}) to {percent(rates[most])} "
+            f"({most})."
+        )
+    lives = {
+        label: life for label, run in runs.items() if (life := (run.summary or {}).get("half_life"))
+    }
+    if len(lives) > 1:
+        tough = min(lives, key=lambda label: lives[label])
+        found.append(f"The most robust to shrinking is {tough}: half-life {lives[tough]:.3f}.")
+    return found
+
+
+#: Table, column, the axis' label, and whether it is a share of 1.
+_OVERLAYS = (
+    ("steps", "rate", "opposing penalties", True),
+    ("epochs", "train_loss", "training loss", False),
+    ("epochs", "top1", "top-1", True),
+)
+
+
+def _overlays(runs: Mapping[str, Run]) -> Figures:
+    drawn: Figures = {}
+    for table, column, label, share in _OVERLAYS:
+        having = {k: run for k, run in runs.items() if known(getattr(run, table).get(column, ()))}
+        if len(having) > 1:
+            drawn[f"{column}_by_run"] = (
+                figures.overlay(having, table, column, "", label, share=share),
+                _stacked(having, table, table[:-1], column),
+            )
+    scans = {label: run for label, run in runs.items() if run.curve.get("step")}
+    if len(scans) > 1:
+        drawn["zeroshot_by_run"] = (
+            figures.zero_shot(list(scans.values())),
+            _stacked(scans, "curve", "scale", "top1", "agreement"),
+        )
+    return drawn
+
+
+def _stacked(runs: Mapping[str, Run], table: str, *columns: str) -> Columns:
+    """The same columns of several runs below each other, in long form."""
+    stacked: dict[str, list[Any]] = {name: [] for name in (*columns, "run")}
+    for label, run in runs.items():
+        found = getattr(run, table)
+        for name in columns:
+            stacked[name] += found[name]
+        stacked["run"] += [label] * len(found[columns[0]])
+    return stacked

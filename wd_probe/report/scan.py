@@ -1,0 +1,66 @@
+"""What a report page says of one zero-shot scan."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..runs import figures
+from ..runs.folder import Run
+from .run import facts, is_number, status, with_data
+from .values import number, percent
+
+_WORST = 8
+
+
+def section(run: Run) -> dict[str, Any]:
+    """What ``scan.html`` shows of a scan."""
+    summary = run.summary or {"parts": (), "distortion": ()}
+    return {
+        "config": run.config,
+        "status": status(run),
+        "sentences": _findings(run),
+        "figures": with_data(run, figures.draw_zeroshot([run])),
+        "parts": [
+            (str(part["name"]), number(part["half_life"]), f"{part['weights']:,}")
+            for part in summary["parts"]
+        ],
+        "distorted": [
+            (str(x["index"]), str(x["name"]), number(x["distortion"]), number(x["norm_ratio"]))
+            for x in _distorted(summary)[:_WORST]
+        ],
+        "what_was_run": facts(run),
+    }
+
+
+def _findings(run: Run) -> list[str]:
+    summary = run.summary
+    if summary is None:
+        points = len(run.curve.get("step", ()))
+        return [f"The scan has not come to its end, or was killed: {points} points are on file."]
+    metric, life = str(summary["metric"]).replace("top1", "top-1"), summary["half_life"]
+    start = summary["curve"][0][summary["metric"]]
+    found = [f"On {summary['images']:,} images {metric} starts at {percent(start, 1)}."]
+    if life:
+        found.append(
+            f"The half-life is {life:.4f}: {metric} has lost half of what it had above chance when "
+            f"the weights are {percent(1 - life)} smaller."
+        )
+    else:
+        found.append(f"There is no half-life: {metric} never loses half of what it had.")
+    if summary["parts"] and summary["parts"][0]["half_life"]:
+        part = summary["parts"][0]
+        found.append(
+            f"Decayed alone, {part['name']} is the most fragile part: half-life "
+            f"{part['half_life']:.3f}."
+        )
+    bent = _distorted(summary)
+    if bent:
+        found.append(
+            f"At scale {bent[0]['scale']:g} the output of layer {bent[0]['index']}, "
+            f"{bent[0]['name']}, is distorted most: 1 − cos² = {number(bent[0]['distortion'])}."
+        )
+    return found
+
+
+def _distorted(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    known = [layer for layer in summary["distortion"] if is_number(layer["distortion"])]
+    return sorted(known, key=lambda layer: -layer["distortion"])
