@@ -334,11 +334,22 @@ class OpposingPenaltyProbe:
         return StepRecord(self.steps, total, self.names, self.layers)
 
     def drain(self) -> tuple[StepRecord, ...]:
-        """The records since the last call, which the probe then forgets: for long runs."""
-        taken = self.records
-        self._finish_round()
+        """The records since the last call, which the probe then forgets: for long runs.
+
+        Where there are several optimizers, a round that one of them may still step in stays until
+        it has ended, or the probe is closed.
+        """
+        self.flush()
+        if self._round_has_ended():
+            self._finish_round()
+        taken = tuple(self._records)
         self._records = Thinned(self._records.limit, attrgetter("rate"))
         return taken
+
+    def _round_has_ended(self) -> bool:
+        """Whether no optimizer can add to the open round any more."""
+        has_begun_another = self._open is not None and self._open.step < self.steps
+        return has_begun_another or self._stepped.issuperset(self._watches)
 
     @property
     def profiles(self) -> tuple[ProfileRecord, ...]:
@@ -376,6 +387,7 @@ class OpposingPenaltyProbe:
         """Detach and free the copies; the records stay. Safe to call twice."""
         _remove(self._hooks)
         self.flush()
+        self._finish_round()
         for watch in self._watches:
             watch.close()
 
