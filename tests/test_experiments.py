@@ -12,6 +12,7 @@ from wd_probe.probe.records import ProfileRecord, Tally
 from wd_probe.runs import figures
 from wd_probe.runs import folder as runs
 from wd_probe.runs.findings import findings, kind_of
+from wd_probe.runs.reading import read_run
 from wd_probe.training import data
 from wd_probe.training.options import TrainOptions
 from wd_probe.training.train import train
@@ -154,7 +155,7 @@ def run(tmp_path_factory):
         ),
         Silent(),
     )
-    return runs.read_run(path)
+    return read_run(path)
 
 
 def test_a_run_is_read_back(run):
@@ -182,7 +183,7 @@ def test_a_run_cut_short_is_readable(run, tmp_path):
     (cut / "config.json").write_bytes((run.path / "config.json").read_bytes())
     lines = (run.path / "steps.csv").read_text().splitlines()
     (cut / "steps.csv").write_text("\n".join(lines[:3]) + "\n" + lines[3][:7])
-    read = runs.read_run(cut)
+    read = read_run(cut)
     assert read.summary is None
     assert read.steps["step"] == [1, 2]
     assert list(figures.draw_training(read)) == ["rop_over_steps"]
@@ -190,10 +191,10 @@ def test_a_run_cut_short_is_readable(run, tmp_path):
 
 def test_damaged_runs_are_named(tmp_path):
     with pytest.raises(InputError, match=r"is no run folder: it has no config\.json"):
-        runs.read_run(tmp_path)
+        read_run(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
-        runs.read_run(tmp_path)
+        read_run(tmp_path)
 
 
 def test_json_has_no_nan():

@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from wd_probe import OpposingPenaltyProbe, WdProbeWarning, layers
 from wd_probe.runs import figures
-from wd_probe.runs.folder import RunFolder, read_run
+from wd_probe.runs.folder import RunFolder
+from wd_probe.runs.reading import read_run
 from wd_probe.runs.recorder import Journal
 from wd_probe.runs.running import Running, Stretches
 from wd_probe.runs.tensorboard import Dashboard

@@ -27,7 +27,9 @@ from wd_probe import InputError, WdProbeWarning
 from wd_probe.report import sweep as report_sweeps
 from wd_probe.report.page import report
 from wd_probe.runs import reading as files
-from wd_probe.runs.folder import dumps, read_run
+from wd_probe.runs.folder import dumps
+from wd_probe.runs.reading import read_run
+from wd_probe.runs.schema import Contents
 from wd_probe.runs.tensorboard import serve
 from wd_probe.sweeps import cells as sweeps
 from wd_probe.sweeps import grid as gridfile
@@ -197,7 +199,7 @@ def test_tables_of_strange_cells(tmp_path_factory, rows, end):
 def test_a_pipe_in_the_place_of_a_file(tmp_path):
     os.mkfifo(tmp_path / "summary.json")
     with pytest.raises(InputError, match=r"summary\.json is damaged: it is not a plain file"):
-        files.read_json(tmp_path / "summary.json", {})
+        files.read_json(tmp_path / "summary.json", Contents)
 
 
 def test_files_too_large_are_refused_before_they_are_read(tmp_path):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tests.test_cli import rows
 from wd_probe import RunError
 from wd_probe.runs import figures
-from wd_probe.runs import folder as runs
+from wd_probe.runs.reading import read_run
 from wd_probe.training import models
 from wd_probe.training.data import HeldBatches
 from wd_probe.training.options import ZeroshotOptions
@@ -227,7 +227,7 @@ def test_a_gap_is_drawn_where_a_metric_is_no_number(trained, tmp_path):
     (path / "curve.csv").write_text(
         "step,scale,top1,loss,agreement,kl\n0,1.0,0.9,1,1,0\n1,0.5,nan,nan,nan,nan\n2,0,0.1,2,0,1\n"
     )
-    line = figures.zero_shot([runs.read_run(path)]).axes[0].lines[0]
+    line = figures.zero_shot([read_run(path)]).axes[0].lines[0]
     assert [value == value for value in line.get_ydata()] == [True, False, True]
 
 

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from wd_probe.runs.folder import read_run
+from wd_probe.runs.reading import read_run
 
 OLD = Path(__file__).parents[1] / "data/first_layout"
 

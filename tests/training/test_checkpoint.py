@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wd_probe.runs.folder import read_run
+from wd_probe.runs.reading import read_run
 
 OLD = Path(__file__).parents[1] / "data/first_layout"
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..runs import figures
-from ..runs.folder import Run
+from ..runs.reading import Run
 from .run import is_scan, known, last, mean_rate, status, steps
 from .values import Columns, Figures, number, percent
 

@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from .. import __version__
 from ..errors import InputError, WdProbeWarning
-from ..runs.folder import Run, default_folder, read_run
-from ..runs.reading import damaged, write_whole
+from ..runs.folder import default_folder, write_whole
+from ..runs.reading import Run, damaged, read_run
 from . import comparison, scan
 from . import run as training
 from . import sweep as sweeps

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..runs import figures
-from ..runs.folder import Run
+from ..runs.reading import Run
 from .values import Columns, Figures, number, percent
 
 #: By figure the table behind it.

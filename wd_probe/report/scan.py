@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..runs import figures
-from ..runs.folder import Run
+from ..runs.reading import Run
 from .run import facts, is_number, status, with_data
 from .values import number, percent
 

@@ -12,7 +12,7 @@ from ..choices import METHODS
 from ..errors import InputError, printable, shown_line
 from ..runs import figures
 from ..runs.reading import read_json
-from ..runs.schema import CONFIG, SUMMARY
+from ..runs.schema import Contents, RunConfig, RunSummary
 from ..sweeps.cells import Cell, Setting, Summary, settings
 from ..training.options import TrainOptions, typed
 from .values import Columns, Figures, percent
@@ -48,8 +48,8 @@ def read_sweep(path: Path) -> Sweep:
     cells, configs, without = [], [], {}
     for folder in sorted(p for p in (path / "cells").iterdir() if p.is_dir()):
         try:
-            config = _json(folder / "config.json", CONFIG)
-            summary = _json(folder / "summary.json", SUMMARY)
+            config = _json(folder / "config.json", RunConfig)
+            summary = _json(folder / "summary.json", RunSummary)
             lost = _without_result(folder, summary)
             if lost is None:
                 cells.append((_cell(folder.name, config), summary))
@@ -64,8 +64,8 @@ def read_sweep(path: Path) -> Sweep:
     return Sweep(path, tuple(cells), tuple(configs), without)
 
 
-def _json(file: Path, shape: Mapping[str, Any]) -> Any:
-    return read_json(file, shape) if file.is_file() else None
+def _json(file: Path, contents: type[Contents]) -> Any:
+    return read_json(file, contents) if file.is_file() else None
 
 
 def _without_result(folder: Path, summary: Summary | None) -> tuple[str, str] | None:

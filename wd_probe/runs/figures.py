@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from .folder import Run
+    from .reading import Run
 
 INK = "#222222"
 SERIES = ("#0b5fa5", "#d1495b", "#3a7d44", "#8a5fbf", "#c77f1a", "#4b4b4b")

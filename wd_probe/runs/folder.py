@@ -13,7 +13,6 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self, TextIO, TypeVar
@@ -23,8 +22,7 @@ from safetensors import SafetensorError
 
 from .. import ranks
 from ..errors import InputError, WdProbeWarning, first_line
-from .reading import damaged, read_columns, read_json
-from .schema import CONFIG, SUMMARY, TABLES, check_table
+from .schema import TABLES
 
 T = TypeVar("T")
 
@@ -303,6 +301,19 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one move; what lies there, were it a link to elsewhere, is replaced.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    with partial.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        file.write(text)
+    partial.replace(path)
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and machine, for ``config.json``."""
     return {
@@ -323,42 +334,3 @@ def default_folder(command: str, model: str) -> Path:
     base = Path("runs", f"{command}-{safe}-{stamp}")
     names = (base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 1000)))
     return next(path for path in names if not path.exists())
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run folder read back: its options, its tables as columns, its summary (None if absent)."""
-
-    path: Path
-    config: Mapping[str, Any]
-    summary: Mapping[str, Any] | None
-    layer_names: tuple[str, ...]
-    steps: Mapping[str, list[float]]
-    epochs: Mapping[str, list[float]]
-    layers: Mapping[str, list[float]]
-    profile: Mapping[str, list[float]]
-    curve: Mapping[str, list[float]]
-    parts: Mapping[str, list[float]]
-    distortion: Mapping[str, list[float]]
-
-
-def read_run(path: Path) -> Run:
-    """Read a run folder, finished or not.
-
-    Raises:
-        InputError: it is no run folder, or a file in it is damaged.
-    """
-    if not (path / "config.json").is_file():
-        raise InputError(f"{path} is no run folder: it has no config.json")
-    config = read_json(path / "config.json", CONFIG)
-    summary_file = path / "summary.json"
-    summary = read_json(summary_file, SUMMARY) if summary_file.is_file() else None
-    names = tuple(layer.get("name") for layer in config.get("layers") or ())
-    if None in names:
-        raise damaged(path / "config.json", f"layers[{names.index(None)}] has no name")
-    pointed = {"layers": names, "distortion": names, "parts": config.get("parts") or ()}
-    tables = {}
-    for name in _TABLES:
-        tables[name] = read_columns(path / f"{name}.csv")
-        check_table(path / f"{name}.csv", tables[name], pointed.get(name))
-    return Run(path, config, summary, names, **tables)

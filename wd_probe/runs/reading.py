@@ -3,24 +3,18 @@
 import csv
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, printable, shown, shown_line
+from .schema import LARGEST, TABLES, Contents, RunConfig, RunSummary
 
 #: Bytes of a JSON file; read, it takes some 25 times as much.
 JSON_BYTES = 32 << 20
 #: Bytes of a table, cells in it, characters in a line of it and columns.
 TABLE_BYTES, TABLE_CELLS, LINE, COLUMNS = 1 << 30, 24_000_000, 1 << 16, 256
-#: Beyond this a figure's axes overflow.
-LARGEST = 1e300
-
-NUMBER = (int, float)
-_KINDS = {
-    str: "a text", int: "a whole number", NUMBER: "a number", dict: "an object", list: "a list",
-}  # fmt: skip
 
 
 def damaged(path: Path, reason: object) -> InputError:
@@ -51,13 +45,12 @@ def read_text(path: Path, most: int) -> str:
 # --- JSON -----------------------------------------------------------------------------------------
 
 
-def read_json(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
+def read_json(path: Path, contents: type[Contents]) -> dict[str, Any]:
     """A JSON object whose known keys hold what they should; names in it are made printable.
 
     Args:
         path: of the file.
-        shape: by key a type, ``NUMBER``, a list of one shape, or a mapping like this one. Keys may
-            be absent, and every value may be null; so is NaN.
+        contents: its known keys. Each may be absent, and every value may be null; so is NaN.
 
     Raises:
         InputError: it cannot be read, is too large or damaged, or a key holds something else.
@@ -70,7 +63,8 @@ def read_json(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
         raise damaged(path, error) from error
     if not isinstance(found, dict):
         raise damaged(path, f"it must hold an object, not {shown(found)}")
-    _check(path, found, shape, "")
+    if fault := contents.fault(found):
+        raise damaged(path, fault)
     return found
 
 
@@ -80,29 +74,6 @@ def _printable(value: Any) -> Any:
     if isinstance(value, dict):
         return {printable(key): _printable(item) for key, item in value.items()}
     return [_printable(item) for item in value] if isinstance(value, list) else value
-
-
-def _check(path: Path, value: Any, shape: Any, where: str) -> None:
-    if value is None:
-        return
-    kind: Any = next((k for k in (dict, list) if isinstance(shape, k)), shape)
-    fits = isinstance(value, kind) and (not isinstance(value, bool) or kind is bool)
-    if fits and kind in (int, NUMBER):
-        fits = abs(value) <= (2**63 - 1 if isinstance(value, int) else LARGEST)
-    if not fits:
-        raise damaged(path, f"{where} must be {_KINDS[kind]}, got {shown(value)}")
-    if isinstance(shape, list):
-        for number, item in enumerate(value):
-            _check(path, _there(path, item, f"{where}[{number}]"), shape[0], f"{where}[{number}]")
-    elif isinstance(shape, dict):
-        for key in shape.keys() & value.keys():
-            _check(path, value[key], shape[key], f"{where}.{key}" if where else key)
-
-
-def _there(path: Path, item: Any, where: str) -> Any:
-    if item is None:
-        raise damaged(path, f"{where} is null")
-    return item
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -157,17 +128,72 @@ def _columns(path: Path, lines: Iterator[list[str]]) -> dict[str, list[float]]:
     return {printable(header[k]): column for k, column in numeric}
 
 
-# --- writing --------------------------------------------------------------------------------------
+# --- a run ----------------------------------------------------------------------------------------
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file in one move; what lies there, were it a link to elsewhere, is replaced.
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder read back: its options, its tables as columns, its summary (None if absent)."""
+
+    path: Path
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any] | None
+    layer_names: tuple[str, ...]
+    steps: Mapping[str, list[float]]
+    epochs: Mapping[str, list[float]]
+    layers: Mapping[str, list[float]]
+    profile: Mapping[str, list[float]]
+    curve: Mapping[str, list[float]]
+    parts: Mapping[str, list[float]]
+    distortion: Mapping[str, list[float]]
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder, finished or not.
 
     Raises:
-        OSError: it cannot be written.
+        InputError: it is no run folder, or a file in it is damaged.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)
-    with partial.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        file.write(text)
-    partial.replace(path)
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path} is no run folder: it has no config.json")
+    config = read_json(path / "config.json", RunConfig)
+    summary_file = path / "summary.json"
+    summary = read_json(summary_file, RunSummary) if summary_file.is_file() else None
+    names = tuple(layer.get("name") for layer in config.get("layers") or ())
+    if None in names:
+        raise damaged(path / "config.json", f"layers[{names.index(None)}] has no name")
+    pointed = {"layers": names, "distortion": names, "parts": config.get("parts") or ()}
+    tables = {}
+    for name in TABLES:
+        tables[name] = read_columns(path / f"{name}.csv")
+        _check_table(path / f"{name}.csv", tables[name], pointed.get(name))
+    return Run(path, config, summary, names, **tables)
+
+
+def _check_table(
+    path: Path, columns: Mapping[str, Sequence[float]], names: Sequence[str] | None
+) -> None:
+    """See that a table has its columns, and counts that are counts.
+
+    Args:
+        path: of the file, named after its table.
+        columns: as read; none where there is no file.
+        names: what the column ``index`` points into, from 1; None where there is no such column.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not columns:
+        return
+    for name in TABLES[path.stem]:
+        if name not in columns:
+            raise damaged(path, f"it has no column {name}")
+    for name in ("step", "epoch"):
+        if not all(value >= 0 and value.is_integer() for value in columns.get(name, ())):
+            raise damaged(path, f"the column {name} must hold whole numbers")
+    if names is not None:
+        for value in columns["index"]:
+            if not (1 <= value <= len(names) and value.is_integer()):
+                raise damaged(
+                    path, f"index {value:g} is none of the {len(names)} names in config.json"
+                )

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import InputError, RunError
-from ..runs.folder import Busy, dumps
-from ..runs.reading import read_json, write_whole
-from ..runs.schema import SUMMARY
+from ..runs.folder import Busy, dumps, write_whole
+from ..runs.reading import read_json
+from ..runs.schema import RunSummary
 from ..training.checkpoint import RECOVERY
 from ..training.options import ELSEWHERE, TrainOptions
 from ..training.train import prepare, train
@@ -177,7 +177,7 @@ def _finished(folder: Path, cell: Cell) -> Summary | None:
     """The summary of a cell that needs no more running."""
     own = folder / "cells" / cell.name
     try:
-        summary: Summary = {**read_json(own / "summary.json", SUMMARY), "run": str(own)}
+        summary: Summary = {**read_json(own / "summary.json", RunSummary), "run": str(own)}
     except InputError:
         return None
     whole = summary.get("status") in ("finished", "diverged") and not (own / _INCOMPLETE).exists()

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from ..errors import InputError, shown, shown_line
-from ..runs.folder import dumps, lock
-from ..runs.reading import damaged, read_json, read_text, write_whole
+from ..runs.folder import dumps, lock, write_whole
+from ..runs.reading import damaged, read_json, read_text
+from ..runs.schema import Contents, Items, Text
 from ..training.options import ELSEWHERE, TrainOptions, fitted, typed
 from .cells import Cell, grid, require_consent
 
 _GRID_BYTES, _GRID_DEPTH = 16 << 10, 3
 _SEEDS = 2**31
-#: Of ``sweep.json``; see :func:`.files.read_json`.
-_RECORD: Mapping[str, Any] = {"command": str, "axes": {}, "options": {}, "cells": [str]}
 _SHOWN = 20  # values of an axis, in a message
 
 
@@ -191,8 +190,17 @@ class Claim:
         self.close()
 
 
+class _Record(Contents):
+    """``sweep.json``."""
+
+    command: Text = None
+    axes: dict[str, Any] | None = None
+    options: dict[str, Any] | None = None
+    cells: Items[str] = None
+
+
 def _compare(file: Path, values: Mapping[str, list[Any]]) -> None:
-    record = read_json(file, _RECORD)
+    record = read_json(file, _Record)
     there = {name: [value] for name, value in (record.get("options") or {}).items()}
     for name, found in (record.get("axes") or {}).items():
         there[name] = found if isinstance(found, list) else [found]

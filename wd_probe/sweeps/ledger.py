@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WdProbeWarning
-from ..runs.reading import write_whole
+from ..runs.folder import write_whole
 
 
 class Ledger:

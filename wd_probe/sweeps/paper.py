@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from ..errors import InputError
 from ..runs import figures
-from ..runs.folder import dumps, read_run
+from ..runs.folder import dumps
+from ..runs.reading import read_run
 from ..training.options import TrainOptions, ZeroshotOptions
 from ..training.scan import Listener as ScanListener
 from ..training.scan import scan

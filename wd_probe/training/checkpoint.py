@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError, WdProbeWarning, first_line
 from ..runs.folder import RunFolder
 from ..runs.reading import read_json
-from ..runs.schema import CONFIG, SUMMARY
+from ..runs.schema import RunConfig, RunSummary
 from .models import load_torch
 
 #: The file in the run folder, gone once the run has come to its end.
@@ -33,11 +33,11 @@ def check_resumable(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} does not exist")
     if not file.is_file():
         raise InputError(f"{path} is no run folder: it has no config.json")
-    config = read_json(file, CONFIG)
+    config = read_json(file, RunConfig)
     if config.get("command") not in ("train", "rop"):
         raise InputError(f"{path} is no run of `wdprobe train` or `wdprobe rop`")
     try:
-        status = read_json(path / "summary.json", SUMMARY).get("status")
+        status = read_json(path / "summary.json", RunSummary).get("status")
     except InputError:  # killed before it, or in the middle
         return config
     if status == "finished":

@@ -18,9 +18,9 @@ from ..errors import InputError, RunError, WdProbeWarning, first_line
 from ..layering import Layers, chosen_parameters, clean_name, layers
 from ..runs import figures
 from ..runs.findings import kind_of
-from ..runs.folder import RunFolder, default_folder, environment, occupied, read_run, run_folder
-from ..runs.reading import read_json
-from ..runs.schema import CONFIG
+from ..runs.folder import RunFolder, default_folder, environment, occupied, run_folder
+from ..runs.reading import read_json, read_run
+from ..runs.schema import RunConfig
 from ..runs.tensorboard import Dashboard
 from ..shrink.distortion import feature_distortion
 from ..shrink.parts import PartScan
@@ -281,7 +281,7 @@ def _size_beside(checkpoint: Path | None) -> int | None:
     if beside is None or not beside.is_file():
         return None
     try:
-        size = read_json(beside, CONFIG).get("img_size")
+        size = read_json(beside, RunConfig).get("img_size")
     except InputError:  # of something else
         return None
     return size if size is not None and 1 <= size <= _LARGEST_SIZE else None

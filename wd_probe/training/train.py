@@ -20,7 +20,8 @@ from ..probe.probe import OpposingPenaltyProbe
 from ..probe.records import StepRecord
 from ..runs import figures
 from ..runs.findings import findings
-from ..runs.folder import RunFolder, default_folder, dumps, environment, read_run, run_folder
+from ..runs.folder import RunFolder, default_folder, dumps, environment, run_folder
+from ..runs.reading import read_run
 from ..runs.recorder import NOT_EVALUATED, Journal
 from ..runs.tensorboard import Dashboard
 from .checkpoint import RECOVERY, Recovery, Stateful, check_resumable
