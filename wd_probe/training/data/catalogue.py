@@ -20,10 +20,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import ranks
-from ..errors import InputError, first_line
-from ..probe.kernel.cpu import cache_dir
-from ..runs.reading import damaged
+from ... import ranks
+from ...errors import InputError, first_line
+from ...probe.kernel.cpu import cache_dir
+from ...runs.reading import damaged
 
 #: A dataset whose resized uint8 images need no more than this is kept on the device.
 HELD_BYTES = 2 << 30
