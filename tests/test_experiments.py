@@ -14,6 +14,8 @@ from wd_probe.runs import folder as runs
 from wd_probe.runs.findings import findings, kind_of
 from wd_probe.runs.reading import read_run
 from wd_probe.training import data
+from wd_probe.training.data import held
+from wd_probe.training.data.streamed import LoaderBatches
 from wd_probe.training.options import TrainOptions
 from wd_probe.training.train import train
 
@@ -35,8 +37,8 @@ def test_digits_are_split_the_same_way_by_every_seed():
     assert not torch.equal(a[1], b[1])
     images = next(iter(first.test))[0]
     assert first.test.images.dtype == torch.uint8
-    mean = torch.tensor(data.IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
-    std = torch.tensor(data.IMAGENET_DEFAULT_STD).view(3, 1, 1)
+    mean = torch.tensor(held.IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
+    std = torch.tensor(held.IMAGENET_DEFAULT_STD).view(3, 1, 1)
     torch.testing.assert_close(images[0] * std + mean, first.test.images[0] / 255)
 
 
@@ -90,10 +92,10 @@ def test_image_folders_held_or_through_timms_loader(tmp_path, monkeypatch, strea
             for k in range(count):
                 Image.new("RGB", (40 + k, 50), (colour, k, 0)).save(folder / f"{k}.png")
     if streamed:
-        monkeypatch.setattr(data, "HELD_BYTES", 0)
+        monkeypatch.setattr(held, "HELD_BYTES", 0)
     found = open_data("folder", data_dir=tmp_path, batch_size=6, img_size=16)
     assert (found.train_size, found.test_size, found.num_classes) == (24, 8, 2)
-    assert isinstance(found.train, data.LoaderBatches) is streamed
+    assert isinstance(found.train, LoaderBatches) is streamed
     batches = list(found.train)
     assert len(batches) == len(found.train) == 4
     images, labels = next(iter(found.test))

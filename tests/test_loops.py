@@ -485,11 +485,12 @@ def test_a_copy_that_fails_is_not_counted(monkeypatch):
 def test_without_a_home_folder_numpy_counts(monkeypatch):
     """A container's user may have none."""
 
-    def home():
-        raise RuntimeError("Could not determine home directory.")
+    def unknown(uid):
+        raise KeyError(uid)
 
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr("wd_probe.probe.kernel.cpu.Path.home", home)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
     kernel.cpu.passes.cache_clear()
     try:
         model = small()

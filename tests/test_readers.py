@@ -24,6 +24,7 @@ from wd_probe.cli import console as render
 
 from tests.test_experiments import Silent, open_data, write_idx
 from wd_probe import InputError, WdProbeWarning
+from wd_probe.cache import cache_dir
 from wd_probe.report import sweep as report_sweeps
 from wd_probe.report.page import report
 from wd_probe.runs import reading as files
@@ -439,7 +440,7 @@ def test_damaged_idx_files(tmp_path, case):
     with pytest.raises(InputError, match=f"{NAME} is damaged: ") as told:
         open_data("torch/fashion_mnist", data_dir=tmp_path)
     assert str(told.value).isprintable()
-    kept = list((data.cache_dir() / "idx").rglob("*.partial"))
+    kept = list((cache_dir() / "idx").rglob("*.partial"))
     assert kept == []
 
 

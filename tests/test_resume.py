@@ -21,7 +21,7 @@ from wd_probe import WdProbeWarning
 from wd_probe.runs import folder as runs
 from wd_probe.sweeps import cells as sweeps
 from wd_probe.training import checkpoint as recovery
-from wd_probe.training import data
+from wd_probe.training.data import catalogue, held
 from wd_probe.training.options import TrainOptions
 from wd_probe.training.train import train
 
@@ -35,13 +35,14 @@ import json, os, random, signal, sys, threading, traceback
 import timm, torch
 from timm.models import register_model
 from wd_probe.cli import console as render, main as cli
-from wd_probe.training import checkpoint as recovery, data, train
+from wd_probe.training import checkpoint as recovery, train
+from wd_probe.training.data import catalogue
 
 torch.set_num_threads(1)
 train.figures.draw_training = lambda run: {}  # other tests draw
-whole_splits = data._splits
+whole_splits = catalogue._splits
 whole_splits("digits", 32, None, False)  # kept, so that no child reads them again
-data._splits = lambda *named: tuple(
+catalogue._splits = lambda *named: tuple(
     (images[:count], labels[:count])
     for (images, labels), count in zip(whole_splits(*named), (200, 64))
 )
@@ -243,7 +244,7 @@ class Listener:
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     """Train two short runs, one stopped after a step and gone on with; the first steps of that."""
-    digits = data._splits("digits", 32, None, False)
+    digits = catalogue._splits("digits", 32, None, False)
     few = tuple(
         (images[:n], labels[:n]) for (images, labels), n in zip(digits, (96, 32), strict=True)
     )
@@ -254,7 +255,7 @@ def trained(tmp_path, monkeypatch):
                     "recovery_interval": 2, "steps": 7, "every": 1}  # fmt: skip
         options = TrainOptions(**defaults | chosen)
         if options.dataset == "digits":
-            monkeypatch.setattr(data, "_splits", lambda *_: few)
+            monkeypatch.setattr(catalogue, "_splits", lambda *_: few)
         train(replace(options, output=tmp_path / "whole"), Listener())
         options, told = replace(options, output=tmp_path / "run"), []
         for number, stop in enumerate((*stops, None)):
@@ -288,7 +289,7 @@ def test_every_kind_of_state_is_had_back(trained, options):
 def test_streamed_pictures_come_in_the_same_order_with_the_same_flips(
     trained, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(data, "HELD_BYTES", 0)
+    monkeypatch.setattr(held, "HELD_BYTES", 0)
     for number, (image, label) in enumerate(zip(*load_digits(return_X_y=True), strict=True)):
         split = "train" if number < 24 else "validation"
         if label < 2 and number < 48:

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...cache import cache_dir
 from ...errors import InputError
 from ..formulas import TALLY_FIELDS
 from ..movement import Moved
@@ -257,23 +258,3 @@ def _cpu() -> str:
     except OSError:
         return platform.machine()
     return "".join(line for line in lines[:40] if line.startswith(("model name", "flags")))
-
-
-def cache_dir() -> Path:
-    """This user's folder for things that can be made again; created if missing.
-
-    Raises:
-        InputError: it cannot be created.
-    """
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError as error:  # a user that the machine does not know, as in containers
-        raise InputError("no home folder to keep a cache in; set XDG_CACHE_HOME") from error
-    folder = Path(base, "wd_probe")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cache folder {folder} cannot be made ({error.strerror}); set XDG_CACHE_HOME"
-        ) from error
-    return folder
