@@ -1,4 +1,7 @@
+import ast
 import importlib
+import importlib.metadata
+import re
 import subprocess
 import sys
 import tomllib
@@ -57,6 +60,39 @@ def test_packages_listed_are_the_folders_on_disk():
         for path in ROOT.glob("cli/**/__init__.py")
     }
     assert listed == inside | outside
+
+
+#: What is imported where it alone is of use; the first three are extras, torch brings the last.
+APART = {
+    "lightning": "wd_probe/integrations/lightning.py",
+    "transformers": "wd_probe/integrations/transformers.py",
+    "ray": "wd_probe/sweeps/ray.py",
+    "triton": "wd_probe/probe/kernel/triton_passes.py",
+}
+
+
+def imported(path):
+    """The first parts of the names that a file imports from elsewhere, indented imports too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def test_what_is_imported_is_declared_and_nothing_else():
+    project = PROJECT["project"]
+    declared = {re.split(r"[<>=\[]", line)[0] for line in project["dependencies"]}
+    distributions, used = importlib.metadata.packages_distributions(), set()
+    for path in [*ROOT.glob("wd_probe/**/*.py"), *ROOT.glob("cli/**/*.py")]:
+        for name in set(imported(path)) - sys.stdlib_module_names - {"wd_probe"}:
+            if name in APART:
+                assert str(path.relative_to(ROOT)) == APART[name]
+                continue
+            (distribution,) = set(distributions[name])
+            used.add(distribution.lower())
+    assert used == declared
+    assert set(APART) - {"triton"} == set(project["optional-dependencies"]) - {"dev"}
 
 
 def test_version_stands_in_one_place_more():
