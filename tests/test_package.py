@@ -90,7 +90,7 @@ def test_what_is_imported_is_declared_and_nothing_else():
                 assert str(path.relative_to(ROOT)) == APART[name]
                 continue
             (distribution,) = set(distributions[name])
-            used.add(distribution.lower())
+            used.add(distribution.lower().replace("_", "-"))
     assert used == declared
     assert set(APART) - {"triton"} == set(project["optional-dependencies"]) - {"dev"}
 
