@@ -2,12 +2,13 @@
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .choices import Scale
 from .errors import InputError
@@ -79,7 +80,7 @@ def layers(model: nn.Module, inputs: Any = None, *, coarse: bool = False) -> Lay
         2 2 ('2.weight', '2.bias')
     """
     model = unwrap(model)
-    names = [clean_name(name) for name, _ in model.named_parameters()]
+    names = {raw: clean_name(raw, model) for raw, _ in model.named_parameters()}
     if not names:
         raise InputError(f"{type(model).__name__} has no parameters, so it has no layers")
     if hasattr(model, "group_matcher"):
@@ -87,8 +88,9 @@ def layers(model: nn.Module, inputs: Any = None, *, coarse: bool = False) -> Lay
         if groups is not None:
             return _named(groups, names, "timm")
     if coarse:
-        return _named(_grouped(names, depth=1), names, "registration")
-    owners = _grouped(names)
+        tops = _grouped((name.partition(".")[0], raw) for raw, name in names.items())
+        return _named(tops, names, "registration")
+    owners = _grouped((_owner(raw, model), raw) for raw in names)
     if inputs is None:
         inputs = _timm_inputs(model)
     order = None if inputs is None else _forward_order(model, inputs)
@@ -99,21 +101,71 @@ def layers(model: nn.Module, inputs: Any = None, *, coarse: bool = False) -> Lay
     return _named(owners, names, "forward")
 
 
+#: Under which name a wrapper keeps the module it wraps, by the wrapper's package and class.
+_WRAPPERS = {
+    ("torch", "OptimizedModule"): "_orig_mod",
+    ("torch", "DistributedDataParallel"): "module",
+    ("torch", "DataParallel"): "module",
+    ("torch", "AveragedModel"): "module",
+    ("torch", "ActivationWrapper"): "_checkpoint_wrapped_module",
+    ("apex", "DistributedDataParallel"): "module",
+    ("deepspeed", "DeepSpeedEngine"): "module",
+    ("lightning", "_FabricModule"): "_forward_module",
+    ("lightning_fabric", "_FabricModule"): "_forward_module",
+}
+
+
+def _wrapped(module: nn.Module | None) -> str:
+    """Under which name a module keeps the one that it wraps; empty if it is no wrapper."""
+    bases = ((base.__module__.partition(".")[0], base.__name__) for base in type(module).__mro__)
+    return next((_WRAPPERS[base] for base in bases if base in _WRAPPERS), "")
+
+
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile` and DDP wrappers."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
+    """The model inside `torch.compile`, DDP and other wrappers."""
+    while isinstance(inner := model._modules.get(_wrapped(model)), nn.Module):
         model = inner
+    return model
 
 
-def clean_name(name: str) -> str:
-    """A parameter's name without the prefixes of `torch.compile` and DDP."""
-    name = name.replace("_orig_mod.", "")
-    return name.removeprefix("module.") if name.startswith("module.") else name
+def clean_name(name: str, model: nn.Module) -> str:
+    """A parameter's name in a model without what wrappers (`torch.compile`, DDP) add to it.
+
+    What is no wrapper keeps its name, were it ``module``.
+    """
+    kept = (part for part, module in _steps(name, model) if part != _wrapped(module))
+    return ".".join(kept) if name else ""
+
+
+def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A model's parameters by clean name, each once."""
+    return ((clean_name(name, model), p) for name, p in model.named_parameters())
+
+
+def _steps(name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module | None]]:
+    """The parts of a name, each with the module that it is looked up in."""
+    module: nn.Module | None = model
+    for part in name.split("."):
+        yield part, module
+        module = None if module is None else module._modules.get(part)
+
+
+def _owner(name: str, model: nn.Module) -> str:
+    """The clean name of the module that a parameter belongs to.
+
+    What parametrizes a weight (`weight_norm`, `orthogonal`), and what PEFT puts around a layer,
+    belongs to the layer.
+    """
+    parts = name.split(".")
+    inside = (n for n, step in enumerate(_steps(name, model)) if _is_part_of_a_layer(*step))
+    return clean_name(".".join(parts[: next(inside, len(parts) - 1)]), model)
+
+
+def _is_part_of_a_layer(part: str, module: nn.Module | None) -> bool:
+    if module is None:
+        return False
+    parametrizes = part == "parametrizations" and parametrize.is_parametrized(module)
+    return parametrizes or any(b.__name__ == "BaseTunerLayer" for b in type(module).__mro__)
 
 
 def _timm_groups(model: nn.Module, coarse: bool) -> list[list[str]] | None:
@@ -131,11 +183,10 @@ def _timm_inputs(model: nn.Module) -> Tensor | None:
     return None if size is None else torch.zeros(1, *size, device="meta")
 
 
-def _grouped(names: Sequence[str], depth: int | None = None) -> dict[str, list[str]]:
-    """Names by the module that owns them, or by their first ``depth`` components."""
+def _grouped(owned: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Names by their owner."""
     groups: dict[str, list[str]] = {}
-    for name in names:
-        owner = name.rpartition(".")[0] if depth is None else ".".join(name.split(".")[:depth])
+    for owner, name in owned:
         groups.setdefault(owner, []).append(name)
     return groups
 
@@ -152,7 +203,8 @@ def _forward_order(model: nn.Module, inputs: Any) -> list[str] | None:
     order: list[str] = []
     try:
         ghost = copy.deepcopy(model, memo).eval()
-        for name, module in ghost.named_modules():
+        for raw, module in ghost.named_modules():
+            name = clean_name(raw, ghost)
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
             module.register_forward_pre_hook(lambda _m, _i, name=name: order.append(name))
@@ -165,10 +217,13 @@ def _forward_order(model: nn.Module, inputs: Any) -> list[str] | None:
 
 
 def _named(
-    groups: dict[str, list[str]] | list[list[str]], names: Sequence[str], definition: Definition
+    groups: dict[str, list[str]] | list[list[str]],
+    names: Mapping[str, str],
+    definition: Definition,
 ) -> Layers:
+    """Layers of groups of names, which are looked up in ``names``."""
     members = list(groups.values()) if isinstance(groups, dict) else groups
-    members = [[clean_name(name) for name in group] for group in members if group]
+    members = [[names.get(name, name) for name in group] for group in members if group]
     titles = _titles(members)
     found = Layers(
         (
@@ -178,7 +233,7 @@ def _named(
         definition,
     )
     placed = [name for layer in found for name in layer.parameters]
-    if sorted(placed) != sorted(names):
+    if sorted(placed) != sorted(names.values()):
         raise InputError("the model's own grouping does not hold every parameter exactly once")
     return found
 
@@ -269,10 +324,10 @@ def decayed_parameters(model: nn.Module, *, filter_bias_and_bn: bool = False) ->
     own = getattr(model, "no_weight_decay", None)
     spared = set(own()) if filter_bias_and_bn and callable(own) else set()
     return tuple(
-        clean_name(name)
-        for name, parameter in model.named_parameters()
+        name
+        for name, parameter in named_parameters(model)
         if not filter_bias_and_bn
-        or not (parameter.ndim <= 1 or name.endswith(".bias") or clean_name(name) in spared)
+        or not (parameter.ndim <= 1 or name.endswith(".bias") or name in spared)
     )
 
 
@@ -284,7 +339,7 @@ def chosen_parameters(
     Raises:
         InputError: the model has no parameter of such a name.
     """
-    own = {clean_name(name): parameter for name, parameter in model.named_parameters()}
+    own = dict(named_parameters(model))
     if names is None:
         return own
     wanted = dict.fromkeys(names)

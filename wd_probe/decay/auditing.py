@@ -11,7 +11,7 @@ from torch.optim import LBFGS, Optimizer
 from ..choices import Method
 from ..errors import InputError
 from ..hooks import hooked
-from ..layering import clean_name, unwrap
+from ..layering import named_parameters, unwrap
 from .methods import WeightDecay, attached
 from .rules import Effect, Rule, decay_effect, decay_share, is_adaptive
 
@@ -237,7 +237,7 @@ def _names(optimizer: Optimizer, model: nn.Module | None) -> dict[Tensor, str]:
     for group in optimizer.param_groups:
         names |= dict(zip(group["params"], group.get("param_names", ()), strict=False))
     if model is not None:
-        names |= {p: clean_name(name) for name, p in model.named_parameters()}
+        names |= {p: name for name, p in named_parameters(model)}
     return names
 
 
@@ -267,8 +267,8 @@ def _some(tensors: Sequence[TensorAudit]) -> str:
 
 def _not_held(audited: _Audit, _: Sequence[TensorAudit]) -> Iterator[str]:
     held = {p for group in audited.optimizer.param_groups for p in group["params"]}
-    named = () if audited.model is None else audited.model.named_parameters()
-    missing = [clean_name(name) for name, p in named if p.requires_grad and p not in held]
+    named = () if audited.model is None else named_parameters(audited.model)
+    missing = [name for name, p in named if p.requires_grad and p not in held]
     if missing:
         yield (
             f"{_count(len(missing), 'trainable parameter')} of the model (e.g. {missing[0]}) not "

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from ..choices import Method, Scale
 from ..decay.methods import WeightDecay
 from ..errors import InputError
-from ..layering import Layers, clean_name
+from ..layering import Layers, named_parameters
 from ..probe.probe import OpposingPenaltyProbe
 from ..probe.records import Tally, fields
 
@@ -123,4 +123,4 @@ class Attached:
 
 def _held(model: nn.Module, optimizer: Optimizer) -> list[str]:
     held = {p for group in optimizer.param_groups for p in group["params"]}
-    return [clean_name(name) for name, p in model.named_parameters() if p in held]
+    return [name for name, p in named_parameters(model) if p in held]

@@ -5,7 +5,7 @@ from typing import Any, Self
 from torch import nn
 from torch.optim import Optimizer
 
-from ..layering import Layer, Layers, clean_name
+from ..layering import Layer, Layers, named_parameters
 from .attached import Attached
 
 try:
@@ -119,8 +119,8 @@ def blocks(model: nn.Module) -> Layers:
         3 encoder.layers.1
     """
     members: dict[str, list[str]] = {}
-    for name, _ in model.named_parameters():
-        parts = clean_name(name).split(".")
+    for name, _ in named_parameters(model):
+        parts = name.split(".")
         block = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
         members.setdefault(".".join(parts[: block + 1]), []).append(".".join(parts))
     return Layers(

@@ -1,7 +1,7 @@
 """The opposing-penalty rate of an ordinary training loop, step by step."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from ..errors import InputError, Teller, first_line
 from ..hooks import StepHooks, hooked_all
-from ..layering import Layers, check_rate, clean_name, layers
+from ..layering import Layers, check_rate, clean_name, layers, named_parameters
 from ..sharding import Shards, refuse_flat
 from . import formulas as penalty
 from .history import Thinned
@@ -141,7 +141,7 @@ class OpposingPenaltyProbe:
             )
             for one in self.optimizers
         ]
-        self._take_in(model.named_parameters() if parameters is None else parameters.items())
+        self._take_in(named_parameters(model) if parameters is None else self._own(parameters))
         if not any(p in self._row for watch in self._watches for p in watch.held()):
             raise InputError(
                 "the optimizer holds none of the model's parameters; build it from "
@@ -177,15 +177,23 @@ class OpposingPenaltyProbe:
         self._records: Thinned[StepRecord] = Thinned(history, attrgetter("rate"))
         self._profiles: Thinned[ProfileRecord] = Thinned(history, attrgetter("most"))
 
-    def _take_in(self, named: Any) -> None:
+    def _own(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Parameters by the model's own names, without what a wrapper has put before them."""
+        own = {name for name, _ in named_parameters(self._model)}
+        for name, p in given.items():
+            parts = clean_name(name, self._model).split(".")
+            tails = (".".join(parts[start:]) for start in range(len(parts)))
+            yield next((tail for tail in tails if tail in own), name), p
+
+    def _take_in(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Give every new parameter a row, after those there are."""
         names = list(self.names)
         for name, p in named:
             if p.is_complex():
-                self._tell(f"{clean_name(name)} is complex, and R_op leaves it out")
+                self._tell(f"{name} is complex, and R_op leaves it out")
             elif p not in self._row:
                 self._row[p] = len(names)
-                names.append(clean_name(name))
+                names.append(name)
         self.names = tuple(names)
         self._shards = Shards(self._row)
 
@@ -244,7 +252,7 @@ class OpposingPenaltyProbe:
         new = {p for p in held if p not in self._row and p not in self._strangers}
         if new:
             self.flush()  # what was measured before has the layers that were there then
-            self._take_in(item for item in self._model.named_parameters() if item[1] in new)
+            self._take_in(item for item in named_parameters(self._model) if item[1] in new)
             if self._finds_layers:
                 self.layers = layers(self._model)
             self._strangers |= new - self._row.keys()

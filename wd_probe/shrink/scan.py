@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..layering import chosen_parameters
+from ..sharding import local
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -33,14 +34,28 @@ class ScanPoint:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; every module's own mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """The model in evaluation mode; every module's own mode is put back by its ``train()``.
+
+    What only a change of mode writes (LoRA layers that merge in ``eval()``) is back bit for bit.
+    """
+    modes = {module: module.training for module in model.modules()}
+    was: dict[Tensor, Tensor] = {}
+    if any(modes.values()):
+        tensors = [*model.parameters(), *model.buffers()]
+        was = {t: t.detach().clone() for t in tensors}
+        model.eval()
+        was = {t: kept for t, kept in was.items() if not torch.equal(local(t), local(kept))}
     try:
         yield
     finally:
-        for module, training in modes:
+        for module, training in modes.items():
+            if module.training != training:
+                module.train(training)
+        for module, training in modes.items():  # one that keeps a mode whatever is asked
             module.training = training
+        with torch.no_grad():
+            for t, kept in was.items():
+                t.copy_(kept)
 
 
 class Shrunk:
@@ -60,16 +75,20 @@ class Shrunk:
 
     def __init__(self, model: nn.Module, parameters: Iterable[str] | None = None) -> None:
         self.model = model
-        self._weights: list[Tensor] = list(chosen_parameters(model, parameters).values())
-        if not self._weights:
+        self._names = None if parameters is None else list(parameters)
+        if not chosen_parameters(model, self._names):
             raise InputError(f"{type(model).__name__} has no parameters to decay")
+        self._weights: list[Tensor] = []
         self._kept: list[Tensor] = []
         self._mode = ExitStack()
 
     def __enter__(self) -> Self:
-        """Keep the weights and go to evaluation mode."""
-        self._kept = [p.detach().clone() for p in self._weights]
+        """Go to evaluation mode, and keep the weights that stand there."""
         self._mode.enter_context(evaluating(self.model))
+        with self._mode.pop_all() as mode:  # put back if this raises
+            self._weights = list(chosen_parameters(self.model, self._names).values())
+            self._kept = [p.detach().clone() for p in self._weights]
+            self._mode = mode.pop_all()
         return self
 
     @torch.no_grad()
@@ -83,9 +102,9 @@ class Shrunk:
 
     def __exit__(self, *_: object) -> None:
         """Put weights and modes back."""
-        self.to(1)
-        self._kept = []
-        self._mode.close()
+        with self._mode:
+            self.to(1)
+            self._kept = []
 
 
 def zero_shot_decay(

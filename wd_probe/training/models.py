@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..choices import Scale
 from ..errors import InputError, RunError, first_line, near_names, printable, shown_line
-from ..layering import check_rate, clean_name, decayed_parameters, layers, layerwise_rates
+from ..layering import check_rate, decayed_parameters, layers, layerwise_rates
 
 
 def create_model(
@@ -210,7 +210,15 @@ def read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
                 f"checkpoint {path} holds no plain numbers in {shown_line(key)}; save its "
                 "state_dict as safetensors"
             )
-    return {clean_name(key): value for key, value in state.items()}, entry
+    return _without_wrappers(state), entry
+
+
+def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state by the names of the model that `torch.compile` and DDP wrapped."""
+    names = [name.replace("_orig_mod.", "") for name in state]
+    if all(name.startswith("module.") for name in names):
+        names = [name.removeprefix("module.") for name in names]
+    return dict(zip(names, state.values(), strict=True))
 
 
 def load_torch(path: Path) -> Any:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .. import ranks
 from ..choices import By
 from ..errors import InputError, RunError, WdProbeWarning, first_line
-from ..layering import Layers, chosen_parameters, clean_name, layers
+from ..layering import Layers, chosen_parameters, layers, named_parameters
 from ..runs import figures
 from ..runs.findings import kind_of
 from ..runs.folder import RunFolder, default_folder, environment, occupied, run_folder
@@ -471,8 +471,7 @@ def _parts(model: nn.Module, groups: Layers, by: By) -> dict[str, list[str]]:
         return {f"{layer.index} {layer.name}": list(layer.parameters) for layer in groups}
     head = set(classifiers(model))
     kinds: dict[str, list[str]] = {}
-    for raw, parameter in model.named_parameters():
-        name = clean_name(raw)
+    for name, parameter in named_parameters(model):
         in_head = name.rpartition(".")[0] in head
         kinds.setdefault("head" if in_head else kind_of(name, parameter.ndim), []).append(name)
     return kinds
