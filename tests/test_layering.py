@@ -5,9 +5,20 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+from torch.nn.utils.parametrize import register_parametrization
+from torch.optim.swa_utils import AveragedModel
 
-from wd_probe import InputError, layers, layerwise_rates
-from wd_probe.layering import clean_name, decayed_parameters, unwrap
+import wd_probe
+from wd_probe import InputError, layers, layerwise_rates, zero_shot_decay
+from wd_probe.layering import (
+    chosen_parameters,
+    clean_name,
+    decayed_parameters,
+    named_parameters,
+    unwrap,
+)
 
 
 def on_meta(name, **options):
@@ -117,10 +128,109 @@ def test_a_model_that_cannot_run_weightless_falls_back():
 def test_wrappers_and_their_prefixes_are_seen_through():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     compiled = torch.compile(model)
-    assert unwrap(compiled) is model
-    assert layers(compiled) == layers(model)
-    assert clean_name("module._orig_mod.0.weight") == "0.weight"
-    assert clean_name("_orig_mod.module.0.weight") == "0.weight"
+    parallel = nn.DataParallel(model)
+    for wrapped in (compiled, parallel, torch.compile(parallel), nn.DataParallel(compiled),
+                    AveragedModel(model)):  # fmt: skip
+        assert [name for name, _ in named_parameters(wrapped)] == list(model.state_dict())
+        assert layers(wrapped) == layers(model)
+    assert unwrap(torch.compile(parallel)) is model
+    assert unwrap(nn.DataParallel(compiled)) is model
+    assert clean_name("module._orig_mod.0.weight", nn.DataParallel(compiled)) == "0.weight"
+
+
+def test_wrappers_of_a_part_of_a_model_are_seen_through():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2))
+    plain = layers(model, torch.randn(1, 2))
+    model[0], model[1] = torch.compile(model[0]), nn.DataParallel(model[1])
+    model[2] = checkpoint_wrapper(model[2])
+    assert layers(model, torch.randn(1, 2)) == plain
+    assert list(chosen_parameters(model)) == [name for one in plain for name in one.parameters]
+
+
+class Named(nn.Module):
+    """Children that are called as wrappers call what they wrap, and siblings of what is inside."""
+
+    def __init__(self, name):
+        super().__init__()
+        setattr(self, name, nn.ModuleDict({"head": nn.Linear(3, 3), "weight": nn.Linear(3, 3)}))
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x):
+        inner, _ = self.children()
+        return self.head(inner["weight"](inner["head"](x)))
+
+
+@pytest.mark.parametrize(
+    "name", ["module", "_orig_mod", "_forward_module", "_checkpoint_wrapped_module"]
+)
+def test_what_is_only_called_as_a_wrapper_calls_it_keeps_its_name(name):
+    model = Named(name)
+    names = [key for key, _ in model.named_parameters()]
+    assert [key for key, _ in named_parameters(model)] == names
+    assert len(chosen_parameters(model)) == len(names) == 6
+    assert [layer.name for layer in layers(model)] == [f"{name}.head", f"{name}.weight", "head"]
+    assert [layer.name for layer in layers(nn.DataParallel(model))][2] == "head"
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = [p.detach().clone() for p in model.parameters()]
+    with wd_probe.WeightDecay(model, optimizer, "wd", rate=1.0):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+    for p, was in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), 0.9 * was)
+    sums = zero_shot_decay(model, lambda m: {"sum": sum(p.abs().sum() for p in m.parameters())}, 1)
+    assert sums[-1].metrics["sum"] == 0
+
+
+@pytest.mark.parametrize("wrap", [weight_norm, spectral_norm, orthogonal])
+def test_what_parametrizes_a_weight_belongs_to_its_layer(wrap):
+    model = nn.Sequential(wrap(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 2))
+    found = layers(model, torch.randn(1, 4))
+    assert [layer.name for layer in found] == ["0", "2"]
+    assert sorted(name for layer in found for name in layer.parameters) == sorted(
+        name for name, _ in model.named_parameters()
+    )
+    distortion = wd_probe.feature_distortion(model, [torch.randn(8, 4)], [0.5])
+    assert [one.name for one in distortion] == ["0", "2"]
+
+
+class LowRank(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.up, self.down = nn.Linear(1, size), nn.Linear(size, 1)
+
+    def forward(self, weight):
+        return weight + self.up.weight @ self.down.weight
+
+
+class BaseTunerLayer:
+    """As PEFT's, which its layers are known by."""
+
+
+class Tuned(nn.Module, BaseTunerLayer):
+    def __init__(self, inner):
+        super().__init__()
+        self.base_layer = inner
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(4, 1, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(1, 4, bias=False)})
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
+def test_low_rank_adapters_belong_to_their_layer():
+    adapted = nn.Linear(4, 4)
+    register_parametrization(adapted, "weight", LowRank(4))
+    model = nn.Sequential(adapted, Tuned(nn.Linear(4, 4)), nn.Linear(4, 2))
+    found = layers(model, torch.randn(1, 4))
+    assert [layer.name for layer in found] == ["0", "1", "2"]
+    assert [len(layer.parameters) for layer in found] == [6, 4, 2]
+
+
+def test_children_of_a_parametrized_module_are_layers_of_their_own():
+    attention = weight_norm(nn.MultiheadAttention(4, 1), "in_proj_weight")
+    found = layers(nn.Sequential(attention))
+    assert [layer.name for layer in found] == ["0.{in_proj_bias,parametrizations}", "0.out_proj"]
 
 
 def test_tied_weights_belong_to_one_layer():

@@ -1,3 +1,5 @@
+import contextlib
+import copy
 import math
 
 import pytest
@@ -60,6 +62,90 @@ def test_everything_is_back_after_an_exception(error):
     assert [m.training for m in model.modules()] == [True, False, True, True]
     assert [p.requires_grad for p in model.parameters()] == [True, True, False, True]
     assert [id(p) for p in model.parameters()] == ids
+
+
+class Merging(nn.Linear):
+    """A LoRA layer: in evaluation the low-rank part is merged into the weight."""
+
+    def __init__(self, size, way):
+        super().__init__(size, size)
+        self.way, self.merged, self.merges = way, False, 0
+        self.up, self.down = nn.Parameter(torch.randn(size, 1)), nn.Parameter(torch.randn(1, size))
+        self.register_buffer("delta", torch.zeros(size, size))
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode == self.merged:
+            self.merged, sign = not mode, -1 if mode else 1
+            self.merges += 1
+            delta = sign * (self.up @ self.down).detach()
+            if self.way == "data":
+                self.weight.data += delta
+            elif self.way == "in place":
+                with torch.no_grad():
+                    self.weight += delta
+            elif self.way == "buffer":
+                self.delta += delta
+            else:
+                self.weight = nn.Parameter(self.weight.detach() + delta)
+        return self
+
+    def forward(self, x):
+        weight = self.weight + self.delta
+        return nn.functional.linear(x, weight if self.merged else weight + self.up @ self.down)
+
+
+WAYS = ("data", "in place", "buffer", "another parameter")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_layers_that_merge_in_evaluation_are_scaled_as_they_stand_there(way, fails):
+    torch.manual_seed(0)
+    model = nn.Sequential(Merging(5, way), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    model[1].eval()
+    images = torch.randn(7, 5)
+    twin = copy.deepcopy(model).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def evaluate(m):
+        if fails:
+            raise KeyboardInterrupt
+        return {"top1": m(images).detach()[0, 0].abs().item()}
+
+    with pytest.raises(KeyboardInterrupt) if fails else contextlib.nullcontext():
+        curve = zero_shot_decay(model, evaluate, 4)
+        assert curve[0].metrics["top1"] == twin(images).detach()[0, 0].abs().item()
+        assert curve[-1].metrics["top1"] == 0
+        assert 0 < half_life(model, evaluate, curve) < 1
+        found = feature_distortion(model, [images], [1.0])
+        assert [one.distortion for one in found] == [0, 0, 0]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [m.training for m in model.modules()] == [True, True, False, True]
+    assert not model[0].merged
+    assert model[0].merges == (2 if fails else 6)  # once there and once back, for each scan
+
+
+def test_what_is_merged_already_stays_so():
+    model = nn.Sequential(Merging(5, "data")).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    zero_shot_decay(model, lambda m: {}, 2)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert (model[0].merged, model[0].merges) == (True, 1)
+
+
+class Frozen(nn.BatchNorm1d):
+    """Stays in evaluation, whatever is asked."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def test_modules_that_choose_their_own_mode_keep_it():
+    model = nn.Sequential(nn.Linear(3, 3), Frozen(3), nn.Dropout()).train()
+    model[2].eval()
+    zero_shot_decay(model, lambda m: {}, 2)
+    assert [m.training for m in model.modules()] == [True, True, False, False]
 
 
 def test_a_homogeneous_network_keeps_its_answers_until_zero():

@@ -39,12 +39,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     What only a change of mode writes (LoRA layers that merge in ``eval()``) is back bit for bit.
     """
     modes = {module: module.training for module in model.modules()}
-    was: dict[Tensor, Tensor] = {}
+    was: dict[str, Tensor] = {}
     if any(modes.values()):
-        tensors = [*model.parameters(), *model.buffers()]
-        was = {t: t.detach().clone() for t in tensors}
+        was = {name: t.detach().clone() for name, t in _tensors(model).items()}
         model.eval()
-        was = {t: kept for t, kept in was.items() if not torch.equal(local(t), local(kept))}
+        stand = _tensors(model)
+        was = {name: kept for name, kept in was.items() if not _is_same(stand.get(name), kept)}
     try:
         yield
     finally:
@@ -54,8 +54,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for module, training in modes.items():  # one that keeps a mode whatever is asked
             module.training = training
         with torch.no_grad():
-            for t, kept in was.items():
-                t.copy_(kept)
+            stand = _tensors(model) if was else {}
+            for name, kept in was.items():
+                stand[name].copy_(kept)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _is_same(stands: Tensor | None, kept: Tensor) -> bool:
+    return stands is not None and torch.equal(local(stands), local(kept))
 
 
 class Shrunk:
