@@ -1,24 +1,15 @@
 """Which decay rule an optimizer really runs, found by its effect on scratch weights."""
 
-import copy
-import inspect
 import math
-import random
-import sys
-import warnings
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..errors import first_line
-from .undecayed import HOOKS, NOT_COPIED, random_kept, set_rate
+from .doubles import Double, random_like, scratch, shapes, tried
 
 #: "none": weight_decay changes nothing. "l2": the gradient becomes g + λθ. "wd": exactly ηλθ is
 #: taken off beside the step. "rwd": ηλû is taken off after it. "proximal": û is divided by 1 + ηλ
@@ -26,12 +17,11 @@ from .undecayed import HOOKS, NOT_COPIED, random_kept, set_rate
 #: follows another power of η. "other": none of these in every situation tried.
 Rule = Literal["none", "l2", "wd", "rwd", "proximal", "scaled", "other"]
 
-T = TypeVar("T")
-
 _STEPS = 12  # every pairing of what follows, and the periods of built-in lookaheads
 _LR_SCALES = (1.0, 0.5, 2.0)
 _STRENGTHS = (0.05, 0.02)  # ηλ on the scratch weights: large enough to stand clear of rounding
 _SIZES = (1.0, 0.01)  # of the weights: trust ratios are clipped on one side
+_NAME = "weight_decay"
 _DTYPES = (torch.float64, torch.float32)  # fused and 8-bit kernels may know only the second
 
 
@@ -104,9 +94,9 @@ def decay_effect(
     lr = float(group["lr"]) or 1e-3
     for dtype in _DTYPES:
         seen: list[_Seen] = []
-        for shape in _shapes(like.ndim):  # some scale the learning rate by the shape
-            theta = _scratch(shape, like.device, dtype)
-            found = _tried(optimizer, group, theta, lambda double: list(_observe(double, lr)))
+        for shape in shapes(like.ndim):  # some scale the learning rate by the shape
+            theta = scratch(shape, like.device, dtype)
+            found = tried(optimizer, group, theta, lambda double: list(_observe(double, lr)))
             if isinstance(found, str):
                 break
             seen += found[first_step - 1 :]
@@ -127,30 +117,30 @@ def decay_share(optimizer: Optimizer, group: dict[str, Any], weights: Tensor, ru
     """
     lr, rate = float(group["lr"]), float(group["weight_decay"])
     generator = torch.Generator().manual_seed(0)
-    gradients = [0.01 * _random_like(weights, generator) for _ in range(2)]
+    gradients = [0.01 * random_like(weights, generator) for _ in range(2)]
 
-    def share(double: Optimizer) -> float:
-        double = _stepped(double, lr, rate, gradients[0])
-        decayed, plain = (_stepped(double, lr, r, gradients[1]) for r in (rate, 0.0))
-        u_hat = _weights(plain).detach().double()
-        of = u_hat if rule in ("rwd", "proximal") else _weights(double).detach().double()
-        taken = u_hat - _weights(decayed).detach().double()
+    def share(double: Double) -> float:
+        double = double.stepped(lr, {_NAME: rate}, gradients[0])
+        decayed, plain = (double.stepped(lr, {_NAME: r}, gradients[1]) for r in (rate, 0.0))
+        u_hat = plain.theta.detach().double()
+        of = u_hat if rule in ("rwd", "proximal") else double.theta.detach().double()
+        taken = u_hat - decayed.theta.detach().double()
         return float((taken * of).sum() / of.square().sum())
 
     if rule in ("l2", "other"):
         return math.nan
-    found = _tried(optimizer, group, weights.detach().clone().requires_grad_(), share)
+    found = tried(optimizer, group, weights.detach().clone().requires_grad_(), share)
     return math.nan if isinstance(found, str) else found
 
 
 def is_adaptive(optimizer: Optimizer, group: dict[str, Any], like: Tensor) -> bool:
     """Whether larger gradients do not make proportionally larger steps, as they do in SGD."""
 
-    def updates(double: Optimizer) -> list[Tensor]:
+    def updates(double: Double) -> list[Tensor]:
         return [_eighth_update(double, size) for size in (1.0, 2.0, 3.0)]
 
-    theta = _scratch(_shapes(like.ndim)[0], like.device, torch.float64)
-    found = _tried(optimizer, group, theta, updates)
+    theta = scratch(shapes(like.ndim)[0], like.device, torch.float64)
+    found = tried(optimizer, group, theta, updates)
     if isinstance(found, str):
         return False
     single, twice, thrice = found
@@ -226,149 +216,43 @@ def _common(values: Iterable[float]) -> float:
 # --- stepping a double ------------------------------------------------------------------------
 
 
-def _tried(
-    optimizer: Optimizer, group: dict[str, Any], theta: Tensor, use: Callable[[Optimizer], T]
-) -> T | str:
-    """What ``use`` makes of a double that holds these weights, or why there is none."""
-    if any(isinstance(value, Optimizer) for value in vars(optimizer).values()):
-        return "it wraps another optimizer"
-    first = ""
-    for with_graph in (False, True):  # some take a Hessian
-        theta.__dict__["with_graph"] = with_graph
-        for start in (_double, _rebuilt):
-            try:
-                return use(start(optimizer, group, theta))
-            except Exception as error:
-                first = first or first_line(error)
-    return first
-
-
-def _observe(double: Optimizer, lr: float) -> Iterator[_Seen]:
+def _observe(double: Double, lr: float) -> Iterator[_Seen]:
     generator = torch.Generator().manual_seed(0)
     for step in range(_STEPS):
         live = lr * _LR_SCALES[step % 3]
         strength = _STRENGTHS[step // 2 % 2]
-        before = _SIZES[step // 3 % 2] * _random_like(_weights(double).detach(), generator)
-        _weights(double).detach().copy_(before)
-        gradient = _random_like(before, generator)
+        before = _SIZES[step // 3 % 2] * random_like(double.theta.detach(), generator)
+        double.theta.detach().copy_(before)
+        gradient = random_like(before, generator)
         if step % 2 == 0:
             # Some optimizers decay differently where the gradient is orthogonal to the weights.
             gradient = _orthogonal(gradient, before)
         rate = strength / live
-        decayed = _stepped(double, live, rate, gradient)
-        plain = _stepped(double, live, 0.0, gradient)
-        sign = -1 if double.param_groups[0].get("maximize") else 1
-        with_l2 = _stepped(double, live, 0.0, gradient + sign * rate * before)
-        u_hat = _weights(plain).detach()
+        decayed = double.stepped(live, {_NAME: rate}, gradient)
+        plain = double.stepped(live, {_NAME: 0.0}, gradient)
+        sign = -1 if double.group.get("maximize") else 1
+        with_l2 = double.stepped(live, {_NAME: 0.0}, gradient + sign * rate * before)
+        u_hat = plain.theta.detach()
         yield _Seen(
             live,
             strength,
             before,
             u_hat,
-            u_hat - _weights(decayed).detach(),
-            u_hat - _weights(with_l2).detach(),
-            all(map(torch.allclose, _memory(decayed), _memory(plain))),
+            u_hat - decayed.theta.detach(),
+            u_hat - with_l2.theta.detach(),
+            all(map(torch.allclose, decayed.memory, plain.memory)),
         )
         double = decayed
 
 
-def _stepped(double: Optimizer, lr: float, rate: float, gradient: Tensor) -> Optimizer:
-    """A copy of the double after one step."""
-    group = double.param_groups[0]
-    twin = _double(double, group, _cloned(group["params"][0]), state=double.state)
-    (own,) = twin.param_groups
-    own["lr"] = torch.full_like(own["lr"], lr) if isinstance(own["lr"], Tensor) else lr
-    set_rate(twin, rate)
-    theta = own["params"][0]
-    theta.grad = gradient.clone()  # some add λθ to it in place
-    if theta.__dict__["with_graph"]:
-        theta.grad = theta.grad + (theta - theta.detach())
-    with _undisturbed(theta.device):
-        # The same numbers for every copy, and others in every step.
-        seed = int(1e6 * float(theta.detach().abs().sum()))
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        twin.step()
-    theta.grad = None
-    return twin
-
-
-def _eighth_update(double: Optimizer, size: float) -> Tensor:
+def _eighth_update(double: Double, size: float) -> Tensor:
     """The last of eight: ADOPT begins to adapt at the second step, RAdam at the sixth."""
     generator = torch.Generator().manual_seed(0)
-    before = _weights(double).detach()
+    before = double.theta.detach()
     for _ in range(8):
-        before = _weights(double).detach()
-        double = _stepped(double, 1e-3, 0.0, size * _random_like(before, generator))
-    return _weights(double).detach() - before
-
-
-def _double(
-    optimizer: Optimizer, group: dict[str, Any], theta: Tensor, state: Any = None
-) -> Optimizer:
-    """An optimizer of the same class and options over one weight, sharing nothing with it."""
-    double: Optimizer = object.__new__(type(optimizer))
-    # Whatever else holds the optimizer's weights gets an empty one: nothing reaches the real ones.
-    blank = torch.empty(0, device="meta")
-    held = (p for other in optimizer.param_groups for p in other["params"])
-    memo: dict[int, Any] = dict.fromkeys(map(id, held), blank)
-    memo |= {id(optimizer): double, id(group["params"][0]): theta}
-    replaced = {"state", "param_groups", *NOT_COPIED}
-    own = {name: value for name, value in vars(optimizer).items() if name not in replaced}
-    double.__dict__.update(copy.deepcopy(own, memo))
-    double.__dict__.update({name: OrderedDict() for name in HOOKS})
-    double.state = defaultdict(dict) if state is None else copy.deepcopy(state, memo)
-    options = {name: value for name, value in group.items() if name != "params"}
-    if state is None:
-        options.pop("step", None)  # some count steps here, and set up their state at the first
-    double.param_groups = [{**copy.deepcopy(options, memo), "params": [theta]}]
-    return double
-
-
-def _rebuilt(optimizer: Optimizer, group: dict[str, Any], theta: Tensor) -> Optimizer:
-    """The same made by the class itself, for those that set up their state when they are made."""
-    accepted = inspect.signature(type(optimizer)).parameters
-    options = {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
-    defaults = {name: value for name, value in optimizer.defaults.items() if name in accepted}
-    make: Callable[..., Optimizer] = type(optimizer)
-    return make([{**options, "params": [theta]}], **defaults)
-
-
-def _weights(double: Optimizer) -> Tensor:
-    weights: Tensor = double.param_groups[0]["params"][0]
-    return weights
-
-
-def _memory(double: Optimizer) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(list(double.state.values()))
-    return [leaf.double().cpu() for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _cloned(theta: Tensor) -> Tensor:
-    clone = theta.detach().clone().requires_grad_()
-    clone.__dict__.update(theta.__dict__)  # AdaHessian keeps a Hessian there
-    return clone
-
-
-def _shapes(ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A wide and a tall one."""
-    kernel = (3,) * (ndim - 2)
-    return ((4, 6)[:ndim] + kernel, (5, 3)[:ndim] + kernel)
-
-
-def _scratch(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    if device.type == "mps":
-        dtype = torch.float32
-    empty = torch.empty(shape, device=device, dtype=dtype)
-    return _random_like(empty, torch.Generator().manual_seed(1)).requires_grad_()
-
-
-def _random_like(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """Numbers away from zero, of both signs."""
-    values = torch.rand(weights.shape, generator=generator, dtype=torch.float64) + 0.5
-    signs = torch.randint(0, 2, weights.shape, generator=generator) * 2 - 1
-    return (values * signs).to(weights)
+        before = double.theta.detach()
+        double = double.stepped(1e-3, {_NAME: 0.0}, size * random_like(before, generator))
+    return double.theta.detach() - before
 
 
 def _orthogonal(gradient: Tensor, weights: Tensor) -> Tensor:
@@ -376,17 +260,3 @@ def _orthogonal(gradient: Tensor, weights: Tensor) -> Tensor:
     row = tuple(range(1, weights.ndim)) or 0
     along = (gradient * weights).sum(row, keepdim=True) / weights.square().sum(row, keepdim=True)
     return gradient - along * weights
-
-
-@contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Leave the random states as they were, warn of nothing, compile nothing, use one thread."""
-    with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(1)  # for so few numbers, waking others takes longer than the work
-        stack.enter_context(random_kept([device]))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield

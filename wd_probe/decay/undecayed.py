@@ -1,28 +1,14 @@
 """A step taken again on a copy of the optimizer, without the penalty."""
 
 import copy
-import random
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-#: What torch keeps the hooks of an optimizer in.
-HOOKS = (
-    "_optimizer_step_pre_hooks",
-    "_optimizer_step_post_hooks",
-    "_optimizer_state_dict_pre_hooks",
-    "_optimizer_state_dict_post_hooks",
-    "_optimizer_load_state_dict_pre_hooks",
-    "_optimizer_load_state_dict_post_hooks",
-)
-# A scheduler's patch of "step" would step the original.
-NOT_COPIED = {"step", *HOOKS}
+from .aside import HOOKS, NOT_COPIED, generators_of, random_kept, unhooked
 
 
 @torch.no_grad()
@@ -40,7 +26,8 @@ def undecayed(optimizer: Optimizer) -> dict[Tensor, Tensor]:
         For each parameter that has a gradient the weights after the copy's step.
     """
     twin: Optimizer = object.__new__(type(optimizer))
-    memo: dict[int, Any] = {id(optimizer): twin}
+    generators = generators_of(optimizer)
+    memo: dict[int, Any] = {id(one): one for one in generators} | {id(optimizer): twin}
     copies: dict[Tensor, Tensor] = {}
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -53,26 +40,13 @@ def undecayed(optimizer: Optimizer) -> dict[Tensor, Tensor]:
     twin.__dict__.update(copy.deepcopy(own, memo))
     twin.__dict__.update({name: OrderedDict() for name in HOOKS})
     set_rate(twin, 0.0)
-    with random_kept({p.device for p in copies}):
+    with random_kept(generators), unhooked():
         twin.step()
     return {p: copied.detach() for p, copied in copies.items()}
 
 
-def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give ``weight_decay`` this value wherever an optimizer may look it up."""
+def set_rate(optimizer: Optimizer, rate: float, name: str = "weight_decay") -> None:
+    """Give the option this value wherever an optimizer may look it up."""
     for holder in (*optimizer.param_groups, optimizer.defaults, vars(optimizer)):
-        if "weight_decay" in holder:
-            holder["weight_decay"] = rate
-
-
-@contextmanager
-def random_kept(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Python's, numpy's and torch's random numbers go on afterwards as if none had been drawn."""
-    python, numbers = random.getstate(), np.random.get_state()
-    cuda = [device for device in devices if device.type == "cuda"]
-    try:
-        with torch.random.fork_rng(devices=cuda):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numbers)
+        if name in holder:
+            holder[name] = rate
