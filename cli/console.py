@@ -1,6 +1,7 @@
 """Results to the terminal: tables on stdout, progress on stderr."""
 
 import contextlib
+import math
 import sys
 import time
 import warnings
@@ -391,12 +392,17 @@ def sweep_summary(result: dict[str, Any]) -> None:
     ends = ", ".join(f"{count} {status}" for status, count in sorted(result["counts"].items()))
     out.print(f"\n[bold]Sweep[/] · cells: {ends}")
     if result["chosen_by"].startswith("validation"):
-        out.print("Best η and λ by mean validation top-1; top-1 is that of the test images.")
+        out.print(
+            "Best η and λ by mean validation top-1; top-1 is that of the test images,\n"
+            "both at each run's best epoch on validation."
+        )
     else:
         out.print(
             "Best η and λ by mean test top-1 of each run's ten best epochs;\n"
             "without --val-split the best of many settings is flattered."
         )
+    if any(row["seeds"] > 1 for row in result["best"]):
+        out.print("±: the 95 % interval over seeds.")
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in result["best"]:
         groups.setdefault((row["model"], row["dataset"], row["opt"]), []).append(row)
@@ -442,10 +448,10 @@ def _best_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _spread(of: dict[str, float]) -> str:
-    mean, deviation = of["mean"], of["std"]
+    mean, half_width = of["mean"], of["half_width"]
     if mean != mean:
         return "–"
-    spread = "" if deviation != deviation else f" ± {100 * deviation:.2f}"
+    spread = "" if half_width != half_width else f" ± {100 * half_width:.2f}"
     return f"{100 * mean:.2f}{spread} %"
 
 
@@ -550,12 +556,18 @@ def zeroshot_comparison(summaries: list[dict[str, Any]], folder: Path) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("model", "half-life"):
         table.add_column(title, justify="left" if title == "model" else "right")
-    for summary in sorted(summaries, key=lambda s: s["half_life"] or 1):
+    for summary in sorted(summaries, key=_half_life):
         table.add_row(escape(f"{summary['model']} · {summary['source']}"),
                       number(summary["half_life"]))  # fmt: skip
     out.print()
     out.print(table)
     out.print(f"Figure: {escape(str(folder / 'figures' / 'zeroshot.png'))}", soft_wrap=True)
+
+
+def _half_life(summary: dict[str, Any]) -> float:
+    """The half-life, or what is more than any where there is none."""
+    life = summary["half_life"]
+    return math.inf if life is None or life != life else life
 
 
 def report_written(result: dict[str, Any]) -> None:

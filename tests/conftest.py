@@ -40,3 +40,12 @@ def wdprobe(capsys, monkeypatch, tmp_path):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Cells are finished without training."""
+    from tests.sweeps.conftest import quick_train
+
+    monkeypatch.setattr("wd_probe.sweeps.cells.train", quick_train)
+    monkeypatch.setattr("wd_probe.sweeps.cells.prepare", lambda options: None)

@@ -188,7 +188,7 @@ def test_a_sweep(folders, tmp_path):
     ]  # fmt: skip
     assert "A sweep of 4 cells (4 finished) in 4 settings" in shown.text
     assert "chosen on the validation images" in shown.text
-    assert "does best" in shown.text
+    assert "does best, with " in shown.text or " tie, with " in shown.text
     assert "what ten times the best λ does to top-1" in shown.text or "at λ/10" in shown.text
     rows = shown.data["settings.csv"]
     assert [(r["method"], r["weight_decay"]) for r in rows] == [
@@ -212,6 +212,7 @@ def made_up(root, cells):
         summary = {
             "status": "finished" if top1 is not None else "diverged", "top1": top1, "steps": 7,
             "val_top1": validation, "best10": {"mean": top1},
+            "chosen": validation and {"val_top1": validation, "top1": top1},
         }  # fmt: skip
         (cell / "summary.json").write_text(json.dumps(summary))
     return root
@@ -235,18 +236,74 @@ def test_without_validation_the_page_says_that_the_test_images_chose(tmp_path):
     shown = written([made_up(tmp_path / "sweep", cells)], tmp_path)
     assert "chosen on the test images themselves" in shown.text
     assert (
-        "wd does best, with 85.0 ± 7.1 % top-1 at η 0.01, λ 0.1, 15.0 points above lpwd."
-        in shown.text
+        "wd does best, with 85.0 ± 63.5 % top-1 at η 0.01, λ 0.1, 15.0 points above lpwd, within "
+        "the 95 % interval of the difference (± 63.5)." in shown.text
     )
+    assert "ten times the best λ does to top-1: wd −85.0 points." in shown.text
     assert "Cells without a usable model (1)" in shown.text
     assert "at step 7" in shown.text
 
 
-def test_a_lead_within_the_seeds_is_no_lead(tmp_path):
-    cells = [("wd", 0.1, 0, 0.6, 0.9), ("wd", 0.1, 1, 0.9, 0.9), ("lpwd", 0.1, 0, 0.7, 0.8),
-             ("lpwd", 0.1, 1, 0.7, 0.8)]  # fmt: skip
+def test_a_lead_is_judged_by_its_difference_seed_by_seed(tmp_path):
+    """However far the seeds lie apart: 1 point at each of three, 0.9 to 1.1 or -4 to 6."""
+    for gaps, told in (
+        ((0.009, 0.010, 0.011), "1.0 points above lpwd."),
+        ((-0.04, 0.01, 0.06), "1.0 points above lpwd, within the 95 % interval of the difference ("
+                              "± 12.4)."),
+    ):  # fmt: skip
+        cells = [
+            (method, 0.1, seed, 0.5 + 0.1 * seed + gap * (method == "wd"), 0.9)
+            for seed, gap in enumerate(gaps)
+            for method in ("wd", "lpwd")
+        ]
+        shown = written([made_up(tmp_path / told / "sweep", cells)], tmp_path)
+        assert told in shown.text
+
+
+def test_a_tie_is_told_as_a_tie(tmp_path):
+    cells = [
+        ("baseline", 0.0, 0, 0.8, 0.9), ("wd", 0.1, 0, 0.7998, 0.9), ("pwd", 0.1, 0, 0.7996, 0.9),
+        ("lpwd", 0.1, 0, 0.78, 0.9),
+    ]  # fmt: skip
     shown = written([made_up(tmp_path / "sweep", cells)], tmp_path)
-    assert "5.0 points above lpwd, less than seeds are apart." in shown.text
+    assert "baseline, wd and pwd tie, with 80.0 % top-1." in shown.text
+    assert "does best" not in shown.text
+    assert "0.0 points above" not in shown.text
+
+
+@pytest.mark.filterwarnings("ignore:cells of s. 1 failed")
+def test_a_sweep_and_its_page_choose_the_same_setting(wdprobe, tmp_path, monkeypatch):
+    """Where the last epoch, the best one on validation and the test images each say another."""
+    scores = {  # η: validation and test top-1 at the best epoch, and after the last
+        0.02: ((0.90, 0.95), (0.60, 0.70)), 0.005: ((0.85, 0.93), (0.85, 0.93)),
+        0.001: ((0.80, 0.99), (0.80, 0.99)),
+    }  # fmt: skip
+
+    def train(options, listener):
+        best, last = scores[options.lr]
+        config = {name: getattr(options, name) for name in ("model", "opt", "lr", "weight_decay")}
+        config |= {"method": options.method, "seed": options.seed, "scale": None}
+        (options.output / "config.json").write_text(json.dumps(config))
+        if options.seed == 1 and options.lr == 0.02 and failing:
+            raise ValueError("it breaks")
+        summary = {
+            "status": "finished", "steps": 7, "top1": last[1], "val_top1": last[0],
+            "best10": {"mean": best[1]}, "chosen": {"val_top1": best[0], "top1": best[1]},
+        }  # fmt: skip
+        (options.output / "summary.json").write_text(json.dumps(summary))
+        return summary
+
+    monkeypatch.setattr("wd_probe.sweeps.cells.train", train)
+    monkeypatch.setattr("wd_probe.sweeps.cells.prepare", lambda options: None)
+    arguments = ["--lr", "1e-3,5e-3,2e-2", "--method", "wd", "--seeds", 2, "--output", "s"]
+    for failing, lr, top1 in ((True, 0.005, "93.0"), (False, 0.02, "95.0")):
+        code, out, _ = wdprobe("sweep", *arguments, "--json")
+        assert code == failing
+        (best,) = json.loads(out)["best"]
+        assert (best["lr"], f"{100 * best['top1']['mean']:.1f}") == (lr, top1)
+        _, out, _ = wdprobe("report", "s", "--json")
+        shown = Page(Path(json.loads(out)["page"]))
+        assert f"wd does best, with {top1} ± 0.0 % top-1 at η {lr:g}, λ 0.01" in shown.text
 
 
 def test_options_that_are_no_axis_of_the_maps_make_groups(tmp_path):

@@ -1,41 +1,60 @@
 """What a report page says of a sweep: best settings, maps of η and λ, robustness to λ."""
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..choices import METHODS
 from ..errors import InputError, printable, shown_line
 from ..runs import figures
 from ..runs.reading import read_json
 from ..runs.schema import Contents, RunConfig, RunSummary
-from ..sweeps.cells import Cell, Setting, Summary, settings
+from ..sweeps.cells import Cell, Summary
+from ..sweeps.results import (
+    CHOICE,
+    TOP1,
+    Basis,
+    Interval,
+    Setting,
+    basis,
+    best_settings,
+    change,
+    interval,
+    merit,
+    paired,
+    settings,
+)
 from ..training.options import TrainOptions, typed
 from .values import Columns, Figures, percent
 
 _ORDER = ("own", *METHODS)
 _LISTED = 20  # settings in the table; the CSV file has all
+_NOTHING = "0.0 points"
 _UNSEEN = ("command", "output", "data_dir", "hflip")  # of no account on the page
 _MAPPED = 2_500  # a map of more cells than this cannot be read, nor drawn in little room
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A sweep's folder read back: cells with a result, and why the others have none."""
+    """A sweep's folder read back: cells with a result, and why the others have none.
+
+    ``failed`` are those of the others that had begun, so that their place in the grid is known.
+    """
 
     path: Path
     cells: tuple[tuple[Cell, Summary], ...]
+    failed: tuple[tuple[Cell, Summary], ...]
     configs: tuple[Mapping[str, Any], ...]
     without: Mapping[str, tuple[str, str]]
 
     @property
     def settings(self) -> list[Setting]:
-        """The cells gathered over seeds."""
-        return settings(*zip(*self.cells, strict=True)) if self.cells else []
+        """All whose place is known, gathered over seeds."""
+        known = sorted(self.cells + self.failed, key=lambda item: _place(item[0].options))
+        return settings(*zip(*known, strict=True)) if known else []
 
     def counts(self) -> dict[str, int]:
         """How many cells came to each end."""
@@ -45,7 +64,7 @@ class Sweep:
 
 def read_sweep(path: Path) -> Sweep:
     """Read the options and the summary of every cell; a cell that cannot be read is named."""
-    cells, configs, without = [], [], {}
+    cells, failed, configs, without = [], [], [], {}
     for folder in sorted(p for p in (path / "cells").iterdir() if p.is_dir()):
         try:
             config = _json(folder / "config.json", RunConfig)
@@ -56,12 +75,14 @@ def read_sweep(path: Path) -> Sweep:
                 configs.append(config)
             else:
                 without[folder.name] = lost
+                if lost[0] == "failed" and config is not None:
+                    failed.append((_cell(folder.name, config), summary))
         except InputError as error:
             without[folder.name] = ("damaged", str(error))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             without[folder.name] = ("damaged", shown_line(f"{type(error).__name__}: {error}"))
     cells.sort(key=lambda item: _place(item[0].options))
-    return Sweep(path, tuple(cells), tuple(configs), without)
+    return Sweep(path, tuple(cells), tuple(failed), tuple(configs), without)
 
 
 def _json(file: Path, contents: type[Contents]) -> Any:
@@ -96,43 +117,9 @@ def _place(o: TrainOptions) -> tuple[Any, ...]:
             o.seed)  # fmt: skip
 
 
-# --- what a setting came to -----------------------------------------------------------------------
+# --- groups ---------------------------------------------------------------------------------------
 
-Basis = Literal["validation", "test"]
 Others = tuple[tuple[str, Any], ...]
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return statistics.fmean(known) if known else math.nan
-
-
-#: What a cell's top-1 is, and what settings are chosen by.
-_TOP1 = {"validation": ("top1",), "test": ("best10", "mean")}
-_CHOICE = {"validation": ("val_top1",), "test": ("best10", "mean")}
-
-
-def top1(setting: Setting, basis: Basis) -> float:
-    """Test top-1, mean over seeds; NaN where no seed came to a usable model.
-
-    With a validation split, after the last epoch; else the mean of the ten best epochs, which is
-    the paper's figure.
-    """
-    return _mean(setting.values(*_TOP1[basis]))
-
-
-def merit(setting: Setting, basis: Basis) -> float:
-    """What the best setting is chosen by; −∞ where a seed diverged."""
-    value = _mean(setting.values(*_CHOICE[basis]))
-    return value if math.isfinite(value) and not setting.diverged else -math.inf
-
-
-def _spread(setting: Setting, basis: Basis) -> str:
-    known = [100 * value for value in setting.values(*_TOP1[basis]) if math.isfinite(value)]
-    if not known:
-        return "–"
-    spread = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
-    return f"{statistics.fmean(known):.1f}{spread} %"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +147,15 @@ class Group:
             found.setdefault(setting.method, []).append(setting)
         return found
 
+    def top1(self, setting: Setting) -> float:
+        """Its test top-1, mean over seeds; NaN where no seed came to a usable model."""
+        return setting.mean(*TOP1[self.basis])
+
     def best(self) -> dict[str, Setting]:
-        """By method the best setting, the best method first; none where every setting diverged."""
-        found = {
-            method: max(tried, key=lambda setting: merit(setting, self.basis))
-            for method, tried in self.methods.items()
-        }
-        usable = {m: s for m, s in found.items() if math.isfinite(merit(s, self.basis))}
-        return dict(sorted(usable.items(), key=lambda item: -top1(item[1], self.basis)))
+        """By method the best setting, the best method first; none without a usable model."""
+        found = {b.setting.method: b.setting for b in best_settings(self.settings, self.basis)}
+        usable = {m: s for m, s in found.items() if math.isfinite(self.top1(s))}
+        return dict(sorted(usable.items(), key=lambda i: (i[1].diverged, -self.top1(i[1]))))
 
     def at(self, setting: Setting, factor: float) -> Setting | None:
         """The setting whose λ is ``factor`` times as large, all else equal."""
@@ -185,14 +173,8 @@ def groups(sweep: Sweep) -> list[Group]:
     found: dict[tuple[str, str, str, Others], list[Setting]] = {}
     for s in sweep.settings:
         found.setdefault((s.dataset, s.model, s.opt, s.others), []).append(s)
-    return [Group(*key, tuple(tried), _basis(tried)) for key, tried in found.items()]
-
-
-def _basis(tried: Sequence[Setting]) -> Basis:
-    """Validation only where every usable cell has it: else settings could not be compared."""
-    usable = [s for s in tried if not s.diverged]
-    has = [math.isfinite(_mean(s.values("val_top1"))) for s in usable]
-    return "validation" if has and all(has) else "test"
+    by = basis(sweep.settings)
+    return [Group(*key, tuple(tried), by) for key, tried in found.items()]
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -204,6 +186,8 @@ def section(sweep: Sweep) -> dict[str, Any]:
     return {
         "counts": sweep.counts(),
         "setting_count": len(sweep.settings),
+        "basis": basis(sweep.settings),
+        "several_seeds": any(len(setting.cells) > 1 for setting in sweep.settings),
         "sentences": [line for group in found for line in _findings(group)],
         "groups": [_shown(group) for group in found],
         "lost": _lost(sweep),
@@ -215,7 +199,6 @@ def _shown(group: Group) -> dict[str, Any]:
     best = group.best()
     return {
         "title": group.title,
-        "basis": group.basis,
         "methods": list(group.methods),
         "best": _best_rows(group, best),
         "figures": _maps(group, best) | _robustness(group, best) | _opposing(group),
@@ -228,11 +211,7 @@ def _findings(group: Group) -> list[str]:
     best = group.best()
     if not best:
         return [f"{group.title}: no setting came to a usable model."]
-    method, setting = next(iter(best.items()))
-    found = [
-        f"{group.title}: {method} does best, with {_spread(setting, group.basis)} top-1 at "
-        f"η {setting.lr:g}, λ {setting.weight_decay:g}{_ahead(group, best)}."
-    ]
+    found = [f"{group.title}: {_lead(group, best)}."]
     moves = {m: move for m, s in best.items() if (move := _change(group, s, 10)) is not None}
     if moves:
         told = ", ".join(f"{m} {_points(move, sign=True)}" for m, move in moves.items())
@@ -240,18 +219,48 @@ def _findings(group: Group) -> list[str]:
     return found
 
 
-def _ahead(group: Group, best: Mapping[str, Setting]) -> str:
-    """By how much the best method leads, and whether seeds differ by more."""
-    if len(best) < 2:
+def _lead(group: Group, best: Mapping[str, Setting]) -> str:
+    """Which method does best, by how much, and whether that may be chance; or which ones tie."""
+    (method, first), *others = best.items()
+    rivals = {m: s for m, s in others if not s.diverged}  # they come first
+    tied = [m for m, s in rivals.items() if _points(_ahead(group, first, s)) == _NOTHING]
+    if tied:
+        named = f"{', '.join([method, *tied[:-1]])} and {tied[-1]}"
+        return f"{named} tie, with {percent(group.top1(first), 1)} top-1"
+    lost = f" with {_kept(first)} seeds" if first.diverged else ""
+    told = f"{method} does best, with {_spread(group, first)} top-1 at "
+    told += f"η {first.lr:g}, λ {first.weight_decay:g}{lost}"
+    for name, second in rivals.items():
+        gap = paired(first, second, *TOP1[group.basis]).interval
+        return f"{told}, {_points(_ahead(group, first, second))} above {name}{_doubt(gap)}"
+    return told
+
+
+def _ahead(group: Group, first: Setting, second: Setting) -> float:
+    return group.top1(first) - group.top1(second)
+
+
+def _doubt(gap: Interval) -> str:
+    """What a lead is worth, from the difference seed by seed."""
+    if gap.count < 2:
+        return ", by a single seed" if gap.count else ", by different seeds"
+    if gap.half_width < abs(gap.mean):
         return ""
-    (_, first), (name, second) = list(best.items())[:2]
-    ahead = top1(first, group.basis) - top1(second, group.basis)
-    known = [s.values(*_TOP1[group.basis]) for s in (first, second)]
-    apart = max((statistics.stdev(v) for v in known if len(v) > 1), default=0.0)
-    doubt = ", less than seeds are apart" if ahead < apart else ""
-    if min(map(len, known)) < 2:
-        doubt = doubt or ", by a single seed"
-    return f", {_points(ahead)} above {name}{doubt}"
+    return f", within the 95 % interval of the difference (± {100 * gap.half_width:.1f})"
+
+
+def _spread(group: Group, setting: Setting) -> str:
+    found = interval(setting.values(*TOP1[group.basis]))
+    if not found.count:
+        return "–"
+    spread = f" ± {100 * found.half_width:.1f}" if found.count > 1 else ""
+    return f"{100 * found.mean:.1f}{spread} %"
+
+
+def _kept(setting: Setting) -> str:
+    """The seeds that came to a usable model."""
+    count = len(setting.cells)
+    return f"{count - setting.diverged} of {count}" if setting.diverged else f"{count}"
 
 
 def _points(share: float, sign: bool = False) -> str:
@@ -263,12 +272,9 @@ def _told_change(change: float | None) -> str:
 
 
 def _change(group: Group, setting: Setting, factor: float) -> float | None:
-    """What becomes of top-1 as λ is multiplied; it goes to 0 where the run diverges."""
+    """What becomes of top-1 as λ is multiplied; it goes to 0 where a seed diverges."""
     other = group.at(setting, factor)
-    if other is None:
-        return None
-    value = top1(other, group.basis)
-    return (value if math.isfinite(value) else 0.0) - top1(setting, group.basis)
+    return None if other is None else change(setting, other, *TOP1[group.basis])
 
 
 def _best_rows(group: Group, best: Mapping[str, Setting]) -> list[tuple[str, ...]]:
@@ -277,8 +283,8 @@ def _best_rows(group: Group, best: Mapping[str, Setting]) -> list[tuple[str, ...
             method,
             f"{s.lr:g}",
             f"{s.weight_decay:g}",
-            _spread(s, group.basis),
-            str(len(s.cells)),
+            _spread(group, s),
+            _kept(s),
             *(_told_change(_change(group, s, factor)) for factor in (10, 0.1)),
             percent(_rate(s)),
         )
@@ -287,13 +293,13 @@ def _best_rows(group: Group, best: Mapping[str, Setting]) -> list[tuple[str, ...
 
 
 def _maps(group: Group, best: Mapping[str, Setting]) -> Figures:
-    values = [top1(s, group.basis) for s in group.settings]
+    values = [group.top1(s) for s in group.settings]
     known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     limits = min(known), max(max(known), min(known) + 0.01)
     return {
         f"top1_{method}": (
             figures.lr_decay_map(
-                {(s.lr, s.weight_decay): top1(s, group.basis) for s in tried},
+                {(s.lr, s.weight_decay): group.top1(s) for s in tried},
                 "",
                 best=(best[method].lr, best[method].weight_decay) if method in best else None,
                 limits=limits,
@@ -313,7 +319,7 @@ def _robustness(group: Group, best: Mapping[str, Setting]) -> Figures:
         if method in best
     }
     lines = {
-        method: [(s.weight_decay, top1(s, group.basis)) for s in tried]
+        method: [(s.weight_decay, group.top1(s)) for s in tried]
         for method, tried in at_best.items()
     }
     if not any(len(line) > 1 for line in lines.values()):
@@ -326,7 +332,7 @@ def _robustness(group: Group, best: Mapping[str, Setting]) -> Figures:
 
 def _opposing(group: Group) -> Figures:
     points = {
-        method: [(_rate(s), top1(s, group.basis)) for s in tried]
+        method: [(_rate(s), group.top1(s)) for s in tried]
         for method, tried in group.methods.items()
     }
     known = {m: [p for p in pairs if all(map(math.isfinite, p))] for m, pairs in points.items()}
@@ -336,7 +342,7 @@ def _opposing(group: Group) -> Figures:
 
 
 def _rate(setting: Setting) -> float:
-    return _mean(setting.values("rate", "mean"))
+    return setting.mean("rate", "mean")
 
 
 def _columns(group: Group, tried: Sequence[Setting] | None = None) -> Columns:
@@ -348,22 +354,22 @@ def _columns(group: Group, tried: Sequence[Setting] | None = None) -> Columns:
         "weight_decay": [s.weight_decay for s in rows],
         "seeds": [len(s.cells) for s in rows],
         "no_model": [s.diverged for s in rows],
-        "top1": [top1(s, group.basis) for s in rows],
-        "val_top1": [_mean(s.values("val_top1")) for s in rows],
-        "best10": [_mean(s.values("best10", "mean")) for s in rows],
+        "top1": [group.top1(s) for s in rows],
+        "val_top1": [s.mean(*CHOICE["validation"]) for s in rows],
+        "best10": [s.mean("best10", "mean") for s in rows],
         "rop": [_rate(s) for s in rows],
     }
 
 
 def _settings_rows(group: Group) -> list[tuple[str, ...]]:
-    ranked = sorted(group.settings, key=lambda s: -merit(s, group.basis))[:_LISTED]
+    ranked = sorted(group.settings, key=lambda s: merit(s, group.basis), reverse=True)[:_LISTED]
     return [
         (
             s.method,
             f"{s.lr:g}",
             f"{s.weight_decay:g}",
-            _spread(s, group.basis),
-            percent(_mean(s.values("val_top1")), 1),
+            _spread(group, s),
+            percent(s.mean(*CHOICE["validation"]), 1),
             percent(_rate(s)),
             f"{s.diverged} of {len(s.cells)}" if s.diverged else "–",
         )

@@ -4,7 +4,6 @@ import contextlib
 import gc
 import hashlib
 import itertools
-import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +24,8 @@ from .ledger import Ledger
 
 #: More cells than this want a word of consent.
 MANY = 10_000
-_AXES = ("dataset", "model", "opt", "method", "lr", "weight_decay", "seed")
+#: The options that every row of a grid tells, in the order of their columns.
+AXES = ("dataset", "model", "opt", "method", "lr", "weight_decay", "seed")
 #: Lies in a cell's folder until all of its files are written.
 _INCOMPLETE = "incomplete"
 
@@ -273,7 +273,7 @@ def failure(cell: Cell, folder: Path, reason: str, seconds: float) -> Summary:
     """The summary of a cell that could not be run, which also stands in its folder."""
     own, options = folder / cell.name, cell.options
     failed = {
-        **{name: getattr(options, name) for name in (*_AXES, "scale", "command")},
+        **{name: getattr(options, name) for name in (*AXES, "scale", "command")},
         "optimizer": options.opt,
         "lr": options.learning_rate,
         "status": "failed",
@@ -297,11 +297,11 @@ def rows(cells: Sequence[Cell], summaries: Sequence[Summary | None]) -> list[dic
         cells: of a grid.
         summaries: of each; None for a cell that is not finished.
     """
-    others = _other_axes(cells)
+    others = other_axes(cells)
     return [
         {
             "cell": cell.name,
-            **{name: getattr(cell.options, name) for name in (*_AXES, *others)},
+            **{name: getattr(cell.options, name) for name in (*AXES, *others)},
             "lr": cell.options.learning_rate,
             **figures(summary),
         }
@@ -323,62 +323,7 @@ def figures(summary: Summary | None) -> dict[str, Any]:
     }
 
 
-def _other_axes(cells: Sequence[Cell]) -> list[str]:
+def other_axes(cells: Sequence[Cell]) -> list[str]:
     """The options besides the usual ones in which cells differ."""
-    names = [f.name for f in fields(TrainOptions) if f.name not in (*_AXES, *ELSEWHERE)]
+    names = [f.name for f in fields(TrainOptions) if f.name not in (*AXES, *ELSEWHERE)]
     return [name for name in names if len({getattr(c.options, name) for c in cells}) > 1]
-
-
-# --- what a grid came to --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """The cells of a grid that differ in nothing but their seed, by rising seed.
-
-    ``others`` are the further options in which the grid's settings differ, e.g. ``batch_size``.
-    """
-
-    dataset: str
-    model: str
-    opt: str
-    method: str
-    lr: float
-    weight_decay: float
-    cells: tuple[Summary, ...]
-    others: tuple[tuple[str, Any], ...] = ()
-
-    def values(self, *path: str) -> list[float]:
-        """A figure of every cell, NaN where it has none, e.g. ``("best10", "mean")``."""
-        found: list[float] = []
-        for cell in self.cells:
-            value: Any = cell
-            for key in path:
-                value = None if value is None else value.get(key)
-            found.append(math.nan if value is None else float(value))
-        return found
-
-    @property
-    def diverged(self) -> int:
-        """How many of the cells came to no usable model."""
-        return sum(cell["status"] != "finished" for cell in self.cells)
-
-
-def settings(cells: Sequence[Cell], summaries: Sequence[Summary]) -> list[Setting]:
-    """The cells of a grid gathered over seeds, in the order of the grid."""
-    others = _other_axes(cells)
-    gathered: dict[tuple[tuple[str, Any], ...], list[tuple[int, Summary]]] = {}
-    for cell, summary in zip(cells, summaries, strict=True):
-        o = cell.options
-        own = replace(o, lr=o.learning_rate)
-        key = tuple((name, getattr(own, name)) for name in (*_AXES[:-1], *others))
-        gathered.setdefault(key, []).append((o.seed, summary))
-    count = len(_AXES) - 1
-    return [
-        Setting(
-            **dict(key[:count]),
-            cells=tuple(s for _, s in sorted(found, key=lambda item: item[0])),
-            others=key[count:],
-        )
-        for key, found in gathered.items()
-    ]

@@ -21,9 +21,19 @@ from ..training.options import TrainOptions, ZeroshotOptions
 from ..training.scan import Listener as ScanListener
 from ..training.scan import scan
 from . import paper_figures
-from .analysis import Interval, difference, interval, robustness
-from .cells import Cell, Runner, Setting, SweepListener, grid, settings, sweep
-from .results import basis, best_settings
+from .cells import Cell, Runner, SweepListener, grid, sweep
+from .results import (
+    Basis,
+    Interval,
+    Setting,
+    basis,
+    best_settings,
+    difference,
+    interval,
+    paired,
+    robustness,
+    settings,
+)
 
 #: Table 2.
 LEARNING_RATES = {
@@ -55,7 +65,12 @@ TABLE3 = {"wd": "73.88±0.22", "rwd": "74.19±0.08", "pwd": "74.29±0.11", "lpwd
 
 
 def published(dataset: str, model: str, opt: str, method: str, table: str) -> str:
-    """The paper's own figure for a row, or "–" where it has none."""
+    """The paper's own mean for a row, its standard deviation in brackets; "–" where it has none."""
+    mean, _, deviation = _published(dataset, model, opt, method, table).partition("±")
+    return f"{mean} ({deviation})" if deviation else mean
+
+
+def _published(dataset: str, model: str, opt: str, method: str, table: str) -> str:
     if table == "table3":
         same = (dataset, model, opt) == (CIFAR100, CONVNEXT, "adam")
         return TABLE3.get(method, "–") if same else "–"
@@ -116,6 +131,16 @@ class _Context:
         """The settings whose fields have these values."""
         return [s for s in self.found if all(getattr(s, k) == v for k, v in wanted.items())]
 
+    @property
+    def basis(self) -> Basis:
+        """By what settings are chosen."""
+        return basis(self.found)
+
+    def best(self, **wanted: Any) -> dict[str, Setting]:
+        """By method the best of the settings whose fields have these values."""
+        found = best_settings(self.of(**wanted), self.basis)
+        return {best.setting.method: best.setting for best in found}
+
     def subjects(self) -> list[tuple[str, str, str]]:
         """(dataset, model, optimizer), each once."""
         return list(dict.fromkeys((s.dataset, s.model, s.opt) for s in self.found))
@@ -166,6 +191,8 @@ def reproduce(
     failed = [s for s in summaries if s["status"] == "failed"]
     context = _Context(name, options, cells, settings(cells, summaries), listener)
     result = EXPERIMENTS[name].show(context)
+    if any("±" in text for row in result.rows for text in row):
+        result.notes.append("±: the 95 % interval over seeds.")
     result.notes += _how(context)
     if failed:
         result.notes.append(f"{len(failed)} of {len(cells)} cells failed: {failed[0]['error']}")
@@ -229,6 +256,10 @@ _CHOSEN = {
     "test": "There was no validation split: η and λ of each row were chosen on the test images, as "
     "in the paper, which flatters every row.",
 }
+_RINGED = {
+    "validation": "chosen on validation images, while the map is of test images",
+    "test": "chosen on the test images themselves",
+}
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -257,17 +288,18 @@ def _table(context: _Context) -> Result:
     )  # fmt: skip
     for dataset, model, opt in context.subjects():
         own = context.of(dataset=dataset, model=model, opt=opt)
-        methods = list(dict.fromkeys(s.method for s in own))
-        chosen = {found.setting.method: found.setting for found in best_settings(own)}
-        for method in methods:
+        chosen = context.best(dataset=dataset, model=model, opt=opt)
+        for method in chosen:
             result.rows.append(_row(context, own, chosen, (dataset, model, opt, method)))
     result.notes += [
-        _CHOSEN[basis(context.found)].format(context.options.setting.val_split),
+        _CHOSEN[context.basis].format(context.options.setting.val_split),
         "best-10: the paper's measure, the mean of the ten best test top-1 of a run (of all epochs "
-        "where there are fewer), then the mean and 95 % interval over seeds; it chooses epochs by "
-        "the test set. last: after the last epoch, the same of every method.",
+        "where there are fewer), then the mean over seeds; it chooses epochs by the test set. "
+        "last: after the last epoch, the same of every method.",
         "The other moment (theory, fact 8): what an evaluation sees of rwd before its decay, of "
         "pwd and lpwd after it.",
+        "paper: its own mean, in brackets the standard deviation of the ten epochs, which is no "
+        "interval over seeds.",
         "against wd: mean difference of last top-1, in points, seed by seed; p of a paired t-test.",
         "falls by: the largest drop of last top-1 where λ moves by up to ten times at the same η.",
     ]
@@ -284,7 +316,7 @@ def _row(
     paper = published(*key, table=context.name)
     gap = None
     if wd is not None and setting is not wd:
-        gap = difference(setting.values("top1"), wd.values("top1"))
+        gap = paired(setting, wd, "top1")
     same = [s for s in own if s.method == setting.method]
     return (
         *key,
@@ -296,8 +328,8 @@ def _row(
         plus_minus(interval(setting.values("other_top1"))),
         "–" if gap is None else f"{100 * gap.interval.mean:+.2f}",
         "–" if gap is None or not math.isfinite(gap.p) else f"{gap.p:.2f}",
-        percent(interval(setting.values("rate", "mean")).mean, 3),
-        percent(interval(setting.values("literal_rate", "mean")).mean, 3),
+        percent(setting.mean("rate", "mean"), 3),
+        percent(setting.mean("literal_rate", "mean"), 3),
         percent(robustness(same, setting)) if setting.weight_decay else "–",
     )
 
@@ -313,7 +345,7 @@ def _fig1(context: _Context) -> Result:
             (
                 setting.dataset, setting.model, setting.opt, setting.method, f"{setting.lr:g}",
                 f"{setting.weight_decay:g}",
-                f"{interval(setting.values('train_loss')).mean:.3f}",
+                f"{setting.mean('train_loss'):.3f}",
                 plus_minus(interval(setting.values("best10", "mean"))),
                 plus_minus(interval(setting.values("top1"))),
                 f"{setting.diverged} of {len(setting.cells)}",
@@ -339,8 +371,8 @@ def _fig2(context: _Context) -> Result:
         result.rows.append(
             (
                 s.dataset, s.model, s.opt, f"{s.lr:g}", f"{s.weight_decay:g}",
-                percent(interval(s.values("rate", "mean")).mean, 4),
-                percent(interval(s.values("rate", "max")).mean, 4),
+                percent(s.mean("rate", "mean"), 4),
+                percent(s.mean("rate", "max"), 4),
                 plus_minus(interval(s.values("top1"))),
             )
         )  # fmt: skip
@@ -360,10 +392,7 @@ def _fig2(context: _Context) -> Result:
 
 def _by_rates(found: Sequence[Setting], *path: str) -> dict[tuple[float, float], float]:
     """A figure's mean over seeds by (η, λ); NaN where a seed diverged."""
-    return {
-        (s.lr, s.weight_decay): math.nan if s.diverged else interval(s.values(*path)).mean
-        for s in found
-    }
+    return {(s.lr, s.weight_decay): math.nan if s.diverged else s.mean(*path) for s in found}
 
 
 def _top(values: Mapping[tuple[float, float], float]) -> tuple[float, float] | None:
@@ -375,8 +404,8 @@ def _fig3a(context: _Context) -> Result:
     result = Result(columns=("dataset", "model", "optimizer", "η", "seed", "top-1, %", "half-life"))
     runs = []
     for dataset, model, opt in context.subjects():
-        (found,) = best_settings(context.of(dataset=dataset, model=model, opt=opt))
-        for cell in found.setting.cells:
+        (setting,) = context.best(dataset=dataset, model=model, opt=opt).values()
+        for cell in setting.cells:
             folder = context.options.output / "zeroshot" / Path(cell["run"]).name
             summary = _scanned(Path(cell["run"]), folder, context)
             result.rows.append(
@@ -417,8 +446,8 @@ def _fig3b(context: _Context) -> Result:
             ) or (None,)  # fmt: skip
             if pwd is None:
                 continue
-            ten = difference(pwd.values("best10", "mean"), rwd.values("best10", "mean"))
-            last = difference(pwd.values("top1"), rwd.values("top1"))
+            ten = paired(pwd, rwd, "best10", "mean")
+            last = paired(pwd, rwd, "top1")
             one = difference(pwd.values("other_top1"), rwd.values("top1"))  # after the last epoch
             for name, gap in (
                 ("best ten, each at its own moment", ten),
@@ -458,7 +487,7 @@ def _fig4(context: _Context) -> Result:
                 s.dataset, s.model, s.opt, s.method, f"{s.lr:g}", f"{s.weight_decay:g}",
                 plus_minus(interval(s.values("best10", "mean"))),
                 plus_minus(interval(s.values("top1"))),
-                percent(interval(s.values("rate", "mean")).mean, 3),
+                percent(s.mean("rate", "mean"), 3),
                 f"{s.diverged} of {len(s.cells)}",
             )
         )  # fmt: skip
@@ -471,8 +500,13 @@ def _fig4(context: _Context) -> Result:
         result.figures[f"fig4_{number}"] = figures.lr_decay_maps(
             maps,
             f"Best-10 top-1\n{model} on {dataset}, {opt}",
-            best={method: _top(values) for method, values in maps.items()},
+            best={
+                method: (s.lr, s.weight_decay)
+                for method, s in context.best(dataset=dataset, model=model, opt=opt).items()
+                if not s.diverged
+            },
         )
+    result.notes.append(f"Ring: the best η and λ of each method, {_RINGED[context.basis]}.")
     return result
 
 
@@ -483,10 +517,9 @@ def _fig5(context: _Context) -> Result:
     ):
         lines: dict[str, list[tuple[str, Interval]]] = {}
         for model in dict.fromkeys(s.model for s in context.found):
-            own = context.of(dataset=dataset, model=model, opt=opt)
-            for found in best_settings(own):
-                top1 = interval(found.setting.values("best10", "mean"))
-                lines.setdefault(found.setting.method, []).append((model, top1))
+            for method, setting in context.best(dataset=dataset, model=model, opt=opt).items():
+                top1 = interval(setting.values("best10", "mean"))
+                lines.setdefault(method, []).append((model, top1))
         result.figures[f"fig5_{number}"] = paper_figures.by_scale(f"{dataset}, {opt}", lines)
     return result
 

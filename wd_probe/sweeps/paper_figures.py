@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..runs.figures import INK, SERIES, dress, new_figure, smooth
-from .analysis import Interval
+from .results import Interval
 
 Columns = Mapping[str, list[float]]
 

@@ -78,10 +78,10 @@ def test_the_papers_own_grids():
 
 def test_published_figures_stand_beside_the_rows_they_belong_to():
     convnext, swin = paper.CONVNEXT, paper.SWIN
-    assert published("torch/cifar10", convnext, "adam", "wd", "table1") == "90.77±0.05"
-    assert published("torch/cifar100", swin, "momentum", "lpwd", "table1") == "71.95±0.10"
-    assert published("torch/cifar100", convnext, "momentum", "l2", "table1") == "72.46±0.17"
-    assert published("torch/cifar100", convnext, "adam", "rwd", "table3") == "74.19±0.08"
+    assert published("torch/cifar10", convnext, "adam", "wd", "table1") == "90.77 (0.05)"
+    assert published("torch/cifar100", swin, "momentum", "lpwd", "table1") == "71.95 (0.10)"
+    assert published("torch/cifar100", convnext, "momentum", "l2", "table1") == "72.46 (0.17)"
+    assert published("torch/cifar100", convnext, "adam", "rwd", "table3") == "74.19 (0.08)"
     assert published("digits", convnext, "adam", "wd", "table1") == "–"
     assert published("torch/cifar100", convnext, "adam", "rwd", "table1") == "–"
 

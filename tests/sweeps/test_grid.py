@@ -1,0 +1,70 @@
+import json
+
+import pytest
+
+from tests.sweeps.conftest import stamps
+from wd_probe.sweeps.grid import Claim, Plan
+
+
+def test_a_plan_is_the_same_from_text_numbers_and_order():
+    plans = [
+        Plan.of({"method": "wd", "lr": lr, "seeds": 2})
+        for lr in (["1e-3", "0.01"], [0.01, 0.001], (0.001, 0.01, 0.001))
+    ]
+    assert len({plan.key() for plan in plans}) == 1
+    assert Plan.of({"method": "wd", "lr": [0.01], "seeds": 2}).key() != plans[0].key()
+    folders = [
+        Plan.of({"dataset": d, "data_dir": p}).key()
+        for d in ("folder", "torch/cifar10")
+        for p in ("a", "b")
+    ]
+    assert folders[0] != folders[1]
+    assert folders[2] == folders[3]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", ["grid.toml", "grid.yaml"])
+def test_a_grid_from_a_file_gives_way_to_the_command_line(wdprobe, tmp_path, name):
+    text = {
+        "grid.toml": 'method = ["wd", "rwd"]\nlr = [1e-3, 1]\nsteps = 2\nbatch-size = [8, 16]\n',
+        "grid.yaml": "method: [wd, rwd]\nlr: [1e-3, 1]\nsteps: 2\nbatch_size: [8, 16]\n",
+    }[name]
+    (tmp_path / name).write_text(text)
+    code, out, err = wdprobe("sweep", name, "--method", "pwd", "--seeds", 3, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    found = {(c["method"], c["lr"], c["batch_size"], c["seed"]) for c in result["cells"]}
+    assert found == {("pwd", lr, b, s) for lr in (1e-3, 1.0) for b in (8, 16) for s in (0, 1, 2)}
+    assert {c["opt"] for c in result["cells"]} == {"adam"}
+    assert [b["batch_size"] for b in result["best"]] == [8, 16]
+    record = json.loads((tmp_path / result["run"] / "sweep.json").read_text())
+    assert record["axes"]["lr"] == [0.001, 1.0]
+    assert record["options"]["steps"] == 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_another_grids_folder_is_refused(wdprobe, tmp_path):
+    assert wdprobe("sweep", "--lr", "1e-3,1e-2", "--output", "s")[0] == 0
+    before = stamps(tmp_path)
+    code, out, err = wdprobe("sweep", "--lr", "1e-3", "--seeds", 2, "--output", "s")
+    assert (code, out) == (2, "")
+    assert (
+        "error: s holds another grid: lr is 0.001, 0.01 there and 0.001 here; "
+        "seed is 0 there and 0, 1 here; choose another --output" in err
+    )
+    assert stamps(tmp_path) == before
+    assert wdprobe("sweep", "--lr", "1e-2,1e-3,1e-2", "--device", "cpu", "--output", "s")[0] == 0
+    (tmp_path / "s/sweep.json").write_text("{")
+    code, _, err = wdprobe("sweep", "--lr", "1e-3,1e-2", "--output", "s")
+    assert code == 2
+    assert "s/sweep.json is damaged" in err
+
+
+@pytest.mark.usefixtures("quick")
+def test_two_processes_do_not_write_to_one_folder(wdprobe, tmp_path):
+    plan = Plan.of({"method": "lpwd", "opt": "adam"})
+    with Claim(tmp_path / "s", plan, plan.cells(False)):
+        code, _, err = wdprobe("sweep", "--output", "s")
+        assert code == 2
+        assert "another sweep is writing to s; let it end first" in err
+    assert wdprobe("sweep", "--output", "s")[0] == 0
