@@ -132,7 +132,7 @@ cells.train, cells.prepare = dying_train, lambda options: None
 for moment in sys.argv[1:]:
     child = os.fork()
     if not child:
-        sweep(grid(BASE, {"seed": range(5)}), Path(moment), Told())
+        cells.sweep(cells.grid(BASE, {"seed": range(5)}), Path(moment), Told())
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), end=" ")
 """
 
