@@ -36,3 +36,12 @@ def test_a_file_in_the_place_of_the_folder(monkeypatch, tmp_path):
     monkeypatch.setattr("wd_probe.cache.user_cache_path", lambda *_, **__: tmp_path / "wd_probe")
     with pytest.raises(InputError, match=r"wd_probe cannot be made \(File exists\); set XDG_CACHE"):
         cache_dir()
+
+
+@pytest.mark.parametrize("relative", ["cache", "./cache", "~/cache"])
+def test_a_relative_folder_is_ignored_as_the_standard_wants(monkeypatch, tmp_path, relative):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", relative)
+    assert cache_dir() == tmp_path / "home/.cache/wd_probe"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]

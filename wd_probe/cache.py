@@ -1,5 +1,6 @@
 """The folder for what can be made again: the compiled kernel, unpacked datasets."""
 
+import os
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -15,6 +16,8 @@ def cache_dir() -> Path:
     """
     try:
         folder = user_cache_path("wd_probe", appauthor=False)
+        if not Path(os.environ.get("XDG_CACHE_HOME") or "/").is_absolute():
+            folder = Path.home() / ".cache" / "wd_probe"  # the standard has relative ones ignored
     except RuntimeError:  # a user that the machine does not know, as in containers
         folder = Path()
     if not folder.is_absolute():  # older platformdirs: ~ left as it is

@@ -1,23 +1,16 @@
 """The passes over float32 weights on the CPU.
 
-They are in `cpu.c`, compiled once per machine with the C compiler that `torch.compile` uses too
-(``$CC``, else ``cc``) and kept in the user's cache. Without a compiler, or with
+They are in `cpu.c`, compiled on first use (see `compiled`). Without a compiler, or with
 ``WD_PROBE_KERNEL=0``, numpy does the same more slowly.
 """
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import resources
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,17 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...cache import cache_dir
-from ...errors import InputError
 from ..formulas import TALLY_FIELDS
 from ..movement import Moved
 from .blocks import Blocks, Integers, alike
+from .compiled import library
 
 _BLOCK = 1 << 18  # weights a thread takes at a time; also what keeps sums independent of threads
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-# OpenMP finds the runtime that torch has loaded already, and so the same threads: a pool of our own
-# would compete with theirs, which spin for a while after every operation.
-_THREADING = ("-fopenmp", "-fopenmp-simd")
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -215,46 +203,17 @@ def _pool() -> ThreadPoolExecutor:
 
 @functools.cache
 def passes() -> _Passes | None:
-    """The compiled passes, or None where they cannot be had."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if os.environ.get("WD_PROBE_KERNEL") == "0" or compiler is None:
+    """The compiled passes, or None where they are unavailable."""
+    names = [f"wd_probe_{name}" for name in _Passes._fields]
+    if os.environ.get("WD_PROBE_KERNEL") == "0":
         return None
-    try:
-        library = ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, InputError, subprocess.SubprocessError):
+    compiled = library(resources.files(__package__).joinpath("cpu.c").read_bytes(), names)
+    if compiled is None:
         return None
     pointer = ctypes.c_void_p
-    found = _Passes(*(getattr(library, f"wd_probe_{name}") for name in _Passes._fields))
-    for compiled, more in zip(found, (0, 0, 2, 2, 7), strict=True):
+    found = _Passes(*(getattr(compiled, name) for name in names))
+    for function, more in zip(found, (0, 0, 2, 2, 7), strict=True):
         shared = (ctypes.c_int64, pointer, pointer, pointer, ctypes.c_int)
-        compiled.argtypes = (*shared, *(pointer,) * more)  # type: ignore[attr-defined]
-        compiled.restype = None  # type: ignore[attr-defined]
+        function.argtypes = (*shared, *(pointer,) * more)  # type: ignore[attr-defined]
+        function.restype = None  # type: ignore[attr-defined]
     return found
-
-
-def _compiled(compiler: str) -> Path:
-    source = resources.files(__package__).joinpath("cpu.c").read_bytes()
-    machine = " ".join(
-        [compiler, *_FLAGS, *_THREADING, platform.platform(), platform.processor(), _cpu()]
-    )
-    key = hashlib.sha256(source + machine.encode()).hexdigest()[:16]
-    target = cache_dir() / f"kernel-{key}.so"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            built = Path(scratch, "kernel.so")
-            for threading in _THREADING:
-                command = [compiler, *_FLAGS, threading, "-x", "c", "-", "-o", str(built)]
-                done = subprocess.run(command, input=source, capture_output=True, timeout=60)
-                if done.returncode == 0:
-                    break
-            built.replace(target)  # atomic: another process never loads half a file
-    return target
-
-
-def _cpu() -> str:
-    """What `-march=native` depends on, so that a shared home folder serves different machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return "".join(line for line in lines[:40] if line.startswith(("model name", "flags")))
