@@ -95,6 +95,18 @@ def test_what_is_imported_is_declared_and_nothing_else():
     assert set(APART) - {"triton"} == set(project["optional-dependencies"]) - {"dev"}
 
 
+def test_files_that_are_no_code_are_listed_too():
+    listed = PROJECT["tool"]["setuptools"]["package-data"].items()
+    packaged = {
+        file
+        for package, patterns in listed
+        for pattern in patterns
+        for file in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    inside = {path for path in ROOT.glob("wd_probe/**/*") if path.is_file()}
+    assert packaged == {path for path in inside if path.suffix not in (".py", ".pyc")}
+
+
 def test_version_stands_in_one_place_more():
     assert PROJECT["project"]["version"] == wd_probe.__version__
 
