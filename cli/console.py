@@ -25,6 +25,7 @@ from rich.text import Text
 
 from wd_probe.errors import printable
 
+from .encoding import json_for
 from .processes import process
 
 
@@ -295,7 +296,7 @@ def _tails(layer: dict[str, Any]) -> list[str]:
 def to_stdout(text: str) -> None:
     """Machine-readable output, untouched by rich."""
     if not out.quiet:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(json_for(sys.stdout.encoding, text) + "\n")
 
 
 class ScanProgress:

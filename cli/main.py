@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from . import audit, dashboard, layers, report, reproduce, rop, sweep, train, zeroshot
+from .encoding import write_plainly
 from .processes import check_shared, process
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ def main() -> None:
     """Run the command line; expected errors are one line: exit code 2 for input, 1 for a run."""
     from wd_probe.errors import InputError, WdProbeError, printable
 
+    write_plainly()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C
     where = f"wdprobe: rank {process()}:" if process() else "wdprobe:"
     try:

@@ -150,14 +150,19 @@ class RunFolder:
 
     def json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file in one move; NaN becomes null."""
-        self.replace(name, lambda partial: partial.write_text(dumps(value, indent=2) + "\n"))
+        self.replace(
+            name, lambda partial: partial.write_text(dumps(value, indent=2) + "\n", "utf-8")
+        )
 
     def rows(self, name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Append rows to a CSV file; what is appended reaches the disk within two seconds."""
 
         def write() -> None:
             if name not in self._tables:
-                self._tables[name] = file = (self.path / name).open("a", newline="")
+                path = self.path / name
+                self._tables[name] = file = path.open(
+                    "a", encoding="utf-8", errors="backslashreplace", newline=""
+                )
                 if not file.tell():
                     csv.writer(file).writerow(header)
             csv.writer(self._tables[name]).writerows(rows)

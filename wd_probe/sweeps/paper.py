@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ..errors import InputError
 from ..runs import figures
-from ..runs.folder import dumps
+from ..runs.folder import dumps, write_whole
 from ..runs.reading import read_run
 from ..training.options import TrainOptions, ZeroshotOptions
 from ..training.scan import Listener as ScanListener
@@ -567,11 +567,12 @@ def markdown(title: str, result: Result) -> str:
 
 def _write(name: str, result: Result, folder: Path) -> list[Path]:
     page, table = folder / f"{name}.md", folder / f"{name}.csv"
-    page.write_text(markdown(EXPERIMENTS[name].title, result))
-    with table.open("w", newline="") as file:
+    write_whole(page, markdown(EXPERIMENTS[name].title, result))
+    with table.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         csv.writer(file).writerows([result.columns, *result.rows])
-    (folder / f"{name}.json").write_text(
-        dumps({"columns": result.columns, "rows": result.rows, "notes": result.notes}, indent=2)
+    write_whole(
+        folder / f"{name}.json",
+        dumps({"columns": result.columns, "rows": result.rows, "notes": result.notes}, indent=2),
     )
     figures.save(result.figures, folder / "figures")
     drawn = [folder / "figures" / f"{figure}.png" for figure in result.figures]
