@@ -68,10 +68,13 @@ def test_json_says_the_same_in_every_encoding(said, encoding):
 
 def test_files_are_utf_8_whatever_the_locale(tmp_path):
     environment = {**os.environ, "PYTHONWARNDEFAULTENCODING": "1", "PYTHONIOENCODING": "cp1252"}
-    command = [sys.executable, "-W", "error::EncodingWarning:wd_probe", "-c"]
-    code = "from wd_probe.cli import main; main.main()"
+    code = (
+        "import warnings; from wd_probe.cli import main\n"
+        "warnings.filterwarnings('error', category=EncodingWarning, module='wd_probe')\n"
+        "main.main()"
+    )
     done = subprocess.run(
-        [*command, code, "rop", *map(str, SHORT), "--output", "run-é"],
+        [sys.executable, "-c", code, "rop", *map(str, SHORT), "--output", "run-é"],
         cwd=tmp_path, env=environment, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

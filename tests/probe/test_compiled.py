@@ -162,7 +162,7 @@ X86 = "processor : 0\nmodel name\t: A CPU\nflags\t: sse2{}\n"
 @pytest.mark.parametrize(("cpuinfo", "more"), [(ARM, " sve"), (X86, " avx512f")])
 def test_the_key_knows_the_features_of_the_cpu(monkeypatch, cpuinfo, more):
     def key(text):
-        monkeypatch.setattr(compiled.Path, "read_text", lambda _: text)
+        monkeypatch.setattr(compiled.Path, "read_text", lambda *_: text)
         return compiled._key(SOURCE, "cc")
 
     plain, better = key(cpuinfo.format("")), key(cpuinfo.format(more))

@@ -46,7 +46,7 @@ def lock(folder: Path) -> TextIO:
         OSError: it cannot be written to.
     """
     while True:
-        file = (folder / _LOCK).open("a")
+        file = (folder / _LOCK).open("a", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -114,7 +114,7 @@ def _key(source: bytes, compiler: str) -> str:
 def _cpu() -> str:
     """The CPU's features, so that a shared home folder serves different machines."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
     return " ".join(sorted({line for line in lines if line.startswith(_FEATURES)}))
