@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim import optimizer as optimizer_module
 
+from .arguments import check_type
 from .errors import InputError
 
 #: Under these names wrappers (timm's Lookahead, accelerate, SAM) keep the optimizer they wrap.
@@ -25,8 +26,7 @@ def hooked(optimizer: Optimizer) -> Optimizer:
         InputError: it is no optimizer, or its hooks would never fire, or it is LBFGS, which moves
             the weights many times in one step.
     """
-    if not isinstance(optimizer, Optimizer):
-        raise InputError(f"a torch.optim.Optimizer is needed, got {type(optimizer).__name__}")
+    check_type(optimizer, "optimizer", Optimizer, "a torch.optim.Optimizer")
     if isinstance(optimizer, LBFGS):
         raise InputError("LBFGS moves the weights several times in one step: it has no single û")
     base = vars(optimizer).get(_INNER[0])

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .arguments import check_choice, check_count, check_rate, check_type
 from .choices import Scale
-from .errors import InputError
+from .errors import InputError, shown
 
 Definition = Literal["timm", "forward", "registration"]
 
@@ -70,7 +71,7 @@ def layers(model: nn.Module, inputs: Any = None, *, coarse: bool = False) -> Lay
         A tuple of :class:`Layer`; its ``definition`` says which way they were found.
 
     Raises:
-        InputError: the model has no parameters.
+        InputError: it is no module, or has no parameters.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -79,6 +80,7 @@ def layers(model: nn.Module, inputs: Any = None, *, coarse: bool = False) -> Lay
         1 0 ('0.weight', '0.bias')
         2 2 ('2.weight', '2.bias')
     """
+    check_type(model, "model", nn.Module, "a torch.nn.Module")
     model = unwrap(model)
     names = {raw: clean_name(raw, model) for raw, _ in model.named_parameters()}
     if not names:
@@ -99,6 +101,18 @@ def layers(model: nn.Module, inputs: Any = None, *, coarse: bool = False) -> Lay
     rank = {name: position for position, name in enumerate(order)}
     owners = dict(sorted(owners.items(), key=lambda item: rank.get(item[0], math.inf)))
     return _named(owners, names, "forward")
+
+
+def layers_or(groups: Layers | None, model: nn.Module) -> Layers:
+    """The layers that are given, else the model's.
+
+    Raises:
+        InputError: what is given are no layers.
+    """
+    if groups is None:
+        return layers(model)
+    check_type(groups, "groups", Layers, "what wd_probe.layers gives")
+    return groups
 
 
 #: Under which name a wrapper keeps the module it wraps, by the wrapper's package and class.
@@ -288,24 +302,11 @@ def layerwise_rates(n: int, rate: float, scale: Scale = "max2") -> tuple[float, 
         >>> layerwise_rates(4, 0.1)
         (0.05, 0.1, 0.15000000000000002, 0.2)
     """
-    if n < 1:
-        raise InputError(f"n must be at least 1, got {n}")
+    check_count(n, "n")
     check_rate(rate)
-    if scale not in get_args(Scale):
-        raise InputError(f"unknown scale {scale!r}; choose from {', '.join(get_args(Scale))}")
+    check_choice(scale, "scale", get_args(Scale))
     top = {"eq9": 1 / n, "max2": 2 / n, "mean": 2 / (n + 1)}[scale]
     return tuple(rate * i * top for i in range(1, n + 1))
-
-
-def check_rate(rate: float, what: str = "rate") -> float:
-    """The rate, if it is one.
-
-    Raises:
-        InputError: it is negative, not finite or no number.
-    """
-    if isinstance(rate, str) or not (math.isfinite(rate) and rate >= 0):
-        raise InputError(f"{what} must be a finite number ≥ 0, got {rate}")
-    return rate
 
 
 def decayed_parameters(model: nn.Module, *, filter_bias_and_bn: bool = False) -> tuple[str, ...]:
@@ -339,9 +340,12 @@ def chosen_parameters(
     Raises:
         InputError: the model has no parameter of such a name.
     """
+    check_type(model, "model", nn.Module, "a torch.nn.Module")
     own = dict(named_parameters(model))
     if names is None:
         return own
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InputError(f"parameters must be a list of names, got {shown(names)}")
     wanted = dict.fromkeys(names)
     for name in wanted:
         if not isinstance(name, str):
@@ -350,5 +354,5 @@ def chosen_parameters(
                 f"{type(name).__name__}"
             )
         if name not in own:
-            raise InputError(f"the model has no parameter named {name!r}")
+            raise InputError(f"parameters: the model has no parameter named {shown(name)}")
     return {name: own[name] for name in wanted}

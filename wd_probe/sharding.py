@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_type
 from .errors import InputError, Teller
 
 #: How long a process waits for the others to build their probe, in seconds.
@@ -31,8 +32,7 @@ def refuse_flat(model: nn.Module) -> None:
     Raises:
         InputError: it is no module; it, or a part of it, is wrapped by FSDP1.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"a torch.nn.Module is needed, got {type(model).__name__}")
+    check_type(model, "model", nn.Module, "a torch.nn.Module")
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise InputError(
             "FullyShardedDataParallel packs the parameters into flat shards, which have no layers; "

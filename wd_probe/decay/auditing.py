@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from ..arguments import check_type
 from ..choices import Method
 from ..errors import InputError
 from ..hooks import hooked
@@ -95,7 +96,7 @@ def audit(optimizer: Optimizer, model: nn.Module | None = None) -> AuditReport:
         The rule, the share taken off, every tensor, and warnings in plain words.
 
     Raises:
-        InputError: it is no optimizer, or it is LBFGS.
+        InputError: it is no optimizer, or it is LBFGS; the model is no module.
 
     Example:
         >>> import torch
@@ -109,6 +110,8 @@ def audit(optimizer: Optimizer, model: nn.Module | None = None) -> AuditReport:
         >>> print(report.warnings[0])
         norms and biases decay: 1 tensor (e.g. bias); give them a group with weight_decay=0
     """
+    if model is not None:
+        check_type(model, "model", nn.Module, "a torch.nn.Module")
     looked_at, remarks = _unwrapped(optimizer)
     audited = _Audit(looked_at, model)
     tensors = tuple(audited.tensors())

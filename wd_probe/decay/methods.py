@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..arguments import check_choice, check_rate
 from ..choices import METHODS, Convention, Method, Scale
 from ..errors import InputError, Teller
 from ..hooks import ForwardHooks, StepHooks, hooked_all
-from ..layering import Layers, check_rate, chosen_parameters, layers, layerwise_rates
+from ..layering import Layers, chosen_parameters, layers_or, layerwise_rates
 from ..sharding import local, refuse_flat
 
 #: When it is taken off: in the gradient, with the step, after the update, before the forward pass.
@@ -89,8 +90,10 @@ class WeightDecay:
         parameters: Iterable[str] | None = None,
         groups: Layers | None = None,
     ) -> None:
-        _check_choice("method", method, METHODS)
-        _check_choice("convention", convention, get_args(Convention))
+        check_choice(method, "method", METHODS)
+        check_choice(convention, "convention", get_args(Convention))
+        if scale is not None:
+            check_choice(scale, "scale", get_args(Scale))
         self.method: Method = method
         self.moment: Moment = _MOMENTS[method]
         self.convention: Convention = convention
@@ -139,7 +142,7 @@ class WeightDecay:
         _check_dense(self._model, chosen)
         self.layers = None
         if self.scale is not None:
-            self.layers = layers(self._model) if self._groups is None else self._groups
+            self.layers = layers_or(self._groups, self._model)
         self._names, self._shares = chosen, self._layer_shares(chosen)
 
     def _take_in(self, optimizer: Optimizer) -> None:
@@ -405,11 +408,6 @@ class WeightDecay:
     def __exit__(self, *_: object) -> None:
         """Detach."""
         self.detach()
-
-
-def _check_choice(what: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise InputError(f"unknown {what} {value!r}; choose from {', '.join(known)}")
 
 
 def _check_free(optimizer: Optimizer) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
+from types import NoneType
 from typing import Any, Self, get_args
 
 import numpy as np
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..arguments import check_choice, check_count, check_rate, check_type
 from ..errors import InputError, Teller, first_line
 from ..hooks import StepHooks, hooked_all
-from ..layering import Layers, check_rate, clean_name, layers, named_parameters
+from ..layering import Layers, clean_name, layers, layers_or, named_parameters
 from ..sharding import Shards, refuse_flat
 from . import formulas as penalty
 from .history import Thinned
@@ -76,9 +78,10 @@ class OpposingPenaltyProbe:
             record with the largest rate; `total` stays exact.
 
     Raises:
-        InputError: ``every`` < 1 or ``history`` < 2; an unknown reading or keep; an optimizer's
-            hooks never fire, it holds none of the model's parameters or is LBFGS; FSDP1; not every
-            process that holds a part of the parameters builds a probe.
+        InputError: ``every`` or ``profile_every`` < 1, ``history`` < 2; an unknown reading or keep;
+            another argument that is of a wrong kind; an optimizer's hooks never fire, it holds none
+            of the model's parameters or is LBFGS; FSDP1; not every process that holds a part of the
+            parameters builds a probe.
 
     Example:
         >>> net = nn.Linear(64, 10)
@@ -107,20 +110,23 @@ class OpposingPenaltyProbe:
         keep: Keep = "whole",
         history: int = 4096,
     ) -> None:
-        if keep not in get_args(Keep):
-            raise InputError(f"unknown keep {keep!r}; choose from whole, half, nothing")
-        if reading not in get_args(Reading):
-            raise InputError(f"unknown reading {reading!r}; choose from paired, literal")
-        if every < 1 or profile_every < 1:
-            raise InputError(f"every must be at least 1, got {min(every, profile_every)}")
-        if history < 2:
-            raise InputError(f"history must be at least 2, got {history}")
+        check_choice(keep, "keep", get_args(Keep))
+        check_choice(reading, "reading", get_args(Reading))
+        check_count(every, "every")
+        check_count(profile_every, "profile_every")
+        check_count(history, "history", least=2)
+        check_type(profile, "profile", Sequence, "a list of rates")
+        check_type(exact, "exact", (bool, NoneType), "True, False or None")
+        if parameters is not None:
+            check_type(parameters, "parameters", Mapping, "a mapping from names to tensors")
+            for p in parameters.values():
+                check_type(p, "each of parameters", Tensor, "a tensor")
         refuse_flat(model)
         self.optimizers = hooked_all(optimizer)
         self.every, self.profile_every = every, profile_every
         self.exact, self.reading = exact, reading
-        self.profile_rates = tuple(check_rate(rate) for rate in profile)
-        self.layers = layers(model) if groups is None else groups
+        self.profile_rates = tuple(check_rate(rate, "each of profile") for rate in profile)
+        self.layers = layers_or(groups, model)
         self._model = model
         self._finds_layers = groups is None
         self._tell = Teller()

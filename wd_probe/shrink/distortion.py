@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_finite, check_type
 from ..errors import InputError
-from ..layering import Layers, layers, unwrap
+from ..layering import Layers, layers_or, unwrap
 from .scan import Shrunk
 
 
@@ -58,12 +59,17 @@ def feature_distortion(
         For every scale, every layer that has an output, shallow to deep.
 
     Raises:
-        InputError: no scales, or no images.
+        InputError: no scales, one that is not finite, or no images.
     """
+    check_type(model, "model", nn.Module, "a torch.nn.Module")
+    check_type(batches, "batches", Iterable, "an iterable of batches of images")
+    check_type(scales, "scales", Sequence, "a list of numbers")
     if not scales:
-        raise InputError("feature_distortion needs at least one scale")
+        raise InputError("scales is empty: feature_distortion needs at least one scale")
+    for scale in scales:
+        check_finite(scale, "each of scales")
     model = unwrap(model)
-    groups = layers(model) if groups is None else groups
+    groups = layers_or(groups, model)
     # (scale, layer): Σab, Σaa, Σbb in float64
     sums = torch.zeros(len(scales), len(groups), 3, dtype=torch.float64)
     owners = _owners(model, groups)
@@ -86,7 +92,7 @@ def feature_distortion(
                 for name, product in products.items():
                     sums[number, owners[name]] += product
     if not seen:
-        raise InputError("feature_distortion was given no images")
+        raise InputError("batches is empty: feature_distortion was given no images")
     sums = sums if total is None else total(sums)
     return tuple(
         LayerDistortion(layer.index, layer.name, scale, *_read(*sums[number, k].tolist()))

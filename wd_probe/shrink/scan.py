@@ -10,7 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..arguments import check_callable, check_count, check_finite, check_rate, check_type
+from ..errors import InputError, shown
 from ..layering import chosen_parameters
 from ..sharding import local
 
@@ -153,7 +154,10 @@ def zero_shot_decay(
         >>> net.weight.sum().item()
         2.0
     """
-    check_steps(steps)
+    check_count(steps, "steps")
+    check_callable(evaluate, "evaluate", "a function of the model")
+    if on_point is not None:
+        check_callable(on_point, "on_point", "a function of a point")
     points = []
     with Shrunk(model, parameters) as shrunk:
         for step in range(steps + 1):
@@ -169,12 +173,6 @@ def zero_shot_decay(
             if on_point is not None:
                 on_point(points[-1])
     return tuple(points)
-
-
-def check_steps(steps: int) -> None:
-    """Raise InputError unless there is at least one step."""
-    if steps < 1:
-        raise InputError(f"steps must be at least 1, got {steps}")
 
 
 def bracket(
@@ -227,11 +225,19 @@ def half_life(
         below chance or never falls so far.
 
     Raises:
-        InputError: the curve has no such metric.
+        InputError: the curve has no such metric; a chance that is not finite, a tolerance < 0.
     """
+    check_callable(evaluate, "evaluate", "a function of the model")
+    check_finite(chance, "chance")
+    check_rate(tolerance, "tolerance")
+    check_type(curve, "curve", Sequence, "what zero_shot_decay gives")
+    for point in curve:
+        check_type(point, "each of curve", ScanPoint, "a ScanPoint")
     known = {name for point in curve for name in point.metrics}
     if metric not in known:
-        raise InputError(f"the curve has no metric {metric!r}; it has {', '.join(sorted(known))}")
+        raise InputError(
+            f"the curve has no metric {shown(metric)}; it has {', '.join(sorted(known)) or 'none'}"
+        )
     found = bracket([(p.scale, p.metrics.get(metric, math.nan)) for p in curve], chance)
     if found is None:
         return math.nan

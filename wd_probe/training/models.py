@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..arguments import check_rate
 from ..choices import Scale
 from ..errors import InputError, RunError, first_line, near_names, printable, shown_line
-from ..layering import check_rate, decayed_parameters, layers, layerwise_rates
+from ..layering import decayed_parameters, layers, layerwise_rates
 
 
 def create_model(
