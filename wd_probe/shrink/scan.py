@@ -85,8 +85,9 @@ class Shrunk:
 
     def __init__(self, model: nn.Module, parameters: Iterable[str] | None = None) -> None:
         self.model = model
-        self._names = None if parameters is None else list(parameters)
-        if not chosen_parameters(model, self._names):
+        chosen = chosen_parameters(model, parameters)
+        self._names = None if parameters is None else list(chosen)
+        if not chosen:
             raise InputError(f"{type(model).__name__} has no parameters to decay")
         self._weights: list[Tensor] = []
         self._kept: list[Tensor] = []
