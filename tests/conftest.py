@@ -1,4 +1,5 @@
 import os
+import shutil
 import sys
 
 import pytest
@@ -49,3 +50,35 @@ def quick(monkeypatch):
 
     monkeypatch.setattr("wd_probe.sweeps.cells.train", quick_train)
     monkeypatch.setattr("wd_probe.sweeps.cells.prepare", lambda options: None)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A run of three steps and a scan of it."""
+    from tests.small import Silent
+    from wd_probe.training.options import TrainOptions, ZeroshotOptions
+    from wd_probe.training.scan import scan
+    from wd_probe.training.train import train
+
+    root = tmp_path_factory.mktemp("made")
+    options = TrainOptions(
+        command="rop", model="test_convnext", batch_size=32, lr=1e-3, steps=3, every=1,
+        train_samples=96, output=root / "run",
+    )  # fmt: skip
+    train(options, Silent())
+    options = ZeroshotOptions(
+        run=root / "run", num_samples=16, steps=2, by="kind", by_steps=1, output=root / "scan"
+    )
+    scan(options, Silent())
+    return root
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """Makes a copy of one of them to be spoiled."""
+
+    def made_again(name):
+        kept = shutil.ignore_patterns("figures", "events*", "*.safetensors")
+        return shutil.copytree(made / name, tmp_path / name, ignore=kept)
+
+    return made_again

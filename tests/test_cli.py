@@ -293,7 +293,7 @@ def test_hub_not_reachable(wdprobe, monkeypatch):
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", refused)
     code, _, err = wdprobe("rop", "--model", "convnext_tiny", "--pretrained", "--steps", 1)
     assert code == 1
-    assert "convnext_tiny could not be had from the hub (no connection to the hub)" in err
+    assert "convnext_tiny could not be fetched from the hub (no connection to the hub)" in err
     assert "use --checkpoint with a local file" in err
 
 

@@ -36,7 +36,8 @@ def create_model(
         num_classes: outputs of the head.
         img_size: given to models that are built for one size (ViT, Swin, ...).
         pretrained: take timm's pretrained weights from the hub.
-        checkpoint: take the weights of this safetensors or torch file.
+        checkpoint: take the weights of this safetensors or torch file, or of such a file in this
+            folder; half precision is widened.
         reset_head: leave the classifier untrained where the checkpoint's has another shape.
         check_size: try one image, so that a model that cannot take the size is found out here.
 
@@ -62,7 +63,7 @@ def create_model(
             raise InputError(f"{name}: {error}") from error
         if pretrained or ":" in name:
             raise RunError(
-                f"the weights of {name} could not be had from the hub ({first_line(error)}); "
+                f"the weights of {name} could not be fetched from the hub ({first_line(error)}); "
                 "use --checkpoint with a local file, or leave --pretrained out"
             ) from error
         raise InputError(f"timm cannot build {name}: {first_line(error)}") from error
@@ -105,26 +106,12 @@ def _near(name: str) -> str:
     return near_names(name, timm.list_models()) or "; `timm.list_models()` names them all"
 
 
-def load_weights(model: nn.Module, path: Path, *, reset_head: bool = False) -> None:
-    """Load a checkpoint into a model; every tensor must fit.
-
-    Prefixes of DDP and `torch.compile` are taken off, half precision is widened, and an older
-    layout of the keys goes through timm's own filter for the model.
-
-    Args:
-        model: takes the weights.
-        path: a file, or a folder with ``model.safetensors`` or ``pytorch_model.bin``.
-        reset_head: leave the classifier as it is where its shape differs.
-
-    Raises:
-        InputError: the file is missing, damaged, holds code, or belongs to another model (the
-            message names the keys that differ).
-    """
-    model.load_state_dict(_fitting(model, path, reset_head), strict=not reset_head)
-
-
 def _fitting(model: nn.Module, path: Path, reset_head: bool) -> dict[str, Tensor]:
-    """A checkpoint's tensors under the model's names, without those of a head to be reset."""
+    """A checkpoint's tensors under the model's names, without those of a head to be reset.
+
+    Prefixes of DDP and `torch.compile` are taken off, and an older layout of the keys goes through
+    timm's own filter for the model.
+    """
     state, own = dict(read_weights(path)[0]), model.state_dict()
     old_layout = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if set(state) != set(own) and old_layout is not None:

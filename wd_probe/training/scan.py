@@ -136,7 +136,7 @@ def prepare(options: ZeroshotOptions, listener: Listener) -> Subject:
 
     Raises:
         InputError: options, files or data that cannot be used.
-        RunError: the pretrained weights could not be had.
+        RunError: the pretrained weights could not be fetched.
     """
     device = pick_device(options.device)
     subject = _subject(options, device, listener)
@@ -333,11 +333,11 @@ def _train(model: nn.Module, data: Batches, options: ZeroshotOptions, listener: 
 
 
 def scan(options: ZeroshotOptions, listener: Listener) -> dict[str, Any]:
-    """Scan one model; returns the summary, which also stands in the run folder.
+    """Scan one model; returns the summary, which is also in the run folder.
 
     Raises:
         InputError: options, files or data that cannot be used.
-        RunError: the pretrained weights could not be had.
+        RunError: the pretrained weights could not be fetched.
     """
     ranks.join(pick_device(options.device))
     if refusal := ranks.same("" if options.output is None else occupied(options.output)):
@@ -356,7 +356,7 @@ def scan(options: ZeroshotOptions, listener: Listener) -> dict[str, Any]:
         if folder is None:
             raise
         folder.close()
-        raise RunError(f"interrupted; what was measured stands in {folder.path}") from None
+        raise RunError(f"interrupted; what was measured is in {folder.path}") from None
     except RuntimeError as error:
         if ranks.size() == 1 or isinstance(error, RunError):
             raise
@@ -364,7 +364,7 @@ def scan(options: ZeroshotOptions, listener: Listener) -> dict[str, Any]:
         kept = "nothing was measured yet"
         if folder is not None:
             folder.close()
-            kept = f"what was measured stands in {folder.path}"
+            kept = f"what was measured is in {folder.path}"
         raise RunError(f"{ranks.FAILED} ({first_line(error)}); {kept}") from error
 
 

@@ -1,5 +1,5 @@
-import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,14 +9,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from tests.small import Silent
+from tests.strangers import ESCAPE
 from tests.test_cli import rows
+from tests.training.datasets import idx_files
 from wd_probe import RunError
 from wd_probe.runs import figures
 from wd_probe.runs.reading import read_run
 from wd_probe.training import models
 from wd_probe.training.data import HeldBatches
 from wd_probe.training.options import ZeroshotOptions
-from wd_probe.training.scan import Judge, Subject, metrics, scan
+from wd_probe.training.scan import Judge, Subject, metrics, prepare, scan
 
 SMALL = ["--num-samples", "64", "--steps", "10"]
 
@@ -24,7 +27,6 @@ SMALL = ["--num-samples", "64", "--steps", "10"]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of `wdprobe rop`, made once."""
-    from tests.test_experiments import Silent
     from wd_probe.training.options import TrainOptions
     from wd_probe.training.train import train
 
@@ -246,69 +248,14 @@ def test_a_gap_is_drawn_where_a_metric_is_no_number(trained, tmp_path):
 
 def test_ctrl_c_leaves_what_was_measured(trained, tmp_path):
     options = ZeroshotOptions(run=trained, steps=10, num_samples=32, output=tmp_path / "z")
-    with pytest.raises(RunError, match="interrupted; what was measured stands in"):
+    with pytest.raises(RunError, match="interrupted; what was measured is in"):
         scan(options, Watcher(4))
     assert [row["step"] for row in rows(tmp_path / "z/curve.csv")] == ["0", "1", "2", "3"]
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    torch.manual_seed(0)
-    state = timm.create_model("test_convnext", num_classes=10).state_dict()
-    ema = {key: value + 1 for key, value in state.items()}
-    return state, ema, tmp_path
-
-
-def loaded(path, **options):
-    model = timm.create_model("test_convnext", num_classes=10)
-    models.load_weights(model, path, **options)
-    return model.state_dict()
-
-
-def same(one, other, tolerance=0.0):
-    return all(torch.allclose(one[key], other[key], atol=tolerance, rtol=tolerance) for key in one)
-
-
-def test_checkpoints_people_really_have(checkpoint):
-    state, ema, folder = checkpoint
-    kept = {"arch": "test_convnext", "epoch": 3, "args": argparse.Namespace(lr=0.1)}
-    torch.save({**kept, "state_dict": state, "state_dict_ema": ema}, folder / "model_best.pth.tar")
-    assert same(loaded(folder / "model_best.pth.tar"), ema)
-    assert models.read_weights(folder / "model_best.pth.tar")[1] == "state_dict_ema"
-    torch.save({f"module._orig_mod.{k}": v for k, v in state.items()}, folder / "ddp.pt")
-    assert same(loaded(folder / "ddp.pt"), state)
-    save_file({k: v.half() for k, v in state.items()}, str(folder / "half.safetensors"))
-    half = loaded(folder / "half.safetensors")
-    assert {v.dtype for v in half.values()} == {torch.float32}
-    assert same(half, state, 1e-2)
-    (folder / "hub").mkdir()
-    save_file(state, str(folder / "hub/model.safetensors"))
-    assert same(loaded(folder / "hub"), state)
-
-
-def test_older_key_layouts_go_through_timms_own_filter(tmp_path):
-    """The layout of the original ConvNeXt repository."""
-    model = timm.create_model("convnext_atto", num_classes=10)
-    old = {}
-    for key, value in model.state_dict().items():
-        key = key.replace("stem.", "downsample_layers.0.").replace("conv_dw", "dwconv")
-        key = key.replace("mlp.fc1", "pwconv1").replace("mlp.fc2", "pwconv2")
-        key = key.replace("head.norm", "norm").replace("head.fc", "head")
-        if ".downsample." in key:
-            stage = int(key.split(".")[1])
-            key = f"downsample_layers.{stage}.{key.split('.downsample.')[1]}"
-        key = key.replace(".blocks.", ".")
-        old[key] = value.reshape(value.shape[:2]) if "pwconv" in key and value.ndim == 4 else value
-    torch.save({"model": old}, tmp_path / "old.pth")
-    fresh = timm.create_model("convnext_atto", num_classes=10)
-    models.load_weights(fresh, tmp_path / "old.pth")
-    assert same(fresh.state_dict(), model.state_dict())
-
-
-def test_the_head_is_replaced_only_when_asked(checkpoint, wdprobe, trained):
-    _, _, folder = checkpoint
+def test_the_head_is_replaced_only_when_asked(wdprobe, trained, tmp_path):
     seven = timm.create_model("test_convnext", num_classes=7).state_dict()
-    save_file(seven, str(folder / "seven.safetensors"))
+    save_file(seven, str(tmp_path / "seven.safetensors"))
     given = ["zeroshot", "--model", "test_convnext", "--checkpoint", "seven.safetensors",
              "--img-size", 32, "--no-distortion", *SMALL]  # fmt: skip
     code, _, err = wdprobe(*given)
@@ -349,3 +296,50 @@ def test_bad_input_gets_one_clear_line(wdprobe, tmp_path, case):
     assert message in err
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
+
+
+# --- what a run's own config may ask for ----------------------------------------------------------
+
+ASKED = {
+    "hub": ({"model": "hf-hub:timm/a"}, "names hf-hub:timm/a, which timm would fetch"),
+    "folder": ({"model": "local-dir:/etc"}, "names local-dir:/etc, which timm would fetch"),
+    "no model": ({"model": ESCAPE}, "unknown model"),
+    "data set": ({"dataset": "hfds/a/b"}, "names hfds/a/b, which timm would fetch"),
+    "data folder": ({"data_dir": "/etc"}, "trained on images in /etc"),
+    "size": ({"img_size": 10**9}, "classes of 1000000000×1000000000 images"),
+    "classes": ({"num_classes": 10**12}, "is of another model: tensors 2 of another shape"),
+    "no classes": ({"num_classes": 0}, "asks for 0 classes"),
+    "larger model": ({"model": "vit_giant_patch14_224"}, "is of another model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_a_runs_config_is_not_followed_out_of_its_folder(made, copy, wdprobe, case, monkeypatch):
+    folder, (change, told) = copy("run"), ASKED[case]
+    shutil.copy(made / "run/model.safetensors", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    real = models.timm.create_model
+
+    def on_meta(name, **options):
+        assert ":" not in name
+        assert torch.get_default_device().type == "meta"
+        return real(name, **options)
+
+    monkeypatch.setattr(models.timm, "create_model", on_meta)
+    code, out, err = wdprobe("zeroshot", "--run", folder)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert err[:-1].isprintable()
+
+
+def test_a_runs_data_folder_is_read_when_it_is_given(made, copy, tmp_path):
+    folder = copy("run")
+    shutil.copy(made / "run/model.safetensors", folder)
+    config = json.loads((folder / "config.json").read_text())
+    changed = config | {"data_dir": "/somewhere", "dataset": "torch/fashion_mnist"}
+    (folder / "config.json").write_text(json.dumps(changed))
+    (tmp_path / "idx").mkdir()
+    idx_files(tmp_path / "idx")
+    options = ZeroshotOptions(run=folder, data_dir=tmp_path / "idx", steps=2)
+    assert prepare(options, Silent()).images == 20

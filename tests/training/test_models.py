@@ -1,0 +1,197 @@
+import argparse
+import json
+import os
+import pickle
+import struct
+import sys
+import zipfile
+
+import pytest
+import timm
+import torch
+from hypothesis import given
+from safetensors.torch import save_file
+
+from tests.strangers import ESCAPE, QUICK, outcome, spoiled
+from wd_probe import InputError
+from wd_probe.training import models
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    state = timm.create_model("test_convnext", num_classes=10).state_dict()
+    ema = {key: value + 1 for key, value in state.items()}
+    return state, ema, tmp_path
+
+
+def loaded(path, name="test_convnext"):
+    model = models.create_model(name, num_classes=10, img_size=32, checkpoint=path)
+    return model.state_dict()
+
+
+def same(one, other, tolerance=0.0):
+    return all(torch.allclose(one[key], other[key], atol=tolerance, rtol=tolerance) for key in one)
+
+
+def test_checkpoints_people_really_have(checkpoint):
+    state, ema, folder = checkpoint
+    kept = {"arch": "test_convnext", "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    torch.save({**kept, "state_dict": state, "state_dict_ema": ema}, folder / "model_best.pth.tar")
+    assert same(loaded(folder / "model_best.pth.tar"), ema)
+    assert models.read_weights(folder / "model_best.pth.tar")[1] == "state_dict_ema"
+    torch.save({f"module._orig_mod.{k}": v for k, v in state.items()}, folder / "ddp.pt")
+    assert same(loaded(folder / "ddp.pt"), state)
+    save_file({k: v.half() for k, v in state.items()}, str(folder / "half.safetensors"))
+    half = loaded(folder / "half.safetensors")
+    assert {v.dtype for v in half.values()} == {torch.float32}
+    assert same(half, state, 1e-2)
+    (folder / "hub").mkdir()
+    save_file(state, str(folder / "hub/model.safetensors"))
+    assert same(loaded(folder / "hub"), state)
+
+
+def test_older_key_layouts_go_through_timms_own_filter(tmp_path):
+    """The layout of the original ConvNeXt repository."""
+    model = timm.create_model("convnext_atto", num_classes=10)
+    old = {}
+    for key, value in model.state_dict().items():
+        key = key.replace("stem.", "downsample_layers.0.").replace("conv_dw", "dwconv")
+        key = key.replace("mlp.fc1", "pwconv1").replace("mlp.fc2", "pwconv2")
+        key = key.replace("head.norm", "norm").replace("head.fc", "head")
+        if ".downsample." in key:
+            stage = int(key.split(".")[1])
+            key = f"downsample_layers.{stage}.{key.split('.downsample.')[1]}"
+        key = key.replace(".blocks.", ".")
+        old[key] = value.reshape(value.shape[:2]) if "pwconv" in key and value.ndim == 4 else value
+    torch.save({"model": old}, tmp_path / "old.pth")
+    assert same(loaded(tmp_path / "old.pth", "convnext_atto"), model.state_dict())
+
+
+def crafted(header, body=b"", length=None):
+    text = json.dumps(header).encode() if isinstance(header, dict) else header
+    return struct.pack("<Q", len(text) if length is None else length) + text + body
+
+
+F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+SAFETENSORS = {
+    "long header": crafted(b"{}", length=2**60),
+    "overlap": crafted({"a": F32, "b": F32 | {"data_offsets": [4, 12]}}, bytes(12)),
+    "same bytes": crafted({"a": F32, "b": F32}, bytes(8)),
+    "beyond the end": crafted({"a": F32 | {"shape": [200], "data_offsets": [0, 800]}}, bytes(8)),
+    "huge shape": crafted({"a": F32 | {"shape": [2**40, 2**40]}}, bytes(8)),
+    "unknown dtype": crafted({"a": F32 | {"dtype": "X9"}}, bytes(8)),
+    "negative": crafted({"a": F32 | {"shape": [-2]}}, bytes(8)),
+    "no tensors": crafted({}),
+    "not json": crafted(b"\xff" * 9),
+    "deep": crafted(b"[" * 100_000),
+    "complex": crafted({"a": F32 | {"dtype": "C64", "shape": [1]}}, bytes(8)),
+}
+
+
+@pytest.mark.parametrize("case", SAFETENSORS)
+def test_crafted_safetensors(tmp_path, case):
+    (tmp_path / "a.safetensors").write_bytes(SAFETENSORS[case])
+    assert outcome(lambda: models.read_weights(tmp_path / "a.safetensors"), "a.safetensors") is None
+
+
+class Code:
+    def __reduce__(self):
+        return os.system, (f"touch {MARKER}",)
+
+
+class Expanded:
+    """A tensor of 2^50 elements over one number."""
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, (
+            torch.zeros(1).untyped_storage(), 0, (2**25, 2**25), (0, 0), False, {},
+        )  # fmt: skip
+
+
+MARKER = "ran"
+
+
+def _packed(path):
+    """A torch file whose 64 MiB of zeros take 64 KiB."""
+    torch.save({"a": torch.zeros(1 << 24)}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {info: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for info, content in parts.items():
+            archive.writestr(info.filename, content, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 1 << 20
+
+
+def _nested(path):
+    held = torch.zeros(1)
+    for _ in range(5000):
+        held = [held]
+    sys.setrecursionlimit(40_000)
+    try:
+        torch.save({"a": held}, path)
+    finally:
+        sys.setrecursionlimit(1000)
+
+
+PICKLES = {
+    "code": lambda p: torch.save({"a": Code()}, p),
+    "code, old format": lambda p: torch.save(Code(), p, _use_new_zipfile_serialization=False),
+    "plain pickle": lambda p: p.write_bytes(pickle.dumps({"model": Code()})),
+    "expanded": lambda p: torch.save({"a": torch.zeros(1).expand(2**25, 2**25)}, p),
+    "packed": _packed,
+    "sparse": lambda p: torch.save({"a": torch.eye(2).to_sparse()}, p),
+    "meta": lambda p: torch.save({"a": torch.empty(2**40, device="meta")}, p),
+    "complex": lambda p: torch.save({"a": torch.zeros(2, dtype=torch.complex64)}, p),
+    "keys": lambda p: torch.save({1: torch.zeros(1), ESCAPE[:9]: torch.zeros(1)}, p),
+    "a list": lambda p: torch.save([torch.zeros(1)], p),
+    "a function": lambda p: p.write_bytes(pickle.dumps(print)),
+    "empty": lambda p: p.write_bytes(b""),
+    "a script": lambda p: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), str(p)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*TorchScript.*:UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("case", PICKLES)
+def test_crafted_pickles(tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    PICKLES[case](tmp_path / "a.pt")
+    assert outcome(lambda: models.read_weights(tmp_path / "a.pt"), "a.pt") is None
+    assert not (tmp_path / MARKER).exists()
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "new.pt", "old.pt"])
+def test_spoiled_checkpoints(tmp_path, name):
+    state = {"a.weight": torch.arange(12.0).view(3, 4), "a.bias": torch.ones(3)}
+    path = tmp_path / name
+    if name == "a.safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=name == "new.pt")
+    good = path.read_bytes()
+    assert set(models.read_weights(path)[0]) == set(state)
+
+    @QUICK
+    @given(spoiled(good))
+    def check(found):
+        path.write_bytes(found)
+        read = outcome(lambda: models.read_weights(path), name)
+        model = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 3)})
+        if read is not None:
+            outcome(lambda: model.load_state_dict(models._fitting(model, path, False)), name)
+
+    check()
+
+
+def test_what_does_not_fit_takes_no_memory(tmp_path, monkeypatch):
+    save_file({"head.weight": torch.zeros(0, 2**40)}, tmp_path / "a.safetensors")
+    built = []
+    real = models._build
+    monkeypatch.setattr(
+        models, "_build", lambda *a: built.append(torch.get_default_device().type) or real(*a)
+    )
+    with pytest.raises(InputError, match=r"a\.safetensors is of another model"):
+        models.create_model(
+            "test_convnext", num_classes=10**9, img_size=32, checkpoint=tmp_path / "a.safetensors"
+        )
+    assert built == ["meta"]
