@@ -35,11 +35,12 @@ import json, os, random, signal, sys, threading, traceback
 import timm, torch
 from timm.models import register_model
 from wd_probe.cli import console as render, main as cli
+from wd_probe.runs import figures, recorder
 from wd_probe.training import checkpoint as recovery, train
 from wd_probe.training.data import catalogue
 
 torch.set_num_threads(1)
-train.figures.draw_training = lambda run: {}  # other tests draw
+figures.draw_training = lambda run: {}  # other tests draw
 whole_splits = catalogue._splits
 whole_splits("digits", 32, None, False)  # kept, so that no child reads them again
 catalogue._splits = lambda *named: tuple(
@@ -81,7 +82,7 @@ def in_an_evaluation(left=[2]):
     train.evaluate = evaluate
 
 def at_the_figures():
-    train._draw = lambda *_: die()
+    recorder.Recorder._draw = lambda *_: die()
 
 PLACES = {"save": in_a_save, "evaluation": in_an_evaluation, "figures": at_the_figures}
 

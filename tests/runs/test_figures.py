@@ -1,14 +1,20 @@
+import numpy as np
+
 from wd_probe.runs import figures
 
 
-def test_maps_mark_the_best_and_what_came_to_nothing():
-    nan = float("nan")
-    drawn = figures.lr_decay_map(
-        {(0.1, 1.0): 0.5, (0.1, 2.0): nan, (0.2, 1.0): 0.75}, "map", best=(0.2, 1.0)
-    )
-    axes = drawn.axes[0]
-    assert {(t.get_position(), t.get_text()) for t in axes.texts} == {
-        ((0, 0), "75.0"), ((0, 1), "50.0"), ((1, 1), "×"),
-    }  # fmt: skip
-    assert axes.collections[0].get_offsets().tolist() == [[0, 0]]
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["0.2", "0.1"]
+def test_maps_of_uneven_steps_keep_the_largest_and_fill_what_is_between():
+    steps = np.array([1.0, 2.0, 3.0, 4.0, 8.0])
+    grid = np.array([[0.1, 0.2, 0.3, 0.4, 0.8]])
+    even, where = figures._evenly(grid, steps)
+    assert even.tolist() == [[0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4, 0.8]]
+    assert where.tolist() == list(range(1, 9))
+    steps = np.concatenate([np.arange(1, 2001), np.arange(2010, 100_000, 90)]).astype(float)
+    grid = np.sin(steps)[None] ** 2
+    even, where = figures._evenly(grid, steps)
+    assert even.shape == (1, 1000)
+    assert even.max() == grid.max()
+    assert (where[0], where[-1]) == (1, steps[-1])
+    same, unchanged = figures._evenly(grid[:, :2000], steps[:2000])
+    assert same.shape == (1, 2000)
+    assert unchanged is not steps

@@ -1,49 +1,124 @@
-"""What a training run has measured so far: in memory, in its folder, on its dashboard."""
+"""Writes down a training run of any loop, and keeps what its end needs in little room."""
 
 import math
 import statistics
-from collections.abc import Callable
-from dataclasses import astuple, dataclass
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 import torch
 
+from ..errors import InputError, WdProbeWarning
+from ..layering import Layers
 from ..probe.probe import OpposingPenaltyProbe
-from ..probe.records import ProfileRecord, StepRecord, Tally
-from ..training.loop import Score, Step
+from ..probe.records import ProfileRecord, StepRecord
+from . import figures
+from .findings import findings
 from .folder import RunFolder
-from .running import Running, Stretches
+from .reading import read_run
 from .tensorboard import Dashboard
 
 _SHARES = ("rate", "mass", "flip_rate")
 _COUNTS = ("penalized", "opposing", "flipped", "nonfinite")
 
 
+class Running:
+    """Count, mean, largest and last of numbers that come one by one; NaN counts as last only."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.top, self.last = 0, 0.0, math.nan, math.nan
+
+    def add(self, value: float) -> None:
+        """One more."""
+        self.last = value
+        if math.isfinite(value):
+            self.count += 1
+            self.total += value
+            self.top = value if math.isnan(self.top) else max(self.top, value)
+
+    @property
+    def mean(self) -> float:
+        """Of those that are numbers; NaN if none is."""
+        return self.total / self.count if self.count else math.nan
+
+    def statistics(self) -> dict[str, float]:
+        """Mean, largest and last; all NaN if none is a number."""
+        last = self.last if self.count else math.nan
+        return {"mean": self.mean, "max": self.top, "last": last}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its four numbers."""
+        return vars(self).copy()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken."""
+        self.count, self.total = int(state["count"]), float(state["total"])
+        self.top, self.last = float(state["top"]), float(state["last"])
+
+
+class Stretches:
+    """Cuts a run's steps into stretches: of one step for the first 2,000, then ever longer.
+
+    A stretch is a thousandth of the steps before it, so that their number grows with the logarithm
+    of the run's length: 6,178 for 100,000 steps, 10,791 for ten million.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.end = 0, 0
+
+    def ends(self) -> bool:
+        """Count a step; whether it is the last of its stretch."""
+        if self.count == self.end:
+            self.end += max(1, self.count // 1000)
+        self.count += 1
+        return self.count == self.end
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its two numbers."""
+        return vars(self).copy()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken."""
+        self.count, self.end = int(state["count"]), int(state["end"])
+
+
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What an epoch came to: scores on the test images, at the other moment, on the held-out part.
+    """The result of an epoch, a row of ``epochs.csv``; NaN where nothing was evaluated.
 
-    ``other`` is what an evaluation sees of rwd's weights before their decay, or of pwd's after it
-    (theory fact 8).
+    Attributes:
+        epoch: its number, from 1.
+        step: its last step.
+        train_loss: the mean over its steps.
+        top1: on the test images, as a share of 1.
+        loss: likewise, mean cross-entropy.
+        other_top1: of rwd's weights before their decay, or of pwd's after it (theory fact 8).
+        other_loss: likewise.
+        val_top1: on the validation split.
+        val_loss: likewise.
     """
 
     epoch: int
     step: int
-    train_loss: float
-    test: Score
-    other: Score
-    validation: Score
+    train_loss: float = math.nan
+    top1: float = math.nan
+    loss: float = math.nan
+    other_top1: float = math.nan
+    other_loss: float = math.nan
+    val_top1: float = math.nan
+    val_loss: float = math.nan
 
 
-class Journal:
+class Recorder:
     """Writes what a run measures, as it is measured, and keeps only totals of it.
 
-    ``steps.csv`` has every step. ``layers.csv`` and the dashboard have one of each of
-    :class:`.running.Stretches`: the record with the largest R_op, the mean loss.
+    It asks nothing of the loop but plain numbers. ``steps.csv`` has every step. ``layers.csv`` and
+    the dashboard have one of each of :class:`Stretches`: the record with the largest R_op, the
+    mean loss.
 
     Args:
         folder: the run folder.
-        board: the dashboard, if there is one.
         probe: measures R_op; None where nothing is measured.
         literal: measures it by the literal reading of Eq. 10, for pwd and lpwd.
     """
@@ -51,16 +126,15 @@ class Journal:
     def __init__(
         self,
         folder: RunFolder,
-        board: Dashboard | None,
-        probe: OpposingPenaltyProbe | None,
-        literal: OpposingPenaltyProbe | None,
+        probe: OpposingPenaltyProbe | None = None,
+        literal: OpposingPenaltyProbe | None = None,
     ) -> None:
-        self.folder, self.board, self.probe, self.literal = folder, board, probe, literal
+        self.folder, self.probe, self.literal = folder, probe, literal
         self.shares = {name: Running() for name in (*_SHARES, "literal_rate")}
         self.epochs: list[Epoch] = []
         self.profiles: list[ProfileRecord] = []
-        self.measured = self.penalized = 0
-        self.steps = 0
+        self.steps = self.measured = self.penalized = 0
+        self._board: Dashboard | None = None
         self._epoch_loss, self._shown_loss = Running(), Running()
         self._shown, self._kept = Stretches(), Stretches()  # steps, measured steps
         self._largest: tuple[int, StepRecord] | None = None
@@ -68,25 +142,48 @@ class Journal:
         self._literals: dict[int, StepRecord] = {}
         self._profiles_taken = 0
 
-    def show(self, draw: Callable[[Dashboard], None]) -> None:
-        """Draw on the dashboard, if it can be written."""
-        board = self.board
+    # --- the dashboard ----------------------------------------------------------------------------
+
+    def open_dashboard(self, stages: Layers) -> None:
+        """Show on a dashboard what comes from here on, with a chart for each of the stages."""
+        self._board = self.folder.guard(lambda: Dashboard(self.folder.path, stages))
+
+    def flush(self) -> None:
+        """Bring what the dashboard has yet to write to its file."""
+        self._show(Dashboard.flush)
+
+    def _show(self, draw: Callable[[Dashboard], None]) -> None:
+        board = self._board
         if board is not None:
             self.folder.guard(lambda: draw(board))
 
-    def step(self, step: Step) -> StepRecord | None:
-        """A step was trained; returns what was measured of it."""
-        self.steps = step.step
-        self._epoch_loss.add(step.loss)
-        self._shown_loss.add(step.loss)
-        record = _of(self.probe, self._records, step)
-        literal = _of(self.literal, self._literals, step)
-        columns: dict[str, Any] = {
-            "step": step.step,
-            "epoch": step.epoch,
-            "loss": step.loss,
-            "lr": step.lr,
-        }
+    # --- as it is measured ------------------------------------------------------------------------
+
+    def step(
+        self,
+        number: int,
+        *,
+        epoch: int | None = None,
+        loss: float | None = None,
+        lr: float | None = None,
+        update: int | None = None,
+    ) -> StepRecord | None:
+        """A step was trained; returns what was measured of it.
+
+        Args:
+            number: from 1.
+            epoch: from 1, if known.
+            loss: of its batch, if known.
+            lr: the learning rate, if known.
+            update: which call of ``optimizer.step()`` it made; None if it made none.
+        """
+        self.steps = number
+        if loss is not None:
+            self._epoch_loss.add(loss)
+            self._shown_loss.add(loss)
+        record = _of(self.probe, self._records, update)
+        literal = _of(self.literal, self._literals, update)
+        columns: dict[str, Any] = {"step": number, "epoch": epoch, "loss": loss, "lr": lr}
         if self.probe is not None:
             columns |= {name: _cell(getattr(record, name, math.nan)) for name in _SHARES}
             total = None if record is None else record.total
@@ -95,11 +192,14 @@ class Journal:
             columns["literal_rate"] = _cell(getattr(literal, "rate", math.nan))
         self.folder.rows("steps.csv", tuple(columns), [tuple(columns.values())])
         if self._shown.ends():
-            scalars = {"train/loss": self._shown_loss.mean, "train/lr": step.lr}
+            scalars = {
+                "train/loss": self._shown_loss.mean,
+                "train/lr": math.nan if lr is None else lr,
+            }
             self._shown_loss = Running()
-            self.show(lambda board: board.scalars(step.step, scalars))
+            self._show(lambda board: board.scalars(number, scalars))
         if record is not None:
-            self._measured(step.step, record)
+            self._measured(number, record)
         if literal is not None:
             self.shares["literal_rate"].add(literal.rate)
         return record
@@ -112,7 +212,7 @@ class Journal:
         if self._largest is None or not self._largest[1].rate >= record.rate:
             self._largest = (step, record)
         if self._kept.ends():
-            self.write_largest()
+            self._write_largest()
         assert self.probe is not None
         for profile in self.probe.profiles[self._profiles_taken :]:
             self._profiles_taken += 1
@@ -126,7 +226,7 @@ class Journal:
                 ],
             )
 
-    def write_largest(self) -> None:
+    def _write_largest(self) -> None:
         """Write the record with the largest R_op since the last that was written."""
         if self._largest is None:
             return
@@ -139,40 +239,29 @@ class Journal:
                 for t in record.layers
             ],
         )
-        self.show(lambda board: board.record(step, record))
+        self._show(lambda board: board.record(step, record))
 
     @property
     def evaluated(self) -> int:
         """The step after which the model was last evaluated; 0 if it was not."""
         return self.epochs[-1].step if self.epochs else 0
 
-    def epoch(self, number: int, test: Score, other: Score, validation: Score) -> None:
-        """An epoch was trained and evaluated."""
+    def epoch(self, number: int, **scores: float) -> None:
+        """An epoch was trained; ``scores`` are those of :class:`Epoch` that were evaluated."""
         train_loss, self._epoch_loss = self._epoch_loss.mean, Running()
-        self.epochs.append(Epoch(number, self.steps, train_loss, test, other, validation))
-        columns = {
-            "train_loss": train_loss,
-            "top1": test.top1,
-            "loss": test.loss,
-            "other_top1": other.top1,
-            "other_loss": other.loss,
-            "val_top1": validation.top1,
-            "val_loss": validation.loss,
-        }
-        self.folder.rows(
-            "epochs.csv",
-            ("epoch", "step", *columns),
-            [(number, self.steps, *map(_cell, columns.values()))],
-        )
+        epoch = Epoch(number, self.steps, train_loss, **scores)
+        self.epochs.append(epoch)
+        columns = tuple(field.name for field in fields(Epoch))
+        self.folder.rows("epochs.csv", columns, [tuple(map(_cell, astuple(epoch)))])
         scalars = {
-            "test/top1": test.top1,
-            "test/loss": test.loss,
-            "test/top1 at the other moment": other.top1,
-            "validation/top1": validation.top1,
+            "test/top1": epoch.top1,
+            "test/loss": epoch.loss,
+            "test/top1 at the other moment": epoch.other_top1,
+            "validation/top1": epoch.val_top1,
         }
-        self.show(lambda board: board.scalars(self.steps, scalars))
+        self._show(lambda board: board.scalars(epoch.step, scalars))
 
-    # --- killed and gone on with ----------------------------------------------------------------
+    # --- killed and resumed -----------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs once every step so far is written; plain values and tensors."""
@@ -181,18 +270,18 @@ class Journal:
             "steps": self.steps,
             "measured": self.measured,
             "penalized": self.penalized,
-            "epochs": [astuple(epoch) for epoch in self.epochs],
+            "epochs": [_nested(epoch) for epoch in self.epochs],
             "profiles": [astuple(profile) for profile in self.profiles],
             "largest": largest and (largest[0], largest[1].step, torch.tensor(largest[1].values)),
             **{name: part.state_dict() for name, part in self._parts().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state`` was taken."""
+        """Continue where ``state`` was taken."""
         self.steps, self.measured = int(state["steps"]), int(state["measured"])
         self.penalized = int(state["penalized"])
         self.epochs = [
-            Epoch(int(epoch), int(step), float(loss), *(Score(*map(float, s)) for s in scores))
+            Epoch(int(epoch), int(step), float(loss), *(float(x) for pair in scores for x in pair))
             for epoch, step, loss, *scores in state["epochs"]
         ]
         self.profiles = [
@@ -215,25 +304,54 @@ class Journal:
             "kept": self._kept,
         }
 
-    # --- at the end ---------------------------------------------------------------------------
+    # --- at the end -------------------------------------------------------------------------------
 
-    def tensors(self) -> dict[str, Tally]:
-        """The tally of each tensor over the whole run."""
-        return {} if self.probe is None else dict(self.probe.total.tensors)
+    def summary(self, rate: float) -> dict[str, Any]:
+        """What was measured, for ``summary.json``: R_op, findings, accuracy.
 
-    def write_tensors(self) -> None:
-        """Write ``tensors.csv``."""
+        Args:
+            rate: the decay rate λ of the run.
+        """
+        return {"steps": self.steps, **self._rates(), **self._findings(rate), **self._scores()}
+
+    def close(self, summary: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        """Write what is left, draw the figures, end the dashboard; ``summary.json`` comes last.
+
+        Args:
+            summary: of the run: :meth:`summary` and what else is known of it.
+            options: what the dashboard compares runs by.
+        """
+        self._write_largest()
+        self._write_tensors()
+        self.folder.close_tables()
+        self.folder.guard(lambda: self._draw(summary, options))
+        self._show(Dashboard.close)
+        self.folder.json("summary.json", summary)
+
+    def _write_tensors(self) -> None:
+        if self.probe is None:
+            return
         self.folder.rows(
             "tensors.csv",
-            ("name", "penalized", "opposing", "flipped", "nonfinite", "rate", "mass"),
+            ("name", *_COUNTS, "rate", "mass"),
             [
                 (name, *(getattr(t, count) for count in _COUNTS), _cell(t.rate), _cell(t.mass))
-                for name, t in self.tensors().items()
+                for name, t in self.probe.total.tensors.items()
             ],
         )
 
-    def rates(self) -> dict[str, Any]:
-        """What the summary says of R_op."""
+    def _draw(self, summary: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        path = self.folder.path
+        try:
+            drawn = figures.draw_training(read_run(path))
+        except InputError as error:  # longer than can be read back: the run itself is whole
+            warnings.warn(f"no figures are drawn: {error}", WdProbeWarning, stacklevel=2)
+            drawn = {}
+        figures.save(drawn, path / "figures")
+        if self._board is not None:
+            self._board.summary(summary, options, drawn)
+
+    def _rates(self) -> dict[str, Any]:
         if self.probe is None:
             return {}
         total = self.probe.total
@@ -251,25 +369,32 @@ class Journal:
             found["literal_rate"] = self.shares["literal_rate"].statistics()
         return found
 
-    def scores(self) -> dict[str, Any]:
-        """What the summary says of accuracy: the last epoch, the best ten, the best by validation.
+    def _findings(self, rate: float) -> dict[str, Any]:
+        if self.probe is None:
+            return {"findings": []}
+        ndims = {name: p.ndim for name, p in self.probe.named_parameters()}
+        tensors = {name: (ndims[name], t) for name, t in self.probe.total.tensors.items()}
+        return {"findings": findings(tensors, self.profiles, rate)}
+
+    def _scores(self) -> dict[str, Any]:
+        """Accuracy: the last epoch, the best ten, the best by validation.
 
         ``best10`` is the mean and standard deviation of the ten best test top-1 (the paper's
         figure); ``chosen`` the test top-1 of the epoch that is best on the validation split.
         """
-        last = Epoch(0, 0, math.nan, NOT_EVALUATED, NOT_EVALUATED, NOT_EVALUATED)
+        last = Epoch(0, 0)
         if self.epochs and self.epochs[-1].step == self.steps:  # of the weights that stand
             last = self.epochs[-1]
-        best = sorted(e.test.top1 for e in self.epochs if math.isfinite(e.test.top1))[-10:]
-        validated = [e for e in self.epochs if math.isfinite(e.validation.top1)]
-        chosen = max(validated, key=lambda e: e.validation.top1) if validated else None
+        best = sorted(e.top1 for e in self.epochs if math.isfinite(e.top1))[-10:]
+        validated = [e for e in self.epochs if math.isfinite(e.val_top1)]
+        chosen = max(validated, key=lambda e: e.val_top1) if validated else None
         return {
             "epochs": len(self.epochs),
             "train_loss": last.train_loss,
-            "top1": last.test.top1,
-            "loss": last.test.loss,
-            "other_top1": last.other.top1,
-            "val_top1": last.validation.top1,
+            "top1": last.top1,
+            "loss": last.loss,
+            "other_top1": last.other_top1,
+            "val_top1": last.val_top1,
             "best10": {
                 "mean": statistics.fmean(best) if best else math.nan,
                 "std": statistics.stdev(best) if len(best) > 1 else math.nan,
@@ -277,22 +402,24 @@ class Journal:
             },
             "chosen": None
             if chosen is None
-            else {"epoch": chosen.epoch, "val_top1": chosen.validation.top1,
-                  "top1": chosen.test.top1},
-        }  # fmt: skip
-
-
-NOT_EVALUATED = Score(math.nan, math.nan)
+            else {"epoch": chosen.epoch, "val_top1": chosen.val_top1, "top1": chosen.top1},
+        }
 
 
 def _of(
-    probe: OpposingPenaltyProbe | None, waiting: dict[int, StepRecord], step: Step
+    probe: OpposingPenaltyProbe | None, waiting: dict[int, StepRecord], update: int | None
 ) -> StepRecord | None:
-    """What a probe measured of a step; its own numbers may come some steps ahead."""
+    """What a probe measured of an update; its own numbers may come some steps ahead."""
     if probe is None:
         return None
     waiting |= {record.step: record for record in probe.drain()}
-    return None if step.update is None else waiting.pop(step.update, None)
+    return None if update is None else waiting.pop(update, None)
+
+
+def _nested(epoch: Epoch) -> tuple[Any, ...]:
+    """An epoch as ``recovery.pt`` holds it: top-1 and loss of each evaluation in pairs."""
+    number, step, train_loss, *scores = astuple(epoch)
+    return (number, step, train_loss, *zip(scores[::2], scores[1::2], strict=True))
 
 
 def _cell(value: float) -> float | str:

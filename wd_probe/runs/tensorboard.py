@@ -118,6 +118,24 @@ class Dashboard:
         """Add the row that the HParams tab compares runs by."""
         self._writer.add_hparams(dict(options), dict(results), run_name=".")
 
+    def summary(
+        self,
+        summary: Mapping[str, Any],
+        options: Mapping[str, str | float | int | bool],
+        figures: Mapping[str, "Figure"],
+    ) -> None:
+        """Add the end of a run: its figures, its summary as a text, its row in the HParams tab."""
+        for name, figure in figures.items():
+            self.figure(f"figures/{name}", figure, summary["steps"])
+        self.text("summary", _markdown(summary))
+        results = {"hparams/top1": summary["top1"]}
+        if "rate" in summary:
+            results |= {
+                "hparams/R_op mean": summary["rate"]["mean"],
+                "hparams/R_op max": summary["rate"]["max"],
+            }
+        self.hparams(options, results)
+
     @_writes
     def flush(self) -> None:
         """Write what is buffered."""
@@ -127,6 +145,32 @@ class Dashboard:
     def close(self) -> None:
         """Write what is buffered and close the file."""
         self._writer.close()
+
+
+def _markdown(summary: Mapping[str, Any]) -> str:
+    lines = [
+        f"**{summary['model']}** on {summary['dataset']}, {summary['optimizer']}, method "
+        f"{summary['method']}, η {summary['lr']:g}, λ {summary['weight_decay']:g}, "
+        f"{summary['steps']} steps, top-1 {summary['top1']:.2%} ({summary['status']})",
+    ]
+    if "rate" not in summary:
+        return lines[0]
+    lines += ["", "| | mean | max | last |", "|---|---|---|---|"]
+    for title, key in (
+        ("R_op (share of weights)", "rate"),
+        ("R_op by size (share of penalty)", "mass"),
+        ("sign flips by the step alone", "flip_rate"),
+    ):
+        values = summary[key]
+        lines.append(f"| {title} | " + " | ".join(f"{v:.4%}" for v in values.values()) + " |")
+    lines += ["", *(f"- {finding}" for finding in summary["findings"])]
+    worst = sorted(
+        (layer for layer in summary["layers"] if math.isfinite(layer["rate"])),
+        key=lambda layer: -layer["rate"],
+    )[:5]
+    lines += ["", "| layer | R_op |", "|---|---|"]
+    lines += [f"| {layer['index']} {layer['name']} | {layer['rate']:.4%} |" for layer in worst]
+    return "\n".join(lines)
 
 
 def serve(folder: Path, port: int, host: str = "localhost") -> str:

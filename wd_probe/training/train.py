@@ -2,7 +2,6 @@
 
 import json
 import math
-import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,16 +13,12 @@ from torch.optim import Optimizer
 from .. import ranks
 from ..decay.methods import WeightDecay
 from ..decay.rules import decay_effect
-from ..errors import InputError, WdProbeWarning, first_line
+from ..errors import first_line
 from ..layering import Layers, decayed_parameters, layers
 from ..probe.probe import OpposingPenaltyProbe
 from ..probe.records import StepRecord
-from ..runs import figures
-from ..runs.findings import findings
 from ..runs.folder import RunFolder, default_folder, dumps, environment, run_folder
-from ..runs.reading import read_run
-from ..runs.recorder import NOT_EVALUATED, Journal
-from ..runs.tensorboard import Dashboard
+from ..runs.recorder import Recorder
 from .checkpoint import RECOVERY, Recovery, Stateful, check_resumable
 from .data import Batches, Data, load_data
 from .loop import Score, Step, Trainer, autocast_dtype, create_optimizer, evaluate, pick_device
@@ -35,7 +30,8 @@ PROFILE_RATES = tuple(float(f"{10 ** (k / 4):.3g}") for k in range(-16, 9))
 #: Steps in a run at which the λ-profile is taken, about.
 PROFILE_STEPS = 20
 
-#: How a run ends that can be gone on with.
+_NOT_EVALUATED = Score(math.nan, math.nan)
+#: How a run ends that can be resumed.
 _STOPPED = ("interrupted", "failed")
 Status = Literal["finished", "interrupted", "diverged", "failed"]
 
@@ -142,59 +138,53 @@ def _run(
     """  # fmt: skip
     options, (probe, literal) = run.options, probes
     config = _config(run)
-    trainer, journal = run.trainer(), Journal(folder, None, probe, literal)
-    recovery = _recovery(run, trainer, journal, config)
+    trainer, recorder = run.trainer(), Recorder(folder, probe, literal)
+    recovery = _recovery(run, trainer, recorder, config)
     if record is not None:
         if saved:
             recovery.load()
         else:
             folder.rewind({})
-        config = record | {"resumed_at": [*record.get("resumed_at", ()), journal.steps]}
+        config = record | {"resumed_at": [*record.get("resumed_at", ()), recorder.steps]}
     folder.json("config.json", config)
-    journal.board = folder.guard(lambda: Dashboard(folder.path, layers(run.model, coarse=True)))
-    listener.started(run.total, folder.path, run.data, len(run.layers), journal.steps)
-    status, reason = _train(run, trainer, journal, recovery, listener)
+    recorder.open_dashboard(layers(run.model, coarse=True))
+    listener.started(run.total, folder.path, run.data, len(run.layers), recorder.steps)
+    status, reason = _train(run, trainer, recorder, recovery, listener)
     seconds = recovery.seconds
     for attached in probes:
         if attached is not None:
             attached.close()
-    journal.write_largest()
-    summary = _summary(run, journal, status, seconds)
+    summary = _summary(run, recorder, status, seconds)
     summary |= {"reason": reason} if reason else {}
     if status in _STOPPED:  # who ends it may not wait for the rest
         folder.json("summary.json", summary)
     folder.replace("model.safetensors", lambda partial: _save_weights(run.model, partial))
-    if probe is not None:
-        journal.write_tensors()
-    folder.close_tables()
-    folder.guard(lambda: _draw(folder.path, journal.board, options, summary))
-    journal.show(Dashboard.close)
-    folder.json("summary.json", summary)
+    recorder.close(summary, options.hparams())
     if status not in _STOPPED:
         recovery.remove()
     return summary | {"write_failure": folder.failure} if folder.failure else summary
 
 
 def _recovery(
-    run: Training, trainer: Trainer, journal: Journal, config: dict[str, Any]
+    run: Training, trainer: Trainer, recorder: Recorder, config: dict[str, Any]
 ) -> Recovery:
     parts: dict[str, Stateful | None] = {
         "model": run.model,
         "optimizer": run.optimizer,
         "decay": run.decay,
-        "probe": journal.probe,
-        "literal probe": journal.literal,
-        "journal": journal,
+        "probe": recorder.probe,
+        "literal probe": recorder.literal,
+        "journal": recorder,
         "trainer": trainer,  # last: it holds the random state
     }
     facts = {field.name: config[field.name] for field in fields(TrainOptions)}
     plain = json.loads(dumps({k: v for k, v in facts.items() if k not in ELSEWHERE}))
     return Recovery(
-        journal.folder,
+        recorder.folder,
         {name: part for name, part in parts.items() if part is not None},
         plain,
         run.options.recovery_interval,
-        lambda: journal.show(Dashboard.flush),
+        recorder.flush,
     )
 
 
@@ -307,15 +297,17 @@ def _probes(run: Training) -> tuple[OpposingPenaltyProbe | None, OpposingPenalty
 
 
 def _train(
-    run: Training, trainer: Trainer, journal: Journal, recovery: Recovery, listener: Listener
+    run: Training, trainer: Trainer, recorder: Recorder, recovery: Recovery, listener: Listener
 ) -> tuple[Status, str]:
     """Train to the end; how that came, and the reason if it is known."""
-    epoch = len(journal.epochs)
+    epoch = len(recorder.epochs)
     try:
-        while journal.evaluated < run.total:
+        while recorder.evaluated < run.total:
             epoch += 1
-            for step in trainer.epoch(epoch, journal.steps + 1, run.total):
-                record = journal.step(step)
+            for step in trainer.epoch(epoch, recorder.steps + 1, run.total):
+                record = recorder.step(
+                    step.step, epoch=epoch, loss=step.loss, lr=step.lr, update=step.update
+                )
                 listener.stepped(step, record)
                 if not math.isfinite(step.loss):
                     return "diverged", ""
@@ -324,9 +316,17 @@ def _train(
             ranks.settle(run.model)
             test = run.evaluate(run.data.test, trainer)
             other, validation = _other_moment(run, trainer), _validated(run, trainer)
-            journal.epoch(epoch, test, other, validation)
+            recorder.epoch(
+                epoch,
+                top1=test.top1,
+                loss=test.loss,
+                other_top1=other.top1,
+                other_loss=other.loss,
+                val_top1=validation.top1,
+                val_loss=validation.loss,
+            )
             listener.scored(epoch, test)
-            recovery.offer(journal.steps)
+            recovery.offer(recorder.steps)
     except KeyboardInterrupt:
         return "interrupted", ""
     except RuntimeError as error:
@@ -340,14 +340,14 @@ def _train(
 def _other_moment(run: Training, trainer: Trainer) -> Score:
     decay = run.decay
     if not run.options.both_moments or decay is None or not decay.has_other_moment:
-        return NOT_EVALUATED
+        return _NOT_EVALUATED
     with decay.at_other_moment():
         return run.evaluate(run.data.test, trainer)
 
 
 def _validated(run: Training, trainer: Trainer) -> Score:
     if run.data.validation is None:
-        return NOT_EVALUATED
+        return _NOT_EVALUATED
     return run.evaluate(run.data.validation, trainer)
 
 
@@ -375,10 +375,8 @@ def _config(run: Training) -> dict[str, Any]:
     }
 
 
-def _summary(run: Training, journal: Journal, status: Status, seconds: float) -> dict[str, Any]:
-    options, probe = run.options, journal.probe
-    ndims = {} if probe is None else {name: p.ndim for name, p in probe.named_parameters()}
-    tensors = {name: (ndims[name], tally) for name, tally in journal.tensors().items()}
+def _summary(run: Training, recorder: Recorder, status: Status, seconds: float) -> dict[str, Any]:
+    options = run.options
     return {
         "command": options.command,
         "model": options.model,
@@ -391,17 +389,12 @@ def _summary(run: Training, journal: Journal, status: Status, seconds: float) ->
         "scale": None if run.decay is None else run.decay.scale,
         "convention": options.convention,
         "seed": options.seed,
-        "steps": journal.steps,
-        **journal.rates(),
         "layer_definition": run.layers.definition,
-        "findings": []
-        if probe is None
-        else findings(tensors, journal.profiles, options.weight_decay),
-        **journal.scores(),
+        **recorder.summary(options.weight_decay),
         "status": status,
         "seconds": seconds,
-        "images_per_second": journal.steps * options.batch_size / seconds if seconds else math.nan,
-        "run": str(journal.folder.path),
+        "images_per_second": recorder.steps * options.batch_size / seconds if seconds else math.nan,
+        "run": str(recorder.folder.path),
     }
 
 
@@ -409,53 +402,3 @@ def _save_weights(model: nn.Module, path: Path) -> None:
     from safetensors.torch import save_model
 
     save_model(model, str(path))
-
-
-def _draw(
-    path: Path, board: Dashboard | None, options: TrainOptions, summary: dict[str, Any]
-) -> None:
-    try:
-        drawn = figures.draw_training(read_run(path))
-    except InputError as error:  # longer than can be read back: the run itself is whole
-        warnings.warn(f"no figures are drawn: {error}", WdProbeWarning, stacklevel=2)
-        drawn = {}
-    figures.save(drawn, path / "figures")
-    if board is None:
-        return
-    for name, figure in drawn.items():
-        board.figure(f"figures/{name}", figure, summary["steps"])
-    board.text("summary", markdown(summary))
-    results = {"hparams/top1": summary["top1"]}
-    if "rate" in summary:
-        results |= {
-            "hparams/R_op mean": summary["rate"]["mean"],
-            "hparams/R_op max": summary["rate"]["max"],
-        }
-    board.hparams(options.hparams(), results)
-
-
-def markdown(summary: dict[str, Any]) -> str:
-    """The summary as Markdown, for TensorBoard."""
-    lines = [
-        f"**{summary['model']}** on {summary['dataset']}, {summary['optimizer']}, method "
-        f"{summary['method']}, η {summary['lr']:g}, λ {summary['weight_decay']:g}, "
-        f"{summary['steps']} steps, top-1 {summary['top1']:.2%} ({summary['status']})",
-    ]
-    if "rate" not in summary:
-        return lines[0]
-    lines += ["", "| | mean | max | last |", "|---|---|---|---|"]
-    for title, key in (
-        ("R_op (share of weights)", "rate"),
-        ("R_op by size (share of penalty)", "mass"),
-        ("sign flips by the step alone", "flip_rate"),
-    ):
-        values = summary[key]
-        lines.append(f"| {title} | " + " | ".join(f"{v:.4%}" for v in values.values()) + " |")
-    lines += ["", *(f"- {finding}" for finding in summary["findings"])]
-    worst = sorted(
-        (layer for layer in summary["layers"] if math.isfinite(layer["rate"])),
-        key=lambda layer: -layer["rate"],
-    )[:5]
-    lines += ["", "| layer | R_op |", "|---|---|"]
-    lines += [f"| {layer['index']} {layer['name']} | {layer['rate']:.4%} |" for layer in worst]
-    return "\n".join(lines)

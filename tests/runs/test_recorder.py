@@ -1,0 +1,326 @@
+import csv
+import math
+import shutil
+import statistics
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from wd_probe import OpposingPenaltyProbe, WdProbeWarning, layers
+from wd_probe.probe.records import ProfileRecord
+from wd_probe.runs import figures
+from wd_probe.runs.folder import RunFolder
+from wd_probe.runs.reading import read_run
+from wd_probe.runs.recorder import Epoch, Recorder, Running, Stretches
+
+#: What the figures' titles, and the dashboard, name a run by.
+NAMED = {"model": "m", "dataset": "digits", "lr": 3e-3, "weight_decay": 0.05, "method": "wd",
+         "optimizer": "adamw", "status": "finished"}  # fmt: skip
+STEPS = 100_000
+HIGHEST = 77_777
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """A small model on real images, its probe, and the records of twenty steps."""
+    pixels, labels = (torch.from_numpy(x) for x in load_digits(return_X_y=True))
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.GELU(), torch.nn.Linear(16, 10))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
+    probe = OpposingPenaltyProbe(model, optimizer)
+    for k in range(20):
+        batch = slice(64 * k, 64 * k + 64)
+        logits = model(pixels[batch].float() / 16)
+        torch.nn.functional.cross_entropy(logits, labels[batch]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, probe, probe.records
+
+
+def config(probe):
+    names = [{"name": layer.name} for layer in probe.layers]
+    return NAMED | {"opt": "adamw", "batch_size": 64, "layers": names}
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_steps(measured, tmp_path, monkeypatch):
+    model, probe, real = measured
+    ordered = sorted(real, key=lambda record: record.rate)
+    highest, rest = ordered[-1], [r for r in ordered if r.rate < ordered[-1].rate]
+    dice = np.random.default_rng(0)
+    chosen = dice.integers(len(rest), size=STEPS + 1).tolist()
+    now = [0]
+
+    def drain():
+        record = highest if now[0] == HIGHEST else rest[chosen[now[0]]]
+        return (replace(record, step=now[0]),)
+
+    monkeypatch.setattr(probe, "drain", drain)
+    with RunFolder(tmp_path / "run") as folder:
+        folder.json("config.json", config(probe))
+        recorder = Recorder(folder, probe)
+        recorder.open_dashboard(layers(model, coarse=True))
+        for step in range(1, STEPS + 1):
+            now[0] = step
+            recorder.step(step, epoch=1, loss=1 + step % 7, lr=3e-3, update=step)
+            if step == STEPS // 2:
+                tracemalloc.start()
+            if step == STEPS * 6 // 10:
+                before = tracemalloc.get_traced_memory()[0]
+        grown = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+        found = recorder.summary(0.05)
+        recorder.close(NAMED | found, {})
+    assert grown < 150_000, "a list of floats would have grown by 1.3 MB"
+    rates = [rest[chosen[k]].rate for k in range(1, STEPS + 1)]
+    rates[HIGHEST - 1] = highest.rate
+    assert found["measured_steps"] == STEPS
+    assert found["rate"]["max"] == highest.rate
+    assert found["rate"]["last"] == rates[-1]
+    assert found["rate"]["mean"] == pytest.approx(statistics.fmean(rates), rel=1e-12)
+
+    with (tmp_path / "run/steps.csv").open(newline="") as file:
+        assert sum(1 for _ in csv.reader(file)) == STEPS + 1
+    kept = 6178 + 1  # stretches, and the beginning of one
+    run = read_run(tmp_path / "run")
+    steps = np.unique(run.layers["step"])
+    assert len(run.layers["step"]) == kept * len(probe.layers)
+    assert steps[:2000].tolist() == list(range(1, 2001))
+    assert HIGHEST in steps
+    pooled = {step: rates[int(step) - 1] for step in steps}
+    assert max(pooled.values()) == max(rates)
+    assert (tmp_path / "run/layers.csv").stat().st_size < 100 * kept * len(probe.layers)
+    assert sum(file.stat().st_size for file in (tmp_path / "run").glob("events*")) < 3_000_000
+    shown = EventAccumulator(str(tmp_path / "run"), size_guidance={"scalars": 0}).Reload()
+    points = shown.Scalars("R_op/rate")
+    assert len(points) == kept
+    assert max(point.value for point in points) == pytest.approx(highest.rate)
+    assert len(shown.Scalars("train/loss")) == kept - 1
+
+    drawn = figures.draw_training(run)
+    (image,) = drawn["rop_by_layer"].axes[0].images
+    assert image.get_array().shape == (len(probe.layers), 1000)
+    assert np.isfinite(image.get_array()).all()
+    tallest = max(t.rate for t in highest.layers)
+    assert image.get_array().max() >= tallest
+
+
+def test_stretches_are_whole_at_first_and_grow_with_the_run():
+    stretches = Stretches()
+    ends = [step for step in range(1, 50_001) if stretches.ends()]
+    lengths = np.diff([0, *ends])
+    assert (lengths[:2000] == 1).all()
+    assert (np.diff(lengths) >= 0).all()
+    assert lengths.max() == 50_000 // 1000 - 1
+    again = Stretches()
+    for _ in range(12_345):
+        again.ends()
+    other = Stretches()
+    other.load_state_dict(again.state_dict())
+    assert [again.ends() for _ in range(500)] == [other.ends() for _ in range(500)]
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), max_size=30))
+def test_running_totals_are_those_of_the_whole_list(values):
+    running = Running()
+    for value in values:
+        running.add(value)
+    known = [value for value in values if math.isfinite(value)]
+    found = running.statistics()
+    if not known:
+        assert all(map(math.isnan, found.values()))
+        return
+    assert found["max"] == max(known)
+    assert found["mean"] == pytest.approx(statistics.fmean(known), rel=1e-9, abs=1e-9 * max(
+        map(abs, known)))  # fmt: skip
+    assert found["last"] == values[-1] or math.isnan(values[-1])
+
+
+def test_a_board_whose_folder_goes_away_is_told_once(tmp_path, capsys, measured):
+    model, *_ = measured
+    with RunFolder(tmp_path / "run") as folder:
+        recorder = Recorder(folder)
+        recorder.open_dashboard(layers(model, coarse=True))
+        shutil.rmtree(tmp_path / "run")
+
+        def go_on():
+            for step in range(1, 100):
+                recorder.step(step, loss=1.0)
+                recorder.flush()
+
+        with pytest.warns(WdProbeWarning, match="nothing more is written to") as told:
+            go_on()
+    assert len(told) == 1
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# --- any loop -------------------------------------------------------------------------------------
+
+
+def batches():
+    pixels, labels = (torch.from_numpy(x) for x in load_digits(return_X_y=True))
+    for k in range(12):
+        batch = slice(64 * k, 64 * k + 64)
+        yield pixels[batch].float() / 16, labels[batch]
+
+
+def looped(folder, profile=()):
+    """Twelve steps of a loop of somebody's own, in three epochs."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.GELU(), torch.nn.Linear(16, 10))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.03, weight_decay=0.5)
+    probe = OpposingPenaltyProbe(model, optimizer, profile=profile, profile_every=6)
+    recorder = Recorder(folder, probe)
+    for number, (pixels, labels) in enumerate(batches(), start=1):
+        loss = torch.nn.functional.cross_entropy(model(pixels), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        yield recorder, number, loss.item(), probe
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_loop_of_ones_own_makes_a_whole_run_folder(tmp_path):
+    path = tmp_path / "run"
+    with RunFolder(path) as folder:
+        losses, rates = [], []
+        for recorder, number, loss, probe in looped(folder, [0.05, 0.5, 5.0]):
+            if number == 1:
+                folder.json("config.json", config(probe))
+                recorder.open_dashboard(probe.layers)
+            record = recorder.step(number, epoch=1, loss=loss, lr=0.03, update=number)
+            losses.append(loss)
+            rates.append(record.rate)
+            if number % 4 == 0:
+                recorder.epoch(number // 4, top1=number / 20, loss=2 / number)
+        summary = recorder.summary(0.5)
+        recorder.close(NAMED | summary, {"lr": 0.03})
+    run = read_run(path)
+    assert run.steps["loss"] == losses
+    assert run.steps["rate"] == rates
+    assert run.steps["penalized"] == [64 * 16 + 16 + 160 + 10] * 12
+    assert set(run.layers["step"]) == set(range(1, 13))
+    assert sorted(set(run.profile["step"])) == [1, 7]
+    assert run.epochs["train_loss"] == pytest.approx(
+        [statistics.fmean(losses[k : k + 4]) for k in (0, 4, 8)]
+    )
+    assert run.epochs["top1"] == [0.2, 0.4, 0.6]
+    assert all(math.isnan(x) for x in run.epochs["val_top1"])
+    assert run.summary["rate"]["max"] == max(rates)
+    assert run.summary["rate"]["mean"] == pytest.approx(statistics.fmean(rates))
+    assert run.summary["top1"] == 0.6
+    assert run.summary["best10"] == {"mean": pytest.approx(0.4), "std": pytest.approx(0.2),
+                                     "epochs": 3}  # fmt: skip
+    assert run.summary["chosen"] is None
+    assert (summary["steps"], summary["measured_steps"]) == (12, 12)
+    assert {r["name"] for r in rows(path / "tensors.csv")} == set(probe.names)
+    assert {p.stem for p in (path / "figures").iterdir()} == {
+        "rop_over_steps", "rop_by_layer", "rop_by_decay_rate", "training",
+    }  # fmt: skip
+    shown = EventAccumulator(str(path)).Reload()
+    assert len(shown.Tags()["images"]) == 4
+    assert [e.value for e in shown.Scalars("test/top1")] == pytest.approx([0.2, 0.4, 0.6])
+    assert "_hparams_/session_start_info" in shown.PluginTagToContent("hparams")
+
+
+def test_what_a_loop_does_not_tell_stays_empty(tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        for recorder, number, *_ in looped(folder):
+            update = None if number == 3 else number  # as GradScaler leaves one out
+            assert (recorder.step(number, update=update) is None) == (number == 3)
+        summary = recorder.summary(0.5)
+    first, _, third, *_ = rows(tmp_path / "run/steps.csv")
+    assert (first["epoch"], first["loss"], first["lr"]) == ("", "", "")
+    assert float(first["rate"]) >= 0
+    assert [third[name] for name in ("rate", "penalized", "opposing")] == ["", "", ""]
+    assert (summary["steps"], summary["measured_steps"]) == (12, 11)
+    assert summary["epochs"] == 0
+    assert math.isnan(summary["train_loss"])
+
+
+def test_without_a_probe_there_are_losses_alone(tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        recorder = Recorder(folder)
+        for number, loss in enumerate((3.0, math.nan, 1.0), start=1):
+            assert recorder.step(number, loss=loss) is None
+        recorder.epoch(1, val_top1=0.5)
+        summary = recorder.summary(0.5)
+    assert list(rows(tmp_path / "run/steps.csv")[0]) == ["step", "epoch", "loss", "lr"]
+    assert not (tmp_path / "run/layers.csv").exists()
+    assert "rate" not in summary
+    assert summary["findings"] == []
+    assert summary["train_loss"] == 2.0
+    assert summary["chosen"]["val_top1"] == 0.5
+    assert math.isnan(summary["top1"])
+
+
+def test_scores_are_of_the_weights_that_stand(tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        recorder = Recorder(folder)
+        recorder.step(1, loss=1.0)
+        recorder.epoch(1, top1=0.9)
+        assert recorder.evaluated == 1
+        recorder.step(2, loss=1.0)
+        assert math.isnan(recorder.summary(0)["top1"])
+        assert recorder.summary(0)["best10"]["mean"] == 0.9
+        with pytest.raises(TypeError, match="top5"):
+            recorder.epoch(2, top5=1.0)
+
+
+# --- the state of a run that was killed -----------------------------------------------------------
+
+
+def test_a_recorder_continues_from_its_state(tmp_path):
+    def record(path, stop):
+        with RunFolder(path) as folder:
+            recorder = None
+            for begun, number, loss, probe in looped(folder):
+                recorder = recorder or begun
+                recorder.step(number, epoch=1, loss=loss, lr=0.03, update=number)
+                if number in (4, 8):
+                    recorder.epoch(number // 4, top1=number / 10, val_top1=0.5)
+                if number == stop:
+                    state = recorder.state_dict()
+                    recorder = Recorder(folder, probe)
+                    recorder.load_state_dict(state)
+            recorder._write_largest()
+            return recorder.summary(0.5), recorder.epochs
+
+    whole = record(tmp_path / "whole", None)
+    for stop in (1, 6, 8):
+        assert repr(record(tmp_path / f"{stop}", stop)) == repr(whole)
+        for name in ("steps.csv", "layers.csv", "epochs.csv"):
+            written = (tmp_path / f"{stop}" / name).read_bytes()
+            assert written == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_state_is_laid_out_as_in_every_recovery_file(tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        recorder = Recorder(folder)
+        recorder.step(1, loss=3.0)
+        recorder.profiles.append(ProfileRecord(1, (0.1, 0.2), (3, 4), 5))
+        recorder.epoch(1, top1=0.1, loss=2.0, other_top1=0.3, other_loss=4.0, val_top1=0.5,
+                       val_loss=6.0)  # fmt: skip
+    state = recorder.state_dict()
+    assert state["epochs"] == [(1, 1, 3.0, (0.1, 2.0), (0.3, 4.0), (0.5, 6.0))]
+    assert state["profiles"] == [(1, (0.1, 0.2), (3, 4), 5)]
+    assert set(state) == {
+        "steps", "measured", "penalized", "epochs", "profiles", "largest", "rate", "mass",
+        "flip_rate", "literal_rate", "epoch_loss", "shown_loss", "shown", "kept",
+    }  # fmt: skip
+    again = Recorder(folder)
+    again.load_state_dict(state)
+    assert again.epochs == [Epoch(1, 1, 3.0, 0.1, 2.0, 0.3, 4.0, 0.5, 6.0)]
+    assert again.profiles == recorder.profiles
+    assert again.steps == 1
