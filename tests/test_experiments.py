@@ -1,46 +1,13 @@
-import math
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.small import Silent
 from wd_probe import InputError
-from wd_probe.probe.records import ProfileRecord, Tally
 from wd_probe.runs import figures
-from wd_probe.runs import folder as runs
-from wd_probe.runs.findings import findings, kind_of
 from wd_probe.runs.reading import read_run
 from wd_probe.training.options import TrainOptions
 from wd_probe.training.train import train
-
-
-def test_layer_scales_are_named_in_the_findings():
-    scales = Tally(1000, 400, 400, 0, 0.1, 10.0)
-    rest = Tally(1_000_000, 1000, 990, 0, 0.001, 1000.0)
-    told = findings(
-        {"blocks.0.gamma": (1, scales), "blocks.0.conv.weight": (4, rest)},
-        [ProfileRecord(1, (0.001, 0.01, 0.1), (5, 6, 9), 1000)],
-        0.01,
-    )
-    assert told[0] == (
-        "The layer scales `gamma` oppose 400 times as often as the rest; "
-        "they are usually left undecayed."
-    )
-    assert told[-1] == (
-        "With the same updates R_op would have been 0.5 % under λ = 0.001 and 0.9 % under "
-        "λ = 0.1 (asked at 1 of the steps)."
-    )
-    nothing = Tally(10, 0, 0, 0, 0.0, 1.0)
-    assert findings({"a.weight": (2, nothing)}, [], 0.01) == []
-
-
-def test_kinds_of_tensors():
-    assert kind_of("head.fc.bias", 1) == "biases"
-    assert kind_of("norm.weight", 1) == "norm weights"
-    assert kind_of("blocks.0.ls1.gamma", 1) == "layer scales `gamma`"
-    assert kind_of("cls_token", 3) == "embeddings and tokens"
-    assert kind_of("conv.weight", 4) == "matrices and kernels"
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +65,3 @@ def test_damaged_runs_are_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         read_run(tmp_path)
-
-
-def test_json_has_no_nan():
-    assert runs.dumps({"a": math.nan, "b": [math.inf, 1.0]}) == '{"a": null, "b": [null, 1.0]}'
-
-
-def test_default_folders_do_not_collide(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    first = runs.default_folder("rop", "hf-hub:a/b")
-    assert "/" not in first.name
-    first.mkdir(parents=True)
-    assert runs.default_folder("rop", "hf-hub:a/b") != first

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import tracemalloc
-from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -21,7 +20,6 @@ from wd_probe.runs import reading as files
 from wd_probe.runs.folder import dumps
 from wd_probe.runs.reading import read_run
 from wd_probe.runs.schema import Contents
-from wd_probe.runs.tensorboard import serve
 from wd_probe.sweeps import cells as sweeps
 from wd_probe.sweeps import grid as gridfile
 from wd_probe.training.options import TrainOptions
@@ -295,16 +293,6 @@ def test_names_are_text_on_a_terminal_too(capsys, tmp_path, monkeypatch):
     render.show_warnings()
     sys.modules["warnings"].showwarning(WdProbeWarning("x\x1b[2J\n[red]y"), WdProbeWarning, "", 0)
     assert capsys.readouterr().err == "wdprobe: warning: x\\x1b[2J\\n[red]y\n"
-
-
-def test_the_dashboard_reads_event_files_only(tmp_path):
-    """TensorBoard's projector would read any file that a folder's projector_config.pbtxt names."""
-    (tmp_path / "projector_config.pbtxt").write_text(
-        'embeddings { tensor_name: "a" metadata_path: "/etc/hostname" }'
-    )
-    with urlopen(f"{serve(tmp_path, 0)}data/plugins_listing") as answer:
-        assert {"scalars", "images", "hparams"} <= (listed := json.load(answer)).keys()
-    assert "projector" not in listed
 
 
 def test_a_folder_with_a_strange_name(wdprobe, tmp_path):

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from .. import ranks
 from ..errors import InputError, near_names
 from ..hooks import hooked
+from .checkpoint import random_state, set_random_state
 from .data import Batch, Batches
-from .randomness import random_state, set_random_state
 
 _HELD_BACK = 16  # steps whose numbers may wait on a device that runs ahead of the host
 
