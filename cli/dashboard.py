@@ -6,18 +6,22 @@ from typing import Annotated
 
 import typer
 
+from wd_probe.training.options import Option
 
+from . import options as o
+from .console import err
+
+
+@o.command()
 def dashboard(
     runs: Annotated[Path, typer.Argument(help="A run folder, or a folder of them.")] = Path("runs"),
-    port: Annotated[int, typer.Option(help="0 picks a free one.")] = 6006,
+    port: Annotated[int, Option("0 picks a free one.")] = 6006,
 ) -> None:
     """Open TensorBoard on localhost over one run or many, until Ctrl-C."""
     from wd_probe.runs.tensorboard import serve
 
-    from . import console
-
     address = serve(runs, port)
-    console.err.print(f"TensorBoard is at {address} (Ctrl-C ends it)", soft_wrap=True)
+    err.print(f"TensorBoard is at {address} (Ctrl-C ends it)", soft_wrap=True)
     try:
         while True:
             time.sleep(3600)

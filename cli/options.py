@@ -1,230 +1,178 @@
-"""Options that several commands share, named as timm names them."""
+"""How a command takes the options that the library describes, and those of every command."""
 
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import typer
 
+from wd_probe.errors import InputError, shown
+from wd_probe.training.options import OUTPUT, Option, options_in, said_of
 
-class Device(StrEnum):
-    """Where to compute."""
+from .console import show_warnings
 
-    auto = "auto"
-    cuda = "cuda"
-    mps = "mps"
-    cpu = "cpu"
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
+T = TypeVar("T", bound="DataclassInstance")
+Command = Callable[..., None]
 
-class Method(StrEnum):
-    """Whose weight decay."""
-
-    own = "own"
-    baseline = "baseline"
-    l1 = "l1"
-    l2 = "l2"
-    wd = "wd"
-    rwd = "rwd"
-    pwd = "pwd"
-    lpwd = "lpwd"
+GRID = "Grid"
+EVERY = "Measure R_op at every so-many-th step; 0: never."
+Json = Annotated[bool, Option("One JSON object on stdout, the rest on stderr.", OUTPUT)]
+Yes = Annotated[bool, Option("Also more than 10,000 cells.")]
 
 
-class Convention(StrEnum):
-    """What c is."""
+@dataclass(frozen=True, slots=True)
+class Given(Generic[T]):
+    """What a command was given: its default options, and by name what was typed instead."""
 
-    lr_rate = "lr*rate"
-    rate = "rate"
+    defaults: T
+    typed: Mapping[str, Any]
 
+    def options(self, **chosen: Any) -> T:
+        """The options, some of them chosen by the command.
 
-class Scale(StrEnum):
-    """How layer-wise rates rise."""
+        Raises:
+            InputError: one of them cannot be, or they do not fit each other.
+        """
+        return replace(self.defaults, **{**self.typed, **chosen})
 
-    eq9 = "eq9"
-    max2 = "max2"
-    mean = "mean"
-
-
-class By(StrEnum):
-    """What is decayed one at a time."""
-
-    none = "none"
-    layer = "layer"
-    kind = "kind"
+    def flag(self, name: str) -> str:
+        """An option as it is typed."""
+        return options_in(self.defaults.__class__)[name][1].flag_of(name)
 
 
-class AmpDtype(StrEnum):
-    """Autocast precision."""
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The fields of an options dataclass that a command takes.
 
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+    Attributes:
+        defaults: the command's options where nothing is typed.
+        but: fields that it does not take.
+        only: the fields that it takes; empty for all.
+        axes: help by field of those that take several values, with commas between; they come first.
+        help: by field, in place of the dataclass's own.
+    """
+
+    defaults: Any
+    but: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    axes: Mapping[str, str] = field(default_factory=dict)
+    help: Mapping[str, str] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """The fields, in the order of the help."""
+        names = self.only or options_in(self.defaults.__class__)
+        return [*self.axes, *(n for n in names if n not in (*self.axes, *self.but))]
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """A parameter of the command for each field."""
+        found, known = [], options_in(self.defaults.__class__)
+        for name in self.names():
+            (kind, option), default = known[name], getattr(self.defaults, name)
+            if name in self.axes:
+                option, kind = Option(self.axes[name], GRID), str
+                default = None if default is None else str(default)
+            elif name in self.help:
+                option = replace(option, help=self.help[name])
+            found.append(_parameter(name, kind, option, default))
+        return found
+
+    def given(self, typed: Mapping[str, Any]) -> Given[Any]:
+        """What was typed, as the dataclass has it."""
+        found, known = {}, options_in(self.defaults.__class__)
+        for name in self.names():
+            if name not in typed:
+                continue
+            (kind, option), value = known[name], typed[name]
+            if name in self.axes:
+                value = _listed(value)
+            elif option.joined is not None:
+                value = option.joined(value)
+            elif get_origin(kind) is tuple:
+                numbers = get_args(kind)[0] is float
+                value = _numbers(option.flag_of(name), value) if numbers else _listed(value)
+            found[name] = value
+        return Given(self.defaults, found)
 
 
-_MODEL, _DATA, _TRAINING, _OUTPUT = "Model", "Data", "Training", "Output"
+def command(**fields: Fields) -> Callable[[Command], Command]:
+    """Make a function a command that typer can read.
+
+    Args:
+        fields: by the name of a parameter, what it is :class:`Given`. Every other parameter is an
+            option of the command's own, annotated with an :class:`Option` or with typer's own.
+    """
+
+    def decorate(run: Command) -> Command:
+        own: dict[str, Option] = {}
+        hints = get_type_hints(run, include_extras=True)
+        parameters = [inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context)]
+        for name, parameter in inspect.signature(run).parameters.items():
+            if name in fields:
+                parameters += fields[name].parameters()
+            elif (said := said_of(hints[name])) is not None:
+                own[name] = said[1]
+                parameters.append(_parameter(name, *said, parameter.default))
+            else:
+                parameters.append(parameter.replace(kind=_KEYWORD, annotation=hints[name]))
+
+        @functools.wraps(run)
+        def called(ctx: typer.Context, **values: Any) -> None:
+            show_warnings()
+            sources = {name: ctx.get_parameter_source(name) for name in values}
+            typed = {n: values[n] for n, s in sources.items() if s and s.name != "DEFAULT"}
+            for name, option in own.items():
+                option.check(name, values[name])
+            alone = {name: values[name] for name in values.keys() & hints.keys()}
+            run(**alone, **{name: of.given(typed) for name, of in fields.items()})
+
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
+
+    return decorate
 
 
-def listed(text: str | None) -> tuple[str, ...]:
-    """The parts of a comma-separated option."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
-def numbers(flag: str, text: str | None) -> tuple[float, ...]:
-    """The numbers of a comma-separated option."""
+def _parameter(name: str, kind: Any, option: Option, default: Any) -> inspect.Parameter:
+    flag = option.flag_of(name)
+    if kind is bool and default:
+        flag = f"{flag}/--no{flag[1:]}"
+    if option.joined is not None:
+        kind, default = list[str] | None, None
+    elif get_origin(kind) is tuple:
+        kind, default = str, ",".join(map(str, default))
+    elif option.choices:
+        kind = Literal[option.choices]
+    says = typer.Option(
+        flag, help=option.help, rich_help_panel=option.panel, show_default=default != ""
+    )
+    return inspect.Parameter(name, _KEYWORD, default=default, annotation=Annotated[kind, says])
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated text."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(flag: str, text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in listed(text))
+        return tuple(float(part) for part in _listed(text))
     except ValueError as error:
-        from wd_probe.errors import InputError
-
-        raise InputError(f"{flag} takes numbers with commas between, got {text!r}") from error
-
-
-Model = Annotated[str, typer.Option("--model", help="A timm model.", rich_help_panel=_MODEL)]
-Pretrained = Annotated[
-    bool,
-    typer.Option("--pretrained", help="timm's weights from the hub.", rich_help_panel=_MODEL),
-]
-Checkpoint = Annotated[
-    Path | None,
-    typer.Option(help="Weights from a safetensors or torch file.", rich_help_panel=_MODEL),
-]
-ImgSize = Annotated[int, typer.Option(help="Side of the square images.", rich_help_panel=_MODEL)]
-Dataset = Annotated[
-    str,
-    typer.Option(help="digits, folder, or a timm name: torch/cifar100 ...", rich_help_panel=_DATA),
-]
-DataDir = Annotated[
-    Path | None, typer.Option(help="Where the dataset lies.", rich_help_panel=_DATA)
-]
-DatasetDownload = Annotated[
-    bool,
-    typer.Option("--dataset-download", help="Let timm fetch the dataset.", rich_help_panel=_DATA),
-]
-Hflip = Annotated[
-    float | None,
-    typer.Option(
-        help="Chance of a horizontal flip (default 0.5; 0 for digits).",
-        rich_help_panel=_DATA,
-        show_default=False,
-    ),
-]
-ValSplit = Annotated[
-    float,
-    typer.Option(help="Share of the training images to validate on.", rich_help_panel=_DATA),
-]
-TrainSamples = Annotated[
-    int | None, typer.Option(help="Train on so many images.", rich_help_panel=_DATA)
-]
-Opt = Annotated[str, typer.Option(help="A timm optimizer.", rich_help_panel=_TRAINING)]
-OptKwargs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--opt-kwargs",
-        help="key=value for the optimizer, such as fused=True; repeatable.",
-        rich_help_panel=_TRAINING,
-        show_default=False,
-    ),
-]
-Lr = Annotated[
-    float | None,
-    typer.Option(
-        help="Learning rate η, constant (default 1e-4; 1e-2 for SGD).",
-        rich_help_panel=_TRAINING,
-        show_default=False,
-    ),
-]
-WeightDecay = Annotated[float, typer.Option(help="Decay rate λ.", rich_help_panel=_TRAINING)]
-Momentum = Annotated[float, typer.Option(help="For SGD and its kin.", rich_help_panel=_TRAINING)]
-MethodOption = Annotated[
-    Method,
-    typer.Option(
-        "--method",
-        help="own: the optimizer's weight_decay; or a method of the paper, on any optimizer.",
-        rich_help_panel=_TRAINING,
-    ),
-]
-ConventionOption = Annotated[
-    Convention,
-    typer.Option(
-        "--convention",
-        help="What a step takes off: c = ηλ, or c = λ as Eq. 1 is printed (with --method wd).",
-        rich_help_panel=_TRAINING,
-    ),
-]
-_SCALE_HELP = "λ·i/n, 2λ·i/n (the paper's experiments), or 2λ·i/(n+1) whose mean is λ."
-ScaleOption = Annotated[Scale, typer.Option("--scale", help=_SCALE_HELP)]
-LayerScale = Annotated[
-    Scale | None,
-    typer.Option(
-        "--scale",
-        help=f"Layer-wise rates with any --method: {_SCALE_HELP}",
-        rich_help_panel=_TRAINING,
-        show_default=False,
-    ),
-]
-FilterBiasAndBn = Annotated[
-    bool,
-    typer.Option(
-        "--filter-bias-and-bn",
-        help="Spare biases, norms and the model's own list, by timm's rule.",
-        rich_help_panel=_TRAINING,
-    ),
-]
-BatchSize = Annotated[int, typer.Option(help="Images in a step.", rich_help_panel=_TRAINING)]
-Epochs = Annotated[int, typer.Option(help="Passes over the data.", rich_help_panel=_TRAINING)]
-Steps = Annotated[
-    int | None,
-    typer.Option(help="Stop after so many steps, instead of --epochs.", rich_help_panel=_TRAINING),
-]
-Seed = Annotated[int, typer.Option(help="Of weights, order and flips.", rich_help_panel=_TRAINING)]
-DeviceOption = Annotated[
-    Device, typer.Option("--device", help="Where to compute.", rich_help_panel=_TRAINING)
-]
-Amp = Annotated[bool, typer.Option("--amp", help="Mixed precision.", rich_help_panel=_TRAINING)]
-AmpDtypeOption = Annotated[
-    AmpDtype, typer.Option("--amp-dtype", help="With --amp.", rich_help_panel=_TRAINING)
-]
-ChannelsLast = Annotated[
-    bool,
-    typer.Option("--channels-last", help="Channels-last memory format.", rich_help_panel=_TRAINING),
-]
-TorchCompile = Annotated[
-    bool, typer.Option("--torchcompile", help="torch.compile.", rich_help_panel=_TRAINING)
-]
-BothMoments = Annotated[
-    bool,
-    typer.Option(
-        "--both-moments",
-        help="Evaluate rwd before its decay too, and pwd after it.",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-Every = Annotated[int, typer.Option(help="Measure every so-many-th step.", rich_help_panel=_OUTPUT)]
-Resume = Annotated[
-    Path | None,
-    typer.Option(
-        help="Go on with this killed or interrupted run, by its own options.",
-        rich_help_panel=_OUTPUT,
-        show_default=False,
-    ),
-]
-RecoveryInterval = Annotated[
-    int | None,
-    typer.Option(
-        help="Save the run's state every so many steps (default about once a minute); 0: never.",
-        rich_help_panel=_OUTPUT,
-        show_default=False,
-    ),
-]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of this run (default under runs/).",
-        rich_help_panel=_OUTPUT,
-        show_default=False,
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="One JSON object on stdout, the rest on stderr.", rich_help_panel=_OUTPUT
-    ),
-]
+        raise InputError(f"{flag} takes numbers with commas between, got {shown(text)}") from error

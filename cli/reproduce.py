@@ -1,64 +1,34 @@
 """`wdprobe reproduce`."""
 
-from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+
+from wd_probe.sweeps.options import SETTING, Name, PaperOptions
+from wd_probe.training.options import OUTPUT, Option, TrainOptions
 
 from . import options as o
+from .console import loading, out, plain_table, to_stdout
 
 
-class Name(StrEnum):
-    """A table or figure of the paper."""
-
-    table1 = "table1"
-    table3 = "table3"
-    fig1 = "fig1"
-    fig2 = "fig2"
-    fig3a = "fig3a"
-    fig3b = "fig3b"
-    fig4 = "fig4"
-    fig5 = "fig5"
-
-
-def _several(what: str) -> typer.models.OptionInfo:
-    return typer.Option(  # type: ignore[no-any-return]
-        help=f"{what}, comma-separated (default: the paper's).",
-        rich_help_panel="Grid",
-        show_default=False,
-    )
-
-
+@o.command(
+    grid=o.Fields(PaperOptions()),
+    setting=o.Fields(
+        SETTING,
+        only=("pretrained", "img_size", "data_dir", "dataset_download", "val_split",
+              "train_samples", "batch_size", "epochs", "every", "device", "amp", "channels_last",
+              "torchcompile"),
+    ),
+)  # fmt: skip
 def reproduce(
     name: Annotated[Name, typer.Argument(help="Which table or figure.")],
-    model: Annotated[str, _several("timm models")] = "",
-    dataset: Annotated[str, _several("Datasets")] = "",
-    opt: Annotated[str, _several("timm optimizers")] = "",
-    method: Annotated[str, _several("Methods")] = "",
-    lr: Annotated[str, _several("Learning rates η")] = "",
-    weight_decay: Annotated[str, _several("Decay rates λ")] = "",
-    seeds: Annotated[int, typer.Option(help="Runs of each cell.", rich_help_panel="Grid")] = 3,
-    pretrained: Annotated[
-        bool, typer.Option(help="timm's weights from the hub.", rich_help_panel="Model")
-    ] = True,
-    img_size: o.ImgSize = 32,
-    data_dir: o.DataDir = None,
-    dataset_download: o.DatasetDownload = False,
-    val_split: o.ValSplit = 0.1,
-    train_samples: o.TrainSamples = None,
-    batch_size: o.BatchSize = 512,
-    epochs: o.Epochs = 100,
-    every: o.Every = 10,
-    device: o.DeviceOption = o.Device.auto,
-    amp: o.Amp = False,
-    channels_last: o.ChannelsLast = False,
-    torchcompile: o.TorchCompile = False,
-    output: Annotated[
-        Path, typer.Option(help="Folder of the cells and tables.", rich_help_panel="Output")
-    ] = Path("runs/paper"),
-    yes: Annotated[bool, typer.Option("--yes", help="Also more than 10,000 cells.")] = False,
+    *,
+    grid: o.Given[PaperOptions],
+    setting: o.Given[TrainOptions],
+    output: Annotated[Path, Option("Folder of the cells and tables.", OUTPUT)] = Path("runs/paper"),
+    yes: o.Yes = False,
     json: o.Json = False,
 ) -> None:
     """Run a table or figure of the paper again, in its setting or any smaller one.
@@ -66,36 +36,48 @@ def reproduce(
     Cells that the output folder has are kept: the same command goes on where it was stopped, and
     experiments share what they have in common.
     """
-    given = {
-        key: value
-        for key, value in locals().items()
-        if key in ("pretrained", "img_size", "data_dir", "dataset_download", "val_split",
-                   "train_samples", "batch_size", "epochs", "every", "amp", "channels_last",
-                   "torchcompile")
-    }  # fmt: skip
-    from . import console
-
-    console.show_warnings()
-    with console.loading():
-        from wd_probe.runs.folder import dumps
+    options = grid.options(setting=setting.options(), output=output)
+    with loading():
         from wd_probe.sweeps import paper
 
-    options = paper.PaperOptions(
-        datasets=o.listed(dataset),
-        models=o.listed(model),
-        opts=o.listed(opt),
-        methods=o.listed(method),
-        lrs=o.numbers("--lr", lr),
-        weight_decays=o.numbers("--weight-decay", weight_decay),
-        seeds=seeds,
-        setting=replace(paper.SETTING, device=device.value, **given),
-        output=output,
-    )
-    with console.SweepProgress() as progress:
-        result = paper.reproduce(name.value, options, progress, consent=yes)
+        from .progress import SweepProgress
+    with SweepProgress() as progress:
+        result = paper.reproduce(name, options, progress, consent=yes)
     if json:
-        console.to_stdout(dumps(result))
+        to_stdout(result)
     else:
-        console.paper_result(result)
+        _show(result)
     if result["failed"]:
         raise typer.Exit(1)
+
+
+def _show(result: dict[str, Any]) -> None:
+    """The result of `wdprobe reproduce` for a person."""
+    columns, rows = list(result["columns"]), [list(row) for row in result["rows"]]
+    same = [k for k in range(len(columns)) if len(rows) > 1 and len({row[k] for row in rows}) == 1]
+    about = {"dataset": "{}", "model": "{}", "optimizer": "{}", "η": "η {}", "λ": "λ {}"}
+    told = " · ".join(about[columns[k]].format(rows[0][k]) for k in same if columns[k] in about)
+    out.print(f"\n[bold]{escape(result['title'])}[/]" + (f"\n{escape(told)}" if told else ""))
+    shown = [k for k in range(len(columns)) if k not in same or columns[k] == "method"]
+    table = plain_table()
+    room, left_out = out.width, 0
+    for k in shown:
+        cells = [row[k] for row in rows]
+        body, title = max(map(len, cells), default=0), max(map(len, columns[k].split()))
+        room -= max(body, title) + 2
+        if room < 0:
+            left_out += 1  # and all that follow: room only shrinks
+            continue
+        numeric = all(cell[:1] in "+-–0123456789" for cell in cells)
+        table.add_column(columns[k], justify="right" if numeric else "left")
+    kept = len(table.columns)
+    for row in rows:
+        table.add_row(*(escape(row[k]) for k in shown[:kept]))
+    out.print(table)
+    if left_out:
+        out.print(f"{left_out} more columns in {escape(result['files'][0])}", soft_wrap=True)
+    for note in result["notes"]:
+        out.print(f"• {escape(note)}")
+    for path in result["failed"]:
+        out.print(f"failed: {escape(path)}", soft_wrap=True)
+    out.print(f"\nWritten: {escape(', '.join(result['files']))}", soft_wrap=True)

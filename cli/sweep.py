@@ -1,149 +1,188 @@
 """`wdprobe sweep`."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
+
+from wd_probe.errors import InputError
+from wd_probe.training.options import Option, TrainOptions
 
 from . import options as o
+from .console import err, loading, out, plain_table, share, to_stdout
 
-_AXES = ("model", "dataset", "opt", "method", "lr", "weight_decay")
-_OWN = ("ctx", "file", "yes", "ray", "ray_address", "gpus_per_cell", "cpus_per_cell", "json")
+_DEFAULTS = TrainOptions(opt="adam", method="lpwd")
+_AXES = {
+    "method": "Methods",
+    "lr": "Learning rates η",
+    "weight_decay": "Decay rates λ",
+    "model": "timm models",
+    "dataset": "Datasets",
+    "opt": "timm optimizers",
+}
+_WHERE = "Where"
 
 
-def _axis(flag: str, what: str) -> typer.models.OptionInfo:
-    return typer.Option(  # type: ignore[no-any-return]
-        flag, help=f"{what}, with commas between.", rich_help_panel="Grid", show_default=True
+@o.command(
+    given=o.Fields(
+        _DEFAULTS,
+        but=("seed", "recovery_interval"),
+        axes={name: f"{what}, with commas between." for name, what in _AXES.items()},
+        help={
+            "every": o.EVERY,
+            "output": "Folder of the sweep (default runs/sweep-KEY, the same for the same grid).",
+        },
     )
-
-
-def _where(text: str, *flags: str) -> typer.models.OptionInfo:
-    return typer.Option(*flags, help=text, rich_help_panel="Where", show_default=False)  # type: ignore[no-any-return]
-
-
+)
 def sweep(
-    ctx: typer.Context,
     file: Annotated[
         Path | None,
         typer.Argument(metavar="GRID", help="A TOML or YAML file of options; lists are axes."),
     ] = None,
-    method: Annotated[str, _axis("--method", "Methods")] = "lpwd",
-    lr: Annotated[str | None, _axis("--lr", "Learning rates η")] = None,
-    weight_decay: Annotated[str, _axis("--weight-decay", "Decay rates λ")] = "0.01",
-    model: Annotated[str, _axis("--model", "timm models")] = "convnext_tiny",
-    dataset: Annotated[str, _axis("--dataset", "Datasets")] = "digits",
-    opt: Annotated[str, _axis("--opt", "timm optimizers")] = "adam",
+    *,
+    given: o.Given[TrainOptions],
     seeds: Annotated[
-        int, typer.Option(help="Runs of each setting: seeds 0 to N-1.", rich_help_panel="Grid")
-    ] = 1,
-    pretrained: o.Pretrained = False,
-    checkpoint: o.Checkpoint = None,
-    img_size: o.ImgSize = 32,
-    data_dir: o.DataDir = None,
-    dataset_download: o.DatasetDownload = False,
-    hflip: o.Hflip = None,
-    val_split: o.ValSplit = 0.0,
-    train_samples: o.TrainSamples = None,
-    opt_kwargs: o.OptKwargs = None,
-    momentum: o.Momentum = 0.9,
-    scale: o.LayerScale = None,
-    convention: o.ConventionOption = o.Convention.lr_rate,
-    filter_bias_and_bn: o.FilterBiasAndBn = False,
-    batch_size: o.BatchSize = 64,
-    epochs: o.Epochs = 4,
-    steps: o.Steps = None,
-    device: o.DeviceOption = o.Device.auto,
-    amp: o.Amp = False,
-    amp_dtype: o.AmpDtypeOption = o.AmpDtype.bfloat16,
-    channels_last: o.ChannelsLast = False,
-    torchcompile: o.TorchCompile = False,
-    every: Annotated[
-        int,
-        typer.Option(
-            help="Measure R_op at every so-many-th step; 0: never.", rich_help_panel="Output"
-        ),
-    ] = 0,
-    both_moments: o.BothMoments = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the sweep (default runs/sweep-KEY, the same for the same grid).",
-            rich_help_panel="Output",
-            show_default=False,
-        ),
+        int | None, Option("Runs of each setting: seeds 0 to N-1 (default 1).", o.GRID)
     ] = None,
     json: o.Json = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Also more than 10,000 cells.")] = False,
-    ray: Annotated[bool, _where("Run cells as Ray tasks, on this machine.", "--ray")] = False,
+    yes: o.Yes = False,
+    ray: Annotated[bool, Option("Run cells as Ray tasks, on this machine.", _WHERE)] = False,
     ray_address: Annotated[
-        str | None,
-        _where("Run them on a cluster: HOST:PORT, ray://HOST:PORT or auto.", "--ray-address"),
+        str | None, Option("Run them on a cluster: HOST:PORT, ray://HOST:PORT or auto.", _WHERE)
     ] = None,
     gpus_per_cell: Annotated[
-        float | None,
-        _where("With Ray; may be a fraction (default 1 if there are any).", "--gpus-per-cell"),
+        float | None, Option("With Ray; may be a fraction (default 1 if there are any).", _WHERE)
     ] = None,
     cpus_per_cell: Annotated[
-        int | None, _where("With Ray; also torch's threads (default 1).", "--cpus-per-cell")
+        int | None, Option("With Ray; also torch's threads (default 1).", _WHERE)
     ] = None,
 ) -> None:
     """Train every cell of a grid; the same command goes on where it was stopped."""
-    given = {name: value for name, value in locals().items() if name not in _OWN}
-    from . import console
+    with loading():
+        from wd_probe.sweeps import cells as runs
+        from wd_probe.sweeps import grid as grids
+        from wd_probe.sweeps import results
 
-    console.show_warnings()
-    with console.loading():
-        from wd_probe.runs.folder import dumps
-        from wd_probe.sweeps import grid as gridfile
-        from wd_probe.sweeps import results as best
-        from wd_probe.sweeps.cells import sweep as run
-        from wd_probe.training.options import keywords
+        from .progress import SweepProgress
 
-    given["opt_kwargs"] = keywords(opt_kwargs or ())
-    values = _values(ctx, given, gridfile.read_grid(file) if file else {})
-    plan = gridfile.Plan.of(values)
+    plan = grids.Plan.of(_values(given, seeds, grids.read_grid(file) if file else {}))
     cells = plan.cells(consent=yes)
     folder = plan.base.output or Path("runs", f"sweep-{plan.key()}")
     with (
-        gridfile.Claim(folder, plan, cells),
+        grids.Claim(folder, plan, cells),
         _runner(ray, ray_address, cpus_per_cell, gpus_per_cell) as runner,
-        console.SweepProgress() as progress,
+        SweepProgress() as progress,
     ):
-        summaries = run(cells, folder, progress, runner=runner, consent=yes)
-    result = best.result(cells, summaries, folder)
+        summaries = runs.sweep(cells, folder, progress, runner=runner, consent=yes)
+    result = results.result(cells, summaries, folder)
     if json:
-        console.to_stdout(dumps(result))
+        to_stdout(result)
     else:
-        console.sweep_summary(result)
-    console.sweep_failures(result)
+        _show(result)
+    _show_failures(result)
     if result["counts"]["failed"]:
         raise typer.Exit(1)
 
 
-def _values(ctx: typer.Context, given: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
-    """What is typed on the command line goes before the file, and the file before defaults."""
-    from wd_probe.sweeps.grid import seeded
-
-    values = {
-        name: o.listed(value) if name in _AXES and value is not None else value
-        for name, value in given.items()
-    }
-    sources = {name: ctx.get_parameter_source(name) for name in given}
-    typed = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
-    defaults = {name: value for name, value in values.items() if name not in typed}
-    chosen = {name: values[name] for name in typed}
-    return seeded(defaults) | read | seeded(chosen)
+def _values(
+    given: o.Given[TrainOptions], seeds: int | None, read: dict[str, Any]
+) -> dict[str, Any]:
+    """What is typed goes before the file, and the file before defaults."""
+    defaults = {name: (getattr(_DEFAULTS, name),) for name in _AXES if name != "lr"}
+    typed = dict(given.typed) if seeds is None else {**given.typed, "seeds": seeds}
+    return {**defaults, "seed": range(1), **read, **typed}
 
 
 def _runner(ray: bool, address: str | None, cpus: int | None, gpus: float | None) -> Any:
-    import contextlib
-
     if ray or address is not None:
         from wd_probe.sweeps.ray import OnRay
 
         return OnRay(address, cpus=1 if cpus is None else cpus, gpus=gpus)
     if cpus is not None or gpus is not None:
-        from wd_probe.errors import InputError
-
         raise InputError("--cpus-per-cell and --gpus-per-cell need --ray or --ray-address")
     return contextlib.nullcontext()
+
+
+def _show(result: dict[str, Any]) -> None:
+    """The result of `wdprobe sweep` for a person: a table for each dataset, model and optimizer."""
+    ends = ", ".join(f"{count} {status}" for status, count in sorted(result["counts"].items()))
+    out.print(f"\n[bold]Sweep[/] · cells: {ends}")
+    if result["chosen_by"].startswith("validation"):
+        out.print(
+            "Best η and λ by mean validation top-1; top-1 is that of the test images,\n"
+            "both at each run's best epoch on validation."
+        )
+    else:
+        out.print(
+            "Best η and λ by mean test top-1 of each run's ten best epochs;\n"
+            "without --val-split the best of many settings is flattered."
+        )
+    if any(row["seeds"] > 1 for row in result["best"]):
+        out.print("±: the 95 % interval over seeds.")
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in result["best"]:
+        groups.setdefault((row["model"], row["dataset"], row["opt"]), []).append(row)
+    for (model, dataset, opt), rows in groups.items():
+        out.print(f"\n[bold]{escape(model)}[/] on {escape(dataset)} · {escape(opt)}")
+        out.print(_best_table(rows))
+    out.print(f"\nFolder: {escape(result['run'])} (cells.csv has every cell)", soft_wrap=True)
+
+
+def _best_table(rows: list[dict[str, Any]]) -> Table:
+    usual = ("dataset", "model", "opt", "method", "lr", "weight_decay", "top1", "val_top1", "R_op",
+             "seeds", "diverged", "tried")  # fmt: skip
+    others = [key for key in rows[0] if key not in usual]
+    columns = {"η": 8, "λ": 7, "top-1": 15, "R_op": 9}
+    if out.width >= 110:
+        columns |= {"validation": 10, "seeds": 5, "settings tried": 14}
+    if any(row["diverged"] for row in rows):
+        columns["lost"] = 4
+    table = plain_table()
+    table.add_column("method", no_wrap=True, min_width=8)
+    for name in others:
+        table.add_column(name, justify="right", overflow="fold")
+    for name, width in columns.items():
+        table.add_column(name, justify="right", no_wrap=True, min_width=width)
+    top = max((row["top1"]["mean"] for row in rows if row["top1"]["mean"] >= 0), default=None)
+    for row in rows:
+        cells = {
+            "η": f"{row['lr']:g}",
+            "λ": "–" if row["method"] == "baseline" else f"{row['weight_decay']:g}",
+            "top-1": _spread(row["top1"]),
+            "R_op": share(row["R_op"]),
+            "validation": share(row["val_top1"], 2),
+            "seeds": str(row["seeds"]),
+            "settings tried": str(row["tried"]),
+            "lost": str(row["diverged"] or ""),
+        }
+        table.add_row(
+            *(escape(str(row[name])) for name in ("method", *others)),
+            *(cells[name] for name in columns),
+            style="bold" if row["top1"]["mean"] == top else "",
+        )
+    return table
+
+
+def _spread(of: dict[str, float]) -> str:
+    mean, half_width = of["mean"], of["half_width"]
+    if mean != mean:
+        return "–"
+    spread = "" if half_width != half_width else f" ± {100 * half_width:.2f}"
+    return f"{100 * mean:.2f}{spread} %"
+
+
+def _show_failures(result: dict[str, Any], shown: int = 10) -> None:
+    """The cells that failed, on stderr."""
+    failed = [row for row in result["cells"] if row["status"] == "failed"]
+    if not failed:
+        return
+    err.print(
+        f"{len(failed)} of {len(result['cells'])} cells failed; the same command tries again:"
+    )
+    for row in failed[:shown]:
+        err.print(f"  {escape(row['cell'])}: {escape(row['error'])}", soft_wrap=True)
+    if len(failed) > shown:
+        err.print(f"  and {len(failed) - shown} more in cells.csv")

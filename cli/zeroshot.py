@@ -1,126 +1,164 @@
 """`wdprobe zeroshot`."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+
+from wd_probe.errors import InputError
+from wd_probe.training.options import MODEL, Option, ZeroshotOptions
 
 from . import options as o
+from .console import loading, number, out, plain_table, share, to_stdout
 from .processes import process
 
 
+@o.command(given=o.Fields(ZeroshotOptions()))
 def zeroshot(
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A timm model; may be given several times (default convnext_tiny).",
-            rich_help_panel="Model",
-            show_default=False,
-        ),
+        Option("A timm model; may be given several times (default convnext_tiny).", MODEL),
     ] = None,
     run: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="A run folder: its model, data and weights; may be given several times.",
-            rich_help_panel="Model",
-        ),
+        Option("A run folder: its model, data and weights; may be given several times.", MODEL),
     ] = None,
-    pretrained: o.Pretrained = False,
-    checkpoint: o.Checkpoint = None,
-    reset_head: Annotated[
-        bool,
-        typer.Option(
-            "--reset-head",
-            help="Let the classifier be untrained where the checkpoint's does not fit.",
-            rich_help_panel="Model",
-        ),
-    ] = False,
-    img_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Side of the square images (default that of the run, else the model's own; 32 "
-            "where there are no weights).",
-            rich_help_panel="Model",
-            show_default=False,
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Unlabelled pictures, instead of --dataset.", rich_help_panel="Data"),
-    ] = None,
-    dataset: o.Dataset = "digits",
-    data_dir: o.DataDir = None,
-    dataset_download: o.DatasetDownload = False,
-    num_samples: Annotated[
-        int | None, typer.Option(help="Evaluate on the first so many.", rich_help_panel="Data")
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Steps from 1 to 0.", rich_help_panel="Scan")] = 100,
-    by: Annotated[
-        o.By, typer.Option(help="Also one part at a time.", rich_help_panel="Scan")
-    ] = o.By.none,
-    by_steps: Annotated[
-        int, typer.Option(help="Steps from 1 to 0 for each part.", rich_help_panel="Scan")
-    ] = 10,
-    distortion: Annotated[
-        bool, typer.Option(help="Also the layers' feature distortion.", rich_help_panel="Scan")
-    ] = True,
-    opt: o.Opt = "adam",
-    lr: Annotated[float, typer.Option(help="Learning rate η.", rich_help_panel="Training")] = 1e-4,
-    epochs: o.Epochs = 4,
-    batch_size: o.BatchSize = 64,
-    seed: o.Seed = 0,
-    device: o.DeviceOption = o.Device.auto,
-    amp: o.Amp = False,
-    amp_dtype: o.AmpDtypeOption = o.AmpDtype.bfloat16,
-    channels_last: o.ChannelsLast = False,
-    torchcompile: o.TorchCompile = False,
-    output: o.Output = None,
+    *,
+    given: o.Given[ZeroshotOptions],
     json: o.Json = False,
 ) -> None:
     """Scale a trained model's weights to zero without training, and evaluate on the way (Eq. 12).
 
     Without --run, --checkpoint or --pretrained the paper's Baseline is trained first, briefly.
     """
-    given = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("model", "run", "output", "json", "by")
-    }
-    from . import console
-
-    console.show_warnings()
-    with console.loading():
-        from wd_probe.errors import InputError
-        from wd_probe.runs.folder import default_folder, dumps
-        from wd_probe.training.options import ZeroshotOptions
+    subjects = _subjects(given, model or [], run or [])
+    with loading():
+        from wd_probe.runs.folder import default_folder
         from wd_probe.training.scan import compare, scan
 
-    if model and run:
-        raise InputError("--run brings its own model; give --model or --run")
-    if checkpoint is not None and model and len(model) > 1:
-        raise InputError("--checkpoint goes with one --model")
-    shared = ZeroshotOptions(**given, by=by.value)
-    subjects = [replace(shared, run=folder) for folder in run or ()] or [
-        replace(shared, model=name) for name in model or ["convnext_tiny"]
-    ]
-    folder = output
+        from .progress import ScanProgress
+    folder = subjects[0].output
     if folder is None and len(subjects) > 1:
         folder = default_folder("zeroshot", "-".join(model or [one.name for one in run or ()])[:60])
     summaries = []
-    for number, subject in enumerate(subjects, start=1):
-        own = folder if folder is None or len(subjects) == 1 else folder / f"{number}"
-        with console.ScanProgress() as progress:
+    for place, subject in enumerate(subjects, start=1):
+        own = folder if folder is None or len(subjects) == 1 else folder / f"{place}"
+        with ScanProgress() as progress:
             summaries.append(scan(replace(subject, output=own), progress))
         if not json:
-            console.zeroshot_summary(summaries[-1])
+            _show(summaries[-1])
     several = folder if len(summaries) > 1 else None
     if several and not process():
         compare(summaries, several)
     if json:
         all_of_them = {"command": "zeroshot", "models": summaries, "run": str(folder)}
-        console.to_stdout(dumps(all_of_them if several else summaries[0]))
+        to_stdout(all_of_them if several else summaries[0])
     elif several:
-        console.zeroshot_comparison(summaries, several)
+        _show_comparison(summaries, several)
     if any("write_failure" in summary for summary in summaries):
         raise typer.Exit(1)
+
+
+def _subjects(
+    given: o.Given[ZeroshotOptions], models: list[str], runs: list[Path]
+) -> list[ZeroshotOptions]:
+    if models and runs:
+        raise InputError("--run brings its own model; give --model or --run")
+    if given.options().checkpoint is not None and len(models) > 1:
+        raise InputError("--checkpoint goes with one --model")
+    if runs:
+        return [given.options(run=folder) for folder in runs]
+    return [given.options(model=name) for name in models] or [given.options()]
+
+
+_SHOWN_SCALES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.5, 0.25, 0.0)
+
+
+def _show(summary: dict[str, Any]) -> None:
+    """The result of `wdprobe zeroshot` for a person."""
+    out.print(
+        f"\n[bold]Zero-shot decay[/] · {escape(summary['model'])} · {escape(summary['source'])}\n"
+        f"{summary['images']:,} images of {summary['img_size']}×{summary['img_size']}, "
+        f"{summary['classes']} classes"
+    )
+    table = plain_table()
+    for title in ("scale", "top-1", "loss", "agreement", "KL"):
+        table.add_column(title, justify="right")
+    for point in summary["curve"]:
+        if any(abs(point["scale"] - shown) < 1e-9 for shown in _SHOWN_SCALES):
+            table.add_row(
+                f"{point['scale']:.2f}",
+                share(point["top1"], 1),
+                number(point["loss"]),
+                share(point["agreement"], 1),
+                number(point["kl"]),
+            )
+    out.print(table)
+    life, metric = summary["half_life"], summary["metric"].replace("top1", "top-1")
+    if life is None or life != life:
+        out.print(f"No half-life: {metric} starts at chance, or never loses half of what it has.")
+    else:
+        out.print(
+            f"[bold]Half-life {life:.4f}[/]: {metric} has lost half of what it had above chance "
+            f"when the weights are {share(1 - life, 2)} smaller."
+        )
+    _fragile(summary["parts"])
+    _distorted(summary["distortion"])
+    out.print(f"\nRun folder: {escape(summary['run'])}", soft_wrap=True)
+
+
+def _fragile(parts: list[dict[str, Any]]) -> None:
+    if not parts:
+        return
+    table = plain_table("Decayed alone, most fragile first")
+    table.add_column("part", overflow="ellipsis", no_wrap=True, max_width=48)
+    table.add_column("half-life", justify="right")
+    table.add_column("weights", justify="right")
+    for part in parts[:12]:
+        life = part["half_life"]
+        shown = "none" if life is None or life != life else f"{life:.3f}"
+        table.add_row(escape(part["name"]), shown, f"{part['weights']:,}")
+    out.print()
+    out.print(table)
+    if len(parts) > 12:
+        out.print(f"and {len(parts) - 12} more in summary.json")
+
+
+def _distorted(found: list[dict[str, Any]]) -> None:
+    known = [f for f in found if f["distortion"] is not None and f["distortion"] == f["distortion"]]
+    if not known:
+        return
+    table = plain_table(f"Output distorted most at scale {known[0]['scale']:g}")
+    table.add_column("layer", justify="right")
+    table.add_column("name", overflow="ellipsis", no_wrap=True, max_width=48)
+    table.add_column("1 − cos²", justify="right")
+    table.add_column("norm ratio", justify="right")
+    for layer in sorted(known, key=lambda f: -f["distortion"])[:5]:
+        table.add_row(
+            str(layer["index"]), escape(layer["name"]), f"{layer['distortion']:.2g}",
+            number(layer["norm_ratio"]),
+        )  # fmt: skip
+    out.print()
+    out.print(table)
+
+
+def _show_comparison(summaries: list[dict[str, Any]], folder: Path) -> None:
+    """Half-lives of several models, most robust first."""
+    table = plain_table()
+    for title in ("model", "half-life"):
+        table.add_column(title, justify="left" if title == "model" else "right")
+    for summary in sorted(summaries, key=_half_life):
+        table.add_row(escape(f"{summary['model']} · {summary['source']}"),
+                      number(summary["half_life"]))  # fmt: skip
+    out.print()
+    out.print(table)
+    out.print(f"Figure: {escape(str(folder / 'figures' / 'zeroshot.png'))}", soft_wrap=True)
+
+
+def _half_life(summary: dict[str, Any]) -> float:
+    """The half-life, or what is more than any where there is none."""
+    life = summary["half_life"]
+    return math.inf if life is None or life != life else life

@@ -34,7 +34,7 @@ DRIVER = """
 import json, os, random, signal, sys, threading, traceback
 import timm, torch
 from timm.models import register_model
-from wd_probe.cli import console as render, main as cli
+from wd_probe.cli import progress as render, main as cli
 from wd_probe.runs import figures, recorder
 from wd_probe.training import checkpoint as recovery, train
 from wd_probe.training.data import catalogue
@@ -433,7 +433,7 @@ def test_an_interrupted_run_says_how_it_goes_on(run, wdprobe, monkeypatch):
         def stepped(self, step, record):
             raise KeyboardInterrupt
 
-    told = "wd_probe.cli.console.TrainingProgress.stepped"
+    told = "wd_probe.cli.progress.TrainingProgress.stepped"
     with monkeypatch.context() as patch:
         patch.setattr(told, Interrupting.stepped)
         code, _, err = wdprobe("train", "--resume", run)

@@ -17,11 +17,12 @@ from ..errors import InputError
 from ..runs import figures
 from ..runs.folder import dumps, write_whole
 from ..runs.reading import read_run
-from ..training.options import TrainOptions, ZeroshotOptions
+from ..training.options import ZeroshotOptions
 from ..training.scan import Listener as ScanListener
 from ..training.scan import scan
 from . import paper_figures
 from .cells import Cell, Runner, SweepListener, grid, sweep
+from .options import PaperOptions
 from .results import (
     Basis,
     Interval,
@@ -41,10 +42,6 @@ LEARNING_RATES = {
     "momentum": (0.1, 0.05, 0.01, 0.005, 0.001),
 }
 WEIGHT_DECAYS = (0.5, 0.1, 0.05, 0.01, 0.005, 0.001, 0.0005)
-#: Section 4: ImageNet-21k weights, 100 epochs, batch 512, constant η, 32×32, flips.
-SETTING = TrainOptions(
-    pretrained=True, batch_size=512, epochs=100, val_split=0.1, every=10, both_moments=True
-)
 CONVNEXT, SWIN = "convnext_tiny.fb_in22k", "swin_tiny_patch4_window7_224.ms_in22k"
 SCALES = tuple(f"convnext_{scale}.fb_in22k" for scale in ("tiny", "small", "base", "large"))
 CIFAR10, CIFAR100 = "torch/cifar10", "torch/cifar100"
@@ -82,25 +79,6 @@ def _published(dataset: str, model: str, opt: str, method: str, table: str) -> s
         return "–"
     row = TABLE1.get(method, ("– – – –",) * 2)[dataset == CIFAR100].split()
     return row[2 * (model == SWIN) + (opt == "momentum")]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PaperOptions:
-    """What to run. An empty tuple takes the experiment's own values, those of the paper."""
-
-    datasets: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
-    opts: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
-    lrs: tuple[float, ...] = ()
-    weight_decays: tuple[float, ...] = ()
-    seeds: int = 3
-    setting: TrainOptions = SETTING
-    output: Path = Path("runs/paper")
-
-    def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise InputError(f"--seeds must be at least 1, got {self.seeds}")
 
 
 @dataclass(slots=True)

@@ -84,11 +84,19 @@ def options_in(kind: type) -> Mapping[str, tuple[Any, Option]]:
     return {name: found for name, hint in hints.items() if (found := said_of(hint)) is not None}
 
 
-def _check_all(options: Any) -> None:
+def check_options(options: Any) -> None:
+    """Hold every option of a dataclass to what it must be.
+
+    Raises:
+        InputError: one is not.
+    """
     for name, (_, option) in options_in(options.__class__).items():
         option.check(name, getattr(options, name))
-    if options.amp_dtype not in get_args(AmpDtype):
-        raise InputError(f"--amp-dtype must be bfloat16 or float16, got {shown(options.amp_dtype)}")
+
+
+def _check_amp_dtype(name: str) -> None:
+    if name not in get_args(AmpDtype):
+        raise InputError(f"--amp-dtype must be bfloat16 or float16, got {shown(name)}")
 
 
 # --- keyword arguments of an optimizer ------------------------------------------------------------
@@ -236,7 +244,8 @@ class TrainOptions:
     ] = None
 
     def __post_init__(self) -> None:
-        _check_all(self)
+        check_options(self)
+        _check_amp_dtype(self.amp_dtype)
         if self.command == "rop" and self.every == 0:
             raise InputError("--every must be at least 1, got 0")
         parse_options(self.opt_kwargs.split())
@@ -338,7 +347,8 @@ class ZeroshotOptions:
     output: Output = None
 
     def __post_init__(self) -> None:
-        _check_all(self)
+        check_options(self)
+        _check_amp_dtype(self.amp_dtype)
         if self.by not in get_args(By):
             raise InputError(f"--by must be one of {', '.join(get_args(By))}, got {shown(self.by)}")
         given = [self.run is not None, self.checkpoint is not None, self.pretrained]
