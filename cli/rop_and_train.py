@@ -13,6 +13,7 @@ from wd_probe.training.options import OUTPUT, Option, TrainOptions
 
 from .console import err, loading, out, plain_table, share, to_stdout
 from .options import Given
+from .processes import check_free
 
 Resume = Annotated[
     Path | None,
@@ -24,7 +25,11 @@ _BESIDE = ("device", "recovery_interval")
 
 def run(given: Given[TrainOptions], resume: Path | None, json: bool) -> None:
     """Train by the given options and show the summary; exit code 1 unless the run finished."""
-    options = given.options() if resume is None else _resumed(given, resume)
+    if resume is None:
+        options = given.options()
+        check_free(options.output)
+    else:
+        options = _resumed(given, resume)
     with loading():
         from wd_probe.training.train import train
 

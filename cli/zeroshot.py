@@ -13,7 +13,7 @@ from wd_probe.training.options import MODEL, Option, ZeroshotOptions
 
 from . import options as o
 from .console import loading, number, out, plain_table, share, to_stdout
-from .processes import process
+from .processes import check_free, process
 
 
 @o.command(given=o.Fields(ZeroshotOptions()))
@@ -34,27 +34,22 @@ def zeroshot(
 
     Without --run, --checkpoint or --pretrained the paper's Baseline is trained first, briefly.
     """
-    subjects = _subjects(given, model or [], run or [])
+    subjects, several = _subjects(given, model or [], run or [])
+    check_free(*(subject.output for subject in subjects))
     with loading():
-        from wd_probe.runs.folder import default_folder
         from wd_probe.training.scan import compare, scan
 
         from .progress import ScanProgress
-    folder = subjects[0].output
-    if folder is None and len(subjects) > 1:
-        folder = default_folder("zeroshot", "-".join(model or [one.name for one in run or ()])[:60])
     summaries = []
-    for place, subject in enumerate(subjects, start=1):
-        own = folder if folder is None or len(subjects) == 1 else folder / f"{place}"
+    for subject in subjects:
         with ScanProgress() as progress:
-            summaries.append(scan(replace(subject, output=own), progress))
+            summaries.append(scan(subject, progress))
         if not json:
             _show(summaries[-1])
-    several = folder if len(summaries) > 1 else None
     if several and not process():
         compare(summaries, several)
     if json:
-        all_of_them = {"command": "zeroshot", "models": summaries, "run": str(folder)}
+        all_of_them = {"command": "zeroshot", "models": summaries, "run": str(several)}
         to_stdout(all_of_them if several else summaries[0])
     elif several:
         _show_comparison(summaries, several)
@@ -64,14 +59,22 @@ def zeroshot(
 
 def _subjects(
     given: o.Given[ZeroshotOptions], models: list[str], runs: list[Path]
-) -> list[ZeroshotOptions]:
+) -> tuple[list[ZeroshotOptions], Path | None]:
+    """The options of each scan, and the folder of all where there are several."""
     if models and runs:
         raise InputError("--run brings its own model; give --model or --run")
-    if given.options().checkpoint is not None and len(models) > 1:
+    if "checkpoint" in given.typed and len(models) > 1:
         raise InputError("--checkpoint goes with one --model")
-    if runs:
-        return [given.options(run=folder) for folder in runs]
-    return [given.options(model=name) for name in models] or [given.options()]
+    subjects = [given.options(run=folder) for folder in runs]
+    subjects += [given.options(model=name) for name in models]
+    if len(subjects) < 2:
+        return subjects or [given.options()], None
+    from wd_probe.runs.folder import default_folder
+
+    names = "-".join(models or [run.name for run in runs])[:60]
+    folder = subjects[0].output or default_folder("zeroshot", names)
+    numbered = enumerate(subjects, start=1)
+    return [replace(one, output=folder / f"{place}") for place, one in numbered], folder
 
 
 _SHOWN_SCALES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.5, 0.25, 0.0)

@@ -7,10 +7,11 @@ from PIL import Image
 
 from wd_probe import InputError
 from wd_probe.sweeps import paper
+from wd_probe.sweeps.options import SETTING
 from wd_probe.sweeps.paper import PaperOptions, paper_grid, published, reproduce
 
 SMALL = replace(
-    paper.SETTING, pretrained=False, train_samples=128, val_split=0.2, batch_size=64, epochs=2,
+    SETTING, pretrained=False, train_samples=128, val_split=0.2, batch_size=64, epochs=2,
     every=1,
 )  # fmt: skip
 

@@ -15,14 +15,15 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar
 
-import torch
 from safetensors import SafetensorError
 
-from .. import ranks
 from ..errors import InputError, WdProbeWarning, first_line
 from .schema import TABLES
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -265,6 +266,8 @@ def _written(path: Path, write: Callable[[Path], object]) -> None:
 
 def run_folder(path: Path, *, again: bool = False) -> RunFolder:
     """A :class:`RunFolder`; of several processes the first one alone writes to it."""
+    from .. import ranks  # loads torch, which asking whether a folder is free need not
+
     return _Unwritten(path) if ranks.rank() else RunFolder(path, again=again)
 
 
@@ -319,8 +322,10 @@ def write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: "torch.device") -> dict[str, Any]:
     """Versions and machine, for ``config.json``."""
+    import torch
+
     return {
         "versions": {name: metadata.version(name) for name in _MEASURED_WITH},
         "python": platform.python_version(),

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from ..errors import InputError, WdProbeWarning, first_line
 from ..runs.folder import RunFolder
-from ..runs.reading import read_json
-from ..runs.schema import RunConfig, RunSummary
 from .models import load_torch
 
 #: The file in the run folder, gone once the run has come to its end.
@@ -22,31 +20,6 @@ RECOVERY = "recovery.pt"
 _FORMAT = 1
 _SECONDS = 60.0  # between two, if no interval is given
 _SHARE = 50  # and at least so many times what writing one takes
-
-
-def check_resumable(path: Path) -> dict[str, Any]:
-    """The config.json of a run that can be gone on with.
-
-    Raises:
-        InputError: there is none, it is damaged, or the run has come to its end.
-    """
-    file = path / "config.json"
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
-    if not file.is_file():
-        raise InputError(f"{path} is no run folder: it has no config.json")
-    config = read_json(file, RunConfig)
-    if config.get("command") not in ("train", "rop"):
-        raise InputError(f"{path} is no run of `wdprobe train` or `wdprobe rop`")
-    try:
-        status = read_json(path / "summary.json", RunSummary).get("status")
-    except InputError:  # killed before it, or in the middle
-        return config
-    if status == "finished":
-        raise InputError(f"{path} has finished; there is nothing left to resume")
-    if status == "diverged":
-        raise InputError(f"{path} has diverged, and would again; start another with a smaller --lr")
-    return config
 
 
 class Stateful(Protocol):

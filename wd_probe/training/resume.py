@@ -1,17 +1,43 @@
-"""What a run was asked to do, from its folder."""
+"""Whether a run can be resumed, and what it was asked to do; nothing here loads torch."""
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..errors import InputError, shown
-from ..runs.reading import damaged
-from .checkpoint import check_resumable
+from ..runs.reading import damaged, read_json
+from ..runs.schema import RunConfig, RunSummary
 from .options import TrainOptions, typed
 
 
+def check_resumable(path: Path) -> dict[str, Any]:
+    """The config.json of a run that can be resumed.
+
+    Raises:
+        InputError: there is none, it is damaged, or the run has come to its end.
+    """
+    file = path / "config.json"
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if not file.is_file():
+        raise InputError(f"{path} is no run folder: it has no config.json")
+    config = read_json(file, RunConfig)
+    if config.get("command") not in ("train", "rop"):
+        raise InputError(f"{path} is no run of `wdprobe train` or `wdprobe rop`")
+    try:
+        status = read_json(path / "summary.json", RunSummary).get("status")
+    except InputError:  # killed before it, or in the middle
+        return config
+    if status == "finished":
+        raise InputError(f"{path} has finished; there is nothing left to resume")
+    if status == "diverged":
+        raise InputError(f"{path} has diverged, and would again; start another with a smaller --lr")
+    return config
+
+
 def options_of(path: Path, command: str) -> TrainOptions:
-    """The options of a run that can be gone on with, its folder among them.
+    """The options of a run that can be resumed, its folder among them.
 
     Args:
         path: the run folder.

@@ -19,11 +19,12 @@ from ..probe.probe import OpposingPenaltyProbe
 from ..probe.records import StepRecord
 from ..runs.folder import RunFolder, default_folder, dumps, environment, run_folder
 from ..runs.recorder import Recorder
-from .checkpoint import RECOVERY, Recovery, Stateful, check_resumable
+from .checkpoint import RECOVERY, Recovery, Stateful
 from .data import Batches, Data, load_data
 from .loop import Score, Step, Trainer, autocast_dtype, create_optimizer, evaluate, pick_device
 from .models import create_model
 from .options import ELSEWHERE, TrainOptions, parse_options
+from .resume import check_resumable
 
 #: Decay rates that the λ-profile asks about.
 PROFILE_RATES = tuple(float(f"{10 ** (k / 4):.3g}") for k in range(-16, 9))
