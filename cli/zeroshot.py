@@ -52,7 +52,7 @@ def zeroshot(
         all_of_them = {"command": "zeroshot", "models": summaries, "run": str(several)}
         to_stdout(all_of_them if several else summaries[0])
     elif several:
-        _show_comparison(summaries, several)
+        show_comparison(summaries, several)
     if any("write_failure" in summary for summary in summaries):
         raise typer.Exit(1)
 
@@ -148,7 +148,7 @@ def _distorted(found: list[dict[str, Any]]) -> None:
     out.print(table)
 
 
-def _show_comparison(summaries: list[dict[str, Any]], folder: Path) -> None:
+def show_comparison(summaries: list[dict[str, Any]], folder: Path) -> None:
     """Half-lives of several models, most robust first."""
     table = plain_table()
     for title in ("model", "half-life"):

@@ -1,6 +1,5 @@
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import timm
@@ -221,18 +220,6 @@ def test_outputs_that_are_no_numbers_are_kept_as_such():
     judge.count(torch.randn(2, 3), 0)
     found = metrics(judge.count(torch.tensor([[1.0, 2, 3], [1, float("nan"), 3]]), 0).double())
     assert all(value != value for value in found.values())
-
-
-@pytest.mark.parametrize("unknown", [None, float("nan")])
-def test_models_are_compared_the_most_robust_first(capsys, unknown):
-    from wd_probe.cli import console
-
-    lives = {"a": 0.5, "b": unknown, "c": 0.9, "d": 0.0, "e": 0.2}
-    console.zeroshot_comparison(
-        [{"model": m, "source": "run", "half_life": life} for m, life in lives.items()], Path("s")
-    )
-    lines = capsys.readouterr().out.splitlines()
-    assert [line[0] for line in lines if "·" in line] == ["d", "e", "a", "c", "b"]
 
 
 def test_a_gap_is_drawn_where_a_metric_is_no_number(trained, tmp_path):
