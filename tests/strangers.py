@@ -9,6 +9,12 @@ from wd_probe import InputError
 
 QUICK = settings(max_examples=60, deadline=5000, suppress_health_check=list(HealthCheck))
 SLOW = settings(QUICK, max_examples=12)
+#: The files of `made` that are read: by run or scan.
+READ = [
+    *(("run", f"{n}.csv") for n in ("steps", "layers", "profile", "epochs")),
+    *(("scan", f"{n}.csv") for n in ("curve", "parts", "distortion")),
+    *((n, f"{kind}.json") for n in ("run", "scan") for kind in ("config", "summary")),
+]
 ESCAPE = "\x1b[31m[red]\x07\ud800\n<script>"
 
 

@@ -3,125 +3,20 @@
 import json
 import os
 import sys
-import tracemalloc
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from wd_probe.cli import console as render
 
-from tests.small import Silent
-from tests.strangers import ESCAPE, QUICK, SLOW, mistyped, outcome, spoiled
+from tests.strangers import ESCAPE, QUICK, READ, SLOW, mistyped, outcome, spoiled
 from wd_probe import InputError, WdProbeWarning
 from wd_probe.report import sweep as report_sweeps
 from wd_probe.report.page import report
-from wd_probe.runs import reading as files
-from wd_probe.runs.folder import dumps
-from wd_probe.runs.reading import read_run
-from wd_probe.runs.schema import Contents
 from wd_probe.sweeps import cells as sweeps
 from wd_probe.sweeps import grid as gridfile
 from wd_probe.training.options import TrainOptions
-from wd_probe.training.train import train
-
-READ = [
-    *(("run", f"{n}.csv") for n in ("steps", "layers", "profile", "epochs")),
-    *(("scan", f"{n}.csv") for n in ("curve", "parts", "distortion")),
-    *((n, f"{kind}.json") for n in ("run", "scan") for kind in ("config", "summary")),
-]
-
-
-@pytest.mark.parametrize("file", READ, ids="/".join)
-def test_run_folders_with_spoiled_files(copy, file):
-    folder, name = copy(file[0]), file[1]
-    good = (folder / name).read_bytes()
-    assert read_run(folder) is not None
-
-    @settings(QUICK, max_examples=25)
-    @given(spoiled(good))
-    @example(good[: len(good) // 2])
-    @example(b"\0" * 500)
-    @example(b"\xff\xfe" * 50)
-    @example(b"[" * 100_000)
-    @example(b'"' + b"x," * 100_000)
-    @example(b"step," * 400 + b"\n")
-    def check(found):
-        (folder / name).write_bytes(found)
-        outcome(lambda: read_run(folder), name, "no run folder")
-
-    check()
-
-
-@pytest.mark.parametrize("file", [f for f in READ if "json" in f[1]], ids="/".join)
-def test_run_folders_with_values_of_other_kinds(copy, file):
-    folder, name = copy(file[0]), file[1]
-    good = json.loads((folder / name).read_text())
-
-    @given(mistyped(good))
-    @settings(QUICK, max_examples=40)
-    def check(found):
-        (folder / name).write_text(json.dumps(found))
-        run = outcome(lambda: read_run(folder), name)
-        if run is not None:
-            dumps(run.config).encode()
-            assert str(run.config.get("model")).isprintable()
-
-    check()
-
-
-cells = st.one_of(
-    st.sampled_from(["", "1", "0.5", "nan", "inf", "-inf", "1e308", "1e999", "x", "\0", '"',
-                     '"a\nb"', "9" * 400, "1_0", "=1+1", "\x1b[2J", "é"]),
-    st.floats().map(repr),
-)  # fmt: skip
-
-
-@QUICK
-@given(
-    st.lists(st.lists(cells, min_size=2, max_size=4), max_size=6), st.sampled_from(["\n", "\r\n"])
-)
-def test_tables_of_strange_cells(tmp_path_factory, rows, end):
-    path = tmp_path_factory.getbasetemp() / "strange.csv"
-    lines = ["step,rate,name", *(",".join(row) for row in rows)]
-    path.write_text(end.join(lines) + end, newline="")
-    found = outcome(lambda: files.read_columns(path), "strange.csv")
-    if found is not None:
-        assert list(found) == ["step", "rate"]
-        assert len(found["step"]) == len(found["rate"]) <= 2 * len(rows)
-
-
-def test_a_pipe_in_the_place_of_a_file(tmp_path):
-    os.mkfifo(tmp_path / "summary.json")
-    with pytest.raises(InputError, match=r"summary\.json is damaged: it is not a plain file"):
-        files.read_json(tmp_path / "summary.json", Contents)
-
-
-def test_files_too_large_are_refused_before_they_are_read(tmp_path):
-    tracemalloc.start()
-    path = tmp_path / "config.json"
-    with path.open("wb") as file:
-        file.truncate(1 << 40)
-    with pytest.raises(InputError, match=r"config\.json is larger than 32,768 KiB"):
-        read_run(tmp_path)
-    path.write_text("{}")
-    for name, size in (("steps.csv", 1 << 40), ("layers.csv", 1 << 29)):
-        with (tmp_path / name).open("wb") as file:
-            file.truncate(size)
-        assert outcome(lambda: read_run(tmp_path), name) is None
-        (tmp_path / name).unlink()
-    assert tracemalloc.get_traced_memory()[1] < 100 << 20
-    tracemalloc.stop()
-    (tmp_path / "steps.csv").write_text("step,rate\n1,2\n3,4")
-    assert read_run(tmp_path).steps == {"step": [1], "rate": [2]}
-
-
-def test_more_cells_than_fit_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "TABLE_CELLS", 10)
-    (tmp_path / "steps.csv").write_text("step,rate\n" + "1,2\n" * 6)
-    with pytest.raises(InputError, match=r"steps\.csv has more than 10 cells; not read"):
-        files.read_columns(tmp_path / "steps.csv")
-
 
 # --- grids and sweeps -----------------------------------------------------------------------------
 
@@ -304,10 +199,3 @@ def test_a_folder_with_a_strange_name(wdprobe, tmp_path):
         assert (code, out) == (2, "")
         assert err.count("\n") == 1
         assert "\\x1b[2J\\n\\udcff[red]/config.json is damaged" in err
-
-
-def test_a_run_too_long_to_be_drawn_is_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "TABLE_CELLS", 5)
-    options = TrainOptions(model="test_convnext", batch_size=32, steps=2, output=tmp_path / "run")
-    with pytest.warns(WdProbeWarning, match=r"no figures are drawn: .*steps\.csv has more than 5"):
-        assert train(options, Silent())["status"] == "finished"

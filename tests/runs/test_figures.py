@@ -8,9 +8,10 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from wd_probe.runs import figures
-from wd_probe.runs.reading import Run
+from wd_probe.runs.reading import Run, read_run
 from wd_probe.runs.schema import TABLES
 
+OLD = Path(__file__).parents[1] / "data/first_layout"
 NAN = math.nan
 CONFIG = {
     "model": "convnext_tiny", "dataset": "digits", "opt": "adamw", "method": "lpwd", "lr": 0.001,
@@ -124,17 +125,17 @@ def test_decay_profile_draws_the_median_step_and_four_fifths_around_it():
     profile = {
         "step": [1, 1, 2, 2, 3, 3],
         "rate": [0.01, 0.1] * 3,
-        "opposing": [1, 10, 2, 20, 6, 60],
+        "opposing": [1, 10, 2, 20, 60, 6],
         "penalized": [100] * 6,
     }
     figure = figures.decay_profile(run(profile=profile))
     (axes,) = figure.axes
     middle, own = axes.lines
-    assert points(middle) == [(0.01, 0.02), (0.1, 0.2)]
+    assert points(middle) == [(0.01, 0.02), (0.1, 0.1)]
     (band,) = axes.collections
     corners = band.get_paths()[0].vertices
-    assert corners[:, 1].min() == pytest.approx(np.quantile([0.01, 0.02, 0.06], 0.1))
-    assert corners[:, 1].max() == pytest.approx(np.quantile([0.1, 0.2, 0.6], 0.9))
+    assert corners[:, 1].min() == pytest.approx(np.quantile([0.01, 0.02, 0.6], 0.1))
+    assert corners[:, 1].max() == pytest.approx(np.quantile([0.01, 0.02, 0.6], 0.9))
     assert set(own.get_xdata()) == {0.05}
     assert axes.texts[0].get_text() == " this run: 0.05"
     assert axes.get_xscale() == "log"
@@ -344,3 +345,17 @@ def test_figures_are_saved_as_pictures(tmp_path):
     with Image.open(tmp_path / "figures/zeroshot.png") as picture:
         assert picture.size == (1050, 570)
         assert np.asarray(picture.convert("L")).std() > 5
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in figures.ROP_FIGURES])
+def test_every_figure_is_drawn_from_the_files_alone(name, tmp_path):
+    run = read_run(OLD / "rop")
+    drawn = figures.draw_training(run)[name]
+    axes = drawn.axes[0]
+    assert axes.lines or axes.images
+    assert run.config["model"] in drawn.get_suptitle()
+    figures.save({name: drawn}, tmp_path / "figures")
+    with Image.open(tmp_path / "figures" / f"{name}.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 5
+    if name == "rop_by_layer":
+        assert axes.images[0].get_array().shape == (len(run.layer_names), 11)

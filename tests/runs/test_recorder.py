@@ -15,10 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from wd_probe import OpposingPenaltyProbe, WdProbeWarning, layers
 from wd_probe.probe.records import ProfileRecord
-from wd_probe.runs import figures
+from wd_probe.runs import figures, reading
 from wd_probe.runs.folder import RunFolder
-from wd_probe.runs.reading import read_run
+from wd_probe.runs.reading import read_json, read_run
 from wd_probe.runs.recorder import Epoch, Recorder, Running, Stretches
+from wd_probe.runs.schema import RunSummary
 
 #: What the figures' titles, and the dashboard, name a run by.
 NAMED = {"model": "m", "dataset": "digits", "lr": 3e-3, "weight_decay": 0.05, "method": "wd",
@@ -276,6 +277,20 @@ def test_scores_are_of_the_weights_that_stand(tmp_path):
         assert recorder.summary(0)["best10"]["mean"] == 0.9
         with pytest.raises(TypeError, match="top5"):
             recorder.epoch(2, top5=1.0)
+
+
+def test_a_run_too_long_to_be_drawn_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "TABLE_CELLS", 5)
+    with RunFolder(tmp_path / "run") as folder:
+        folder.json("config.json", {})
+        recorder = Recorder(folder)
+        for number in (1, 2):
+            recorder.step(number, loss=1.0)
+        with pytest.warns(
+            WdProbeWarning, match=r"no figures are drawn: .*steps\.csv has more than"
+        ):
+            recorder.close(recorder.summary(0), {})
+    assert read_json(tmp_path / "run/summary.json", RunSummary)["steps"] == 2
 
 
 # --- the state of a run that was killed -----------------------------------------------------------
