@@ -244,7 +244,7 @@ class Listener:
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """Train two short runs, one stopped after a step and gone on with; the first steps of that."""
+    """Train two short runs, one stopped after a step and resumed; the first steps of that."""
     digits = catalogue._splits("digits", 32, None, False)
     few = tuple(
         (images[:n], labels[:n]) for (images, labels), n in zip(digits, (96, 32), strict=True)
@@ -280,7 +280,7 @@ def trained(tmp_path, monkeypatch):
         pytest.param({"torchcompile": True}, marks=pytest.mark.slow),
     ],
 )
-def test_every_kind_of_state_is_had_back(trained, options):
+def test_every_kind_of_state_is_recovered(trained, options):
     assert trained((4, 6), **options) == [1, 3, 5]
 
 
@@ -355,9 +355,9 @@ SPOILT = {
         lambda run: (run / "config.json").write_text("{"),
     "run is no run of `wdprobe train` or `wdprobe rop`":
         lambda run: change(run / "config.json", command="zeroshot"),
-    "run is a run of `wdprobe rop`; `wdprobe rop --resume run` goes on with it":
+    "run is a run of `wdprobe rop`; `wdprobe rop --resume run` resumes it":
         lambda run: change(run / "config.json", command="rop"),
-    "run is a run of wd_probe '9', which this version cannot go on with":
+    "run is a run of wd_probe '9', which this version cannot resume":
         lambda run: change(run / "config.json", versions={"wd-probe": "9"}),
     "run/config.json is damaged: batch_size must be":
         lambda run: change(run / "config.json", batch_size="many"),
@@ -369,7 +369,7 @@ SPOILT = {
         lambda run: forge(run, format=0),
     "run/recovery.pt is of another run: seed 0 there and 1 here":
         lambda run: change(run / "config.json", seed=1),
-    "run/recovery.pt does not fit this run: its model cannot be had back":
+    "run/recovery.pt does not fit this run: its model cannot be recovered":
         lambda run: forge(run, parts=torch.load(run / "recovery.pt")["parts"] | {"model": {}}),
     "run is damaged: ../victim is missing":
         lambda run: forge(run, sizes={"../victim": 0}),
@@ -381,7 +381,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("message", SPOILT)
-def test_what_cannot_be_gone_on_with_is_refused_and_left_alone(run, wdprobe, message):
+def test_what_cannot_be_resumed_is_refused_and_left_alone(run, wdprobe, message):
     Path("victim").write_text("whole")
     SPOILT[message](run)
     before = {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()}

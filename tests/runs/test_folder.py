@@ -54,7 +54,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/run cannot be written to \(Not a directory\)"):
         RunFolder(tmp_path / "file/run")
-    with pytest.raises(InputError, match="a run goes on in its own folder"):
+    with pytest.raises(InputError, match="a run is resumed in its own folder"):
         RunFolder(tmp_path / "none", again=True)
 
 

@@ -85,7 +85,7 @@ class RunFolder:
 
     Args:
         path: a folder that does not hold a run yet; made if missing.
-        again: it holds one, which is gone on with; see :meth:`rewind`.
+        again: it holds one, which is resumed; see :meth:`rewind`.
 
     Raises:
         InputError: it cannot be written to, or holds a run, or with ``again`` holds none.
@@ -108,7 +108,7 @@ class RunFolder:
         except OSError as error:
             raise InputError(
                 f"output folder {path} cannot be written to ({error.strerror}); "
-                + ("a run goes on in its own folder" if again else "choose another --output")
+                + ("a run is resumed in its own folder" if again else "choose another --output")
             ) from error
         if not again and (refusal := occupied(path)):
             self.close()
@@ -220,8 +220,8 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(
-                f"{self.path} cannot be written to ({error.strerror}); a run goes on in its own "
-                "folder"
+                f"{self.path} cannot be written to ({error.strerror}); a run is resumed in its "
+                "own folder"
             ) from error
 
     def close_tables(self) -> None:

@@ -15,7 +15,7 @@ from ..errors import InputError, WdProbeWarning, first_line
 from ..runs.folder import RunFolder
 from .models import load_torch
 
-#: The file in the run folder, gone once the run has come to its end.
+#: The file in the run folder, gone once the run has ended.
 RECOVERY = "recovery.pt"
 _FORMAT = 1
 _SECONDS = 60.0  # between two, if no interval is given
@@ -130,7 +130,7 @@ class Recovery:
                 part.load_state_dict(state["parts"][name])
             except Exception as error:  # whatever a stranger's file makes torch say
                 raise InputError(
-                    f"{self.file} does not fit this run: its {name} cannot be had back "
+                    f"{self.file} does not fit this run: its {name} cannot be recovered "
                     f"({first_line(error)}); "
                     "remove the file to begin the run anew"
                 ) from error
@@ -156,7 +156,7 @@ class Recovery:
         )
 
     def remove(self) -> None:
-        """The run has come to its end."""
+        """The run has ended."""
         self._folder.guard(lambda: self.file.unlink(missing_ok=True))
 
 

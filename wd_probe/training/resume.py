@@ -15,7 +15,7 @@ def check_resumable(path: Path) -> dict[str, Any]:
     """The config.json of a run that can be resumed.
 
     Raises:
-        InputError: there is none, it is damaged, or the run has come to its end.
+        InputError: there is none, it is damaged, or the run has ended.
     """
     file = path / "config.json"
     if not path.exists():
@@ -50,14 +50,14 @@ def options_of(path: Path, command: str) -> TrainOptions:
     if config["command"] != command:
         raise InputError(
             f"{path} is a run of `wdprobe {config['command']}`; "
-            f"`wdprobe {config['command']} --resume {path}` goes on with it"
+            f"`wdprobe {config['command']} --resume {path}` resumes it"
         )
     names = [field.name for field in fields(TrainOptions) if field.name != "command"]
     lacking = [name for name in names if name not in config]
     made_by = (config.get("versions") or {}).get("wd-probe")
     if lacking or made_by != __version__:
         raise InputError(
-            f"{path} is a run of wd_probe {shown(made_by)}, which this version cannot go on with"
+            f"{path} is a run of wd_probe {shown(made_by)}, which this version cannot resume"
             + (f" (it says nothing of {lacking[0]})" if lacking else "")
         )
     try:

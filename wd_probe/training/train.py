@@ -43,7 +43,7 @@ class Listener(Protocol):
     def started(
         self, total_steps: int, folder: Path, data: Data, layer_count: int, done: int
     ) -> None:
-        """Everything is ready; training begins, or goes on after ``done`` steps."""
+        """Everything is ready; training begins, or continues after ``done`` steps."""
 
     def stepped(self, step: Step, record: StepRecord | None) -> None:
         """A step was trained, and measured unless ``record`` is None."""
@@ -101,14 +101,14 @@ def train(options: TrainOptions, listener: Listener, *, resume: bool = False) ->
     Args:
         options: what to run.
         listener: is told how it goes.
-        resume: go on with the run in ``options.output`` where it was last saved, or from its start
+        resume: continue the run in ``options.output`` where it was last saved, or from its start
             if it never was. On a CPU its files become those of a run never stopped, to the bit.
 
     Raises:
         InputError: options that do not fit each other or this machine; with ``resume``, a folder
-            without a run to go on with, which is left as it is.
+            without a run to resume, which is left as it is.
         Busy: another process is writing to it.
-        RunError: the pretrained weights could not be had.
+        RunError: the pretrained weights are unavailable.
     """
     ranks.join(pick_device(options.device))
     if not resume:
@@ -120,7 +120,7 @@ def train(options: TrainOptions, listener: Listener, *, resume: bool = False) ->
     assert options.output is not None
     check_resumable(options.output)
     with run_folder(options.output, again=True) as folder:
-        record = check_resumable(options.output)  # it may have just come to its end
+        record = check_resumable(options.output)  # it may have just ended
         saved = ranks.same((options.output / RECOVERY).is_file())
         run = prepare(options, weights=not saved)
         return _run(run, _probes(run), folder, listener, record, saved)
@@ -134,8 +134,8 @@ def _run(
     record: dict[str, Any] | None,
     saved: bool = False,
 ) -> dict[str, Any]:
-    """Train in the folder; ``record`` is the config.json of a run gone on with, ``saved`` where it
-    was last saved.
+    """Train in the folder; ``record`` is a resumed run's config.json, ``saved`` whether it has been
+    saved before.
     """  # fmt: skip
     options, (probe, literal) = run.options, probes
     config = _config(run)
@@ -199,7 +199,7 @@ def prepare(options: TrainOptions, *, weights: bool = True) -> Training:
 
     Raises:
         InputError: options that do not fit each other or this machine.
-        RunError: the pretrained weights could not be had.
+        RunError: the pretrained weights are unavailable.
     """
     device = pick_device(options.device)
     torch.manual_seed(options.seed)
