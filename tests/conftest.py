@@ -2,6 +2,7 @@ import os
 import shutil
 import sys
 
+import hypothesis
 import pytest
 import torch
 
@@ -11,6 +12,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each worker, and for what it starts
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+if os.environ.get("CI"):  # the same cases at every run, however slow the machine
+    hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+    hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True)
