@@ -426,8 +426,8 @@ def hf_trainer(hf, folder, *callbacks, decay=0.1, model=None, **options):
     arguments = hf.TrainingArguments(str(folder), **options)
 
     class InOrder(hf.Trainer):
-        def _get_train_sampler(self, dataset):
-            return SequentialSampler(dataset)
+        def _get_train_sampler(self, *_):
+            return SequentialSampler(self.train_dataset)
 
     data = {"train_dataset": text(), "eval_dataset": text()[:4]}
     return InOrder(model or gpt2(hf), arguments, callbacks=list(callbacks), **data)

@@ -195,3 +195,20 @@ def test_what_does_not_fit_takes_no_memory(tmp_path, monkeypatch):
             "test_convnext", num_classes=10**9, img_size=32, checkpoint=tmp_path / "a.safetensors"
         )
     assert built == ["meta"]
+
+
+def test_a_timm_that_reads_numbers_as_it_builds(checkpoint, monkeypatch):
+    """As it did before 1.0.31 for the rates of stochastic depth of one family or another."""
+    state, _, folder = checkpoint
+    save_file(state, folder / "w.safetensors")
+    build = timm.create_model
+
+    def reading(*arguments, **options):
+        torch.linspace(0, 0.1, 3).tolist()
+        return build(*arguments, **options)
+
+    known = {"img_size": 32, "weight_decay": 0.1, "scale": "max2", "filter_bias_and_bn": False}
+    described = models.describe_layers("test_convnext", **known)
+    monkeypatch.setattr(timm, "create_model", reading)
+    assert same(state, loaded(folder / "w.safetensors"))
+    assert models.describe_layers("test_convnext", **known) == described

@@ -296,9 +296,10 @@ class WeightDecay:
         kept = self._plain.setdefault(optimizer, [])
         for group in optimizer.param_groups:
             for share, chosen in self._by_share(group):
-                terms = chosen if self.method == "l2" else torch._foreach_sign(chosen)
+                # one by one: torch 2.7 has no sign of several DTensors
+                terms = chosen if self.method == "l2" else [p.sign() for p in chosen]
                 if scale is not None:
-                    terms = torch._foreach_mul(terms, scale)
+                    terms = list(torch._foreach_mul(terms, scale))
                 plain = [p.grad for p in chosen if p.grad is not None]
                 added = torch._foreach_add(plain, terms, alpha=self.rate * share)
                 for p, g, ours in zip(chosen, plain, added, strict=True):

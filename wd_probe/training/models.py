@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,7 @@ def create_model(
         raise InputError(f"unknown model {name!r}{_near(name)}")
     try:
         if checkpoint is not None:  # what does not fit is found before memory is taken for it
-            with torch.device("meta"):
-                drawn = _build(name, num_classes, img_size, False)
+            drawn = _weightless(lambda: _build(name, num_classes, img_size, False))
             state = _fitting(drawn, checkpoint, reset_head)
         model = _build(name, num_classes, img_size, pretrained)
     except (InputError, KeyboardInterrupt):
@@ -74,6 +73,15 @@ def create_model(
     if check_size:
         _check_size(model, name, img_size)
     return model
+
+
+def _weightless(build: Callable[[], nn.Module]) -> nn.Module:
+    """On torch's meta device; on the CPU where an older timm reads numbers as it builds."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except Exception:  # any other fault shows again
+        return build()
 
 
 def _build(name: str, num_classes: int, img_size: int, pretrained: bool) -> nn.Module:
@@ -240,8 +248,9 @@ def describe_layers(
         InputError: an unknown model, a rate that is negative or not finite.
     """
     check_rate(weight_decay, "--weight-decay")
-    with torch.device("meta"):
-        model = create_model(name, num_classes=1000, img_size=img_size, check_size=False)
+    model = _weightless(
+        lambda: create_model(name, num_classes=1000, img_size=img_size, check_size=False)
+    )
     found = layers(model)
     rates = layerwise_rates(len(found), weight_decay, scale)
     decayed = set(decayed_parameters(model, filter_bias_and_bn=filter_bias_and_bn))
