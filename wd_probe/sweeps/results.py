@@ -113,7 +113,8 @@ def interval(values: Sequence[float]) -> Interval:
     known = _known(values)
     if not known:
         return Interval(math.nan, math.nan, 0)
-    return Interval(statistics.fmean(known), _quantile(len(known)) * _error(known), len(known))
+    reach = _quantile(len(known)) * _error(known) if len(known) > 1 else math.nan
+    return Interval(statistics.fmean(known), reach, len(known))
 
 
 def difference(one: Sequence[float], other: Sequence[float]) -> Difference:
@@ -123,11 +124,9 @@ def difference(one: Sequence[float], other: Sequence[float]) -> Difference:
         one: a figure of each seed.
         other: of the same seeds, in the same order.
     """
-    from scipy import stats
-
     gaps = _known([a - b for a, b in zip(one, other, strict=True)])
     found, error = interval(gaps), _error(gaps)
-    p = 2 * float(stats.t.sf(abs(found.mean) / error, len(gaps) - 1)) if error > 0 else math.nan
+    p = _two_sided(found.mean / error, len(gaps) - 1) if error > 0 else math.nan
     return Difference(found, p)
 
 
@@ -157,9 +156,16 @@ def _error(known: Sequence[float]) -> float:
 @functools.cache
 def _quantile(count: int) -> float:
     """By how many standard errors a 95 % interval of so many values reaches out."""
-    from scipy import stats
+    from scipy import special  # scipy.stats takes a second to load
 
-    return float(stats.t.ppf(0.975, count - 1))
+    return float(special.stdtrit(count - 1, 0.975))
+
+
+def _two_sided(t: float, degrees: int) -> float:
+    """The probability of a t at least so far from 0."""
+    from scipy import special
+
+    return 2 * float(special.stdtr(degrees, -abs(t)))
 
 
 # --- the best settings, and what lies beside them -------------------------------------------------
