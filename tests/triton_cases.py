@@ -8,7 +8,7 @@ import itertools
 import torch
 
 from tests.benchmarks import triton_steps
-from wd_probe.probe import formulas as penalty
+from wd_probe.probe import formulas
 from wd_probe.probe.kernel import gpu
 from wd_probe.probe.movement import Moved
 
@@ -31,7 +31,7 @@ def tensors(dtype, generator):
 
 def compare(befores, afters, factors, thetas):
     found = gpu.Tally(befores, afters)(factors)
-    expected = [penalty.tally(*case) for case in zip(thetas, afters, factors, strict=True)]
+    expected = [formulas.tally(*case) for case in zip(thetas, afters, factors, strict=True)]
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-6, atol=1e-12)
 
 
@@ -53,7 +53,7 @@ def compare_steps(adam, generator):
         if not adam:
             expected -= 5e-4 * before
         torch.testing.assert_close(theta, expected, rtol=1e-5, atol=1e-8)
-        torch.testing.assert_close(found[0], penalty.tally(before, theta, 5e-4), rtol=1e-6, atol=0)
+        torch.testing.assert_close(found[0], formulas.tally(before, theta, 5e-4), rtol=1e-6, atol=0)
         assert found[0, 1] > 5
 
 

@@ -36,9 +36,9 @@ def compiled_sides(weights, device):
         return found
 
     def beside(theta, m, v):
-        kernel.copy_all([kept], [theta])
+        kernel.Copying([kept], [theta])()
         plain(theta, m, v)
-        kernel.tally_all([(kept, theta, lr * decay)])
+        kernel.Tallying([kept], [theta])([lr * decay])
 
     plain, counting = torch.compile(update), torch.compile(update_and_count)
     return {
@@ -58,9 +58,9 @@ def triton_sides(weights, device):
     fused = torch.optim.AdamW([theta], lr=1e-4, weight_decay=0.01, fused=True)
 
     def beside(step):
-        kernel.copy_all([kept], [theta])
+        kernel.Copying([kept], [theta])()
         step()
-        kernel.tally_all([(kept, theta, 1e-6)])
+        kernel.Tallying([kept], [theta])([1e-6])
 
     sides = {"AdamW, torch's fused step": fused.step}
     for name in ("AdamW", "SGD"):

@@ -49,19 +49,20 @@ def floor(name, rounds, device):
             q.sum()
 
     def copied(kept):
-        kernel.copy_all(copies[kept], theta)
-        kernel.tally_all([(p, q, 1e-6) for p, q in zip(copies[kept], stepped, strict=True)])
+        kernel.Copying(copies[kept], theta)()
+        kernel.Tallying(copies[kept], stepped)([1e-6] * len(theta))
 
-    def had_again(seconds):
-        state = zip(first, seconds, stepped, strict=True)
-        kernel.tally_all([(Moved(m, v, 1e-4, 1.0, 1e-8, 1.0), q, 1e-6) for m, v, q in state])
+    def recovered(seconds):
+        state = zip(first, seconds, strict=True)
+        moved = [Moved(m, v, 1e-4, 1.0, 1e-8, 1.0) for m, v in state]
+        kernel.Tallying(moved, stepped)([1e-6] * len(theta))
 
     sides = {
         "floor": bytes_alone,
         "whole": lambda: copied("whole"),
         "half": lambda: copied("half"),
-        "nothing, Adam": lambda: had_again(second),
-        "nothing, SGD": lambda: had_again([None] * len(first)),
+        "nothing, Adam": lambda: recovered(second),
+        "nothing, SGD": lambda: recovered([None] * len(first)),
     }
     times = alternate(sides, rounds, device)
     passes, kernel.cpu.passes = kernel.cpu.passes, lambda: None

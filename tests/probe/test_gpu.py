@@ -63,7 +63,7 @@ def test_triton_compiles_for_gpus_and_reads_four_weights_at_a_time(capability, t
 
 
 def test_a_cpu_needs_no_passes_for_a_gpu():
-    counted = "kernel.tally_all([(torch.ones(3), -torch.ones(3), 0.1)])[0, 1].item()"
+    counted = "kernel.Tallying([torch.ones(3)], [-torch.ones(3)])([0.1])[0, 1].item()"
     imported = "'wd_probe.probe.kernel.triton_passes' in sys.modules"
     code = f"import sys, torch; from wd_probe.probe import kernel; print({counted}, {imported})"
     assert run("-c", code) == "3.0 False\n"

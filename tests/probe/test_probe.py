@@ -527,7 +527,7 @@ def test_nothing_kept_takes_no_memory():
     for keep in ("whole", "half", "nothing"):
         probe = OpposingPenaltyProbe(model, optimizer, keep=keep)
         train(model, optimizer, 1)
-        copies = probe._watches[0]._copies._kept.values()
+        copies = probe._watched[0]._copies._kept.values()
         kept[keep] = sum(copy.numel() * copy.element_size() for copy in copies)
     assert kept == {"whole": 4 * 212, "half": 2 * 212, "nothing": 0}
 
@@ -952,7 +952,7 @@ def test_what_is_kept_from_step_to_step_follows_every_change(seed, keep):
     between = changes(draw, model, optimizer, decay)
     for step in range(30):
         between[draw.choice(list(between))]()
-        forgetful._watches[0].close()
+        forgetful._watched[0].close()
         forgetful._held.clear()
         images, labels = batch(step, next(model.parameters()).dtype)
         loss = F.cross_entropy(model(images).float(), labels)

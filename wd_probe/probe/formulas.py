@@ -12,9 +12,6 @@ from torch import Tensor
 
 from ..errors import InputError
 
-#: Meaning of the entries that :func:`tally` returns, in order.
-TALLY_FIELDS = ("penalized", "opposing", "flipped", "nonfinite", "opposing_size", "total_size")
-
 
 def _wide(*tensors: Tensor) -> list[Tensor]:
     """The tensors in one dtype wide enough to compare in: float64 if any is, else float32."""
@@ -67,27 +64,6 @@ def sign_flips(theta: Tensor, unpenalized: Tensor) -> Tensor:
     return ((old > 0) & (new < 0)) | ((old < 0) & (new > 0))
 
 
-def opposing_rate(unpenalized: Tensor, penalty: Tensor) -> Tensor:
-    """R_op as a share of weights: opposing weights / penalized weights (Eq. 11).
-
-    Returns:
-        A float64 scalar tensor in [0, 1]; NaN where nothing is penalized.
-    """
-    penalized = (penalty != 0) & penalty.isfinite() & unpenalized.isfinite()
-    return opposing(unpenalized, penalty).sum(dtype=torch.float64) / penalized.sum()
-
-
-def opposing_mass(unpenalized: Tensor, penalty: Tensor) -> Tensor:
-    """R_op as a share of penalty: Σ|P| over opposing weights / Σ|P| (Eq. 11).
-
-    Returns:
-        A float64 scalar tensor in [0, 1]; NaN where nothing is penalized.
-    """
-    size = penalty.detach().double().abs()
-    size = torch.where(size.isfinite() & unpenalized.isfinite(), size, 0.0)
-    return (size * opposing(unpenalized, penalty)).sum() / size.sum()
-
-
 def tally(theta: Tensor, stepped: Tensor, c: float | Tensor) -> Tensor:
     """Everything R_op needs of one tensor under decoupled decay, from θ, θ' and c alone.
 
@@ -102,10 +78,10 @@ def tally(theta: Tensor, stepped: Tensor, c: float | Tensor) -> Tensor:
             tensor on the weights' device.
 
     Returns:
-        A float64 tensor of six numbers named by ``TALLY_FIELDS``: weights with P ≠ 0, opposing
-        ones, those whose sign the step alone flipped, those with NaN or infinity before or after
-        (counted nowhere else), Σ|θ| over opposing and Σ|θ| over all penalized weights. Times c the
-        two sums are Σ|P|.
+        A float64 tensor of the numbers of ``sums.SUMS``: weights with P ≠ 0, opposing ones, those
+        whose sign the step alone flipped, those with NaN or infinity before or after (counted
+        nowhere else), Σ|θ| over opposing and Σ|θ| over all penalized weights. Times c the last two
+        are Σ|P|.
     """
     old, new = _wide(theta, stepped)
     bad = ~(old.isfinite() & new.isfinite())
@@ -113,11 +89,11 @@ def tally(theta: Tensor, stepped: Tensor, c: float | Tensor) -> Tensor:
     across = sign_flips(old, new) & ~bad
     opposes = across & (new.abs() > (c / 2) * size)
     flipped = across & (new.abs() > c * size)
-    return _six(size, opposes, flipped, bad)
+    return _summed(size, opposes, flipped, bad)
 
 
-def _six(size: Tensor, opposes: Tensor, flipped: Tensor, bad: Tensor) -> Tensor:
-    """The numbers named by ``TALLY_FIELDS``."""
+def _summed(size: Tensor, opposes: Tensor, flipped: Tensor, bad: Tensor) -> Tensor:
+    """The numbers of ``sums.SUMS``."""
     return torch.stack(
         [
             size.count_nonzero().double(),
@@ -141,14 +117,14 @@ def tally_exact(theta: Tensor, unpenalized: Tensor, stepped: Tensor) -> Tensor:
         stepped: θ', where the step put them.
 
     Returns:
-        The six numbers of :func:`tally`; the two sums are Σ|P| itself.
+        The numbers of :func:`tally`; the last two are Σ|P| itself.
     """
     old, u_hat, new = _wide(theta, unpenalized, stepped)
     bad = ~(old.isfinite() & u_hat.isfinite() & new.isfinite())
     size = torch.where(bad, 0.0, (u_hat - new).abs())
     opposes = (new.abs() > u_hat.abs()) & ~bad
     flipped = sign_flips(old, u_hat) & (size > 0)
-    return _six(size, opposes, flipped, bad)
+    return _summed(size, opposes, flipped, bad)
 
 
 def profile(theta: Tensor, stepped: Tensor, c: float, factors: Sequence[float]) -> Tensor:

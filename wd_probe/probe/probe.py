@@ -2,15 +2,12 @@
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
 from types import NoneType
 from typing import Any, Self, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -19,14 +16,13 @@ from ..errors import InputError, Teller, first_line
 from ..hooks import StepHooks, hooked_all
 from ..layering import Layers, clean_name, layers, layers_or, named_parameters
 from ..sharding import Shards, refuse_flat
-from . import formulas as penalty
-from .history import Thinned
+from .copies import Keep, same
+from .penalties import Effects, Reading
 from .records import ProfileRecord, StepRecord
-from .step import Counted, Effects, Keep, Reading, Watch, same
+from .rounds import Rounds
+from .step import WatchedOptimizer
+from .sums import WIDTH
 
-_OPPOSING = [penalty.TALLY_FIELDS.index(name) for name in ("opposing", "opposing_size")]
-_FIELDS = len(penalty.TALLY_FIELDS)
-_UNPENALIZED = np.array([name == "nonfinite" for name in penalty.TALLY_FIELDS])
 #: Steps whose numbers may wait on the device before they are read without being asked for.
 _MOST_PENDING = 256
 
@@ -70,10 +66,10 @@ class OpposingPenaltyProbe:
             own parameters: float32 master copies, say.
         keep: of float32 weights during a step. "whole" (default): a copy. "half": the upper half of
             every number: signs are exact, R_op by size to three digits, and what is smaller than
-            1e-40 counts as zero. "nothing": they are had
-            again from the optimizer's state after the step, under torch's SGD without Nesterov's
-            momentum, Adam and AdamW with decoupled decay (others are copied): exact but for weights
-            within rounding of zero. See docs/performance.md.
+            1e-40 counts as zero. "nothing": they are recovered from the optimizer's state after the
+            step, under torch's SGD without Nesterov's momentum, Adam and AdamW with decoupled decay
+            (others are copied): exact but for weights within rounding of zero. See
+            docs/performance.md.
         history: how many records to keep. Beyond it every stretch of neighbouring steps keeps the
             record with the largest rate; `total` stays exact.
 
@@ -133,10 +129,10 @@ class OpposingPenaltyProbe:
         self.names: tuple[str, ...] = ()
         self._row: dict[Tensor, int] = {}
         self._strangers: set[Tensor] = set()
-        self._held: dict[Watch, list[Tensor]] = {}  # as last looked through for new ones
+        self._held: dict[WatchedOptimizer, list[Tensor]] = {}  # as last looked through for new ones
         effects: Effects = {}
-        self._watches = [
-            Watch(
+        self._watched = [
+            WatchedOptimizer(
                 one,
                 self._row,
                 exact=exact,
@@ -148,20 +144,17 @@ class OpposingPenaltyProbe:
             for one in self.optimizers
         ]
         self._take_in(named_parameters(model) if parameters is None else self._own(parameters))
-        if not any(p in self._row for watch in self._watches for p in watch.held()):
+        if not any(p in self._row for watched in self._watched for p in watched.held()):
             raise InputError(
                 "the optimizer holds none of the model's parameters; build it from "
                 "model.parameters() after the model is made, moved and wrapped, or give what it "
                 "holds as parameters="
             )
         self.steps = 0
-        self._stepped: set[Watch] = set()  # in the present round
-        self._pending: list[tuple[int, Counted]] = []
-        self._open: _Round | None = None
-        self._total = np.zeros((0, _FIELDS))
-        self._keep_anew(history)
-        for watch in self._watches:
-            watch.check_rules()
+        self._stepped: set[WatchedOptimizer] = set()  # in the present round
+        self._rounds = Rounds(self.profile_rates, history)
+        for watched in self._watched:
+            watched.penalties.check_rules()
         if self._shards:
             self._shards.meet(self._tell)
         self._hooks = self._attach()
@@ -170,18 +163,14 @@ class OpposingPenaltyProbe:
     def _attach(self) -> list[StepHooks]:
         return [
             StepHooks(
-                watch.optimizer,
-                partial(_weakly(self._before), watch),
-                partial(_weakly(self._after), watch),
-                graded=partial(_weakly(self._graded), watch),
+                watched.optimizer,
+                partial(_weakly(self._before), watched),
+                partial(_weakly(self._after), watched),
+                graded=partial(_weakly(self._graded), watched),
                 outermost=True,
             )
-            for watch in self._watches
+            for watched in self._watched
         ]
-
-    def _keep_anew(self, history: int) -> None:
-        self._records: Thinned[StepRecord] = Thinned(history, attrgetter("rate"))
-        self._profiles: Thinned[ProfileRecord] = Thinned(history, attrgetter("most"))
 
     def _own(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Parameters by the model's own names, without what a wrapper has put before them."""
@@ -206,58 +195,57 @@ class OpposingPenaltyProbe:
     # --- around the step, on the device -------------------------------------------------------
 
     @torch.no_grad()
-    def _before(self, watch: Watch, has_closure: bool) -> None:
-        watch.forget()
+    def _before(self, watched: WatchedOptimizer, has_closure: bool) -> None:
+        watched.forget()
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             self._tell(
                 "a CUDA graph replays its steps without hooks, so R_op is not measured there"
             )
             return
-        if (self._next(watch) - 1) % self.every == 0:
-            self._safely(watch, lambda: watch.remember(self._known(watch), has_closure))
+        if (self._next(watched) - 1) % self.every == 0:
+            self._safely(watched, lambda: watched.remember(self._known(watched), has_closure))
 
-    def _graded(self, watch: Watch) -> None:
-        self._safely(watch, watch.graded)
+    def _graded(self, watched: WatchedOptimizer) -> None:
+        self._safely(watched, watched.graded)
 
     @torch.no_grad()
-    def _after(self, watch: Watch) -> None:
-        step = self._next(watch)
+    def _after(self, watched: WatchedOptimizer) -> None:
+        step = self._next(watched)
         if step > self.steps:
             self._stepped.clear()
         self.steps = step
-        self._stepped.add(watch)
-        self._safely(watch, lambda: self._count(watch))
-        if self._pending and step - self._pending[0][0] >= _MOST_PENDING:
-            self._safely(watch, self.flush)
+        self._stepped.add(watched)
+        self._safely(watched, lambda: self._count(watched))
+        if self._rounds.waiting(step) >= _MOST_PENDING:
+            self._safely(watched, self.flush)
 
-    def _next(self, watch: Watch) -> int:
+    def _next(self, watched: WatchedOptimizer) -> int:
         """The number of the round that an optimizer's coming step belongs to."""
-        return self.steps + 1 if watch in self._stepped or not self.steps else self.steps
+        return self.steps + 1 if watched in self._stepped or not self.steps else self.steps
 
-    def _safely(self, watch: Watch, measure: Callable[[], None]) -> None:
+    def _safely(self, watched: WatchedOptimizer, measure: Callable[[], None]) -> None:
         """What cannot be measured must not end somebody's training."""
         try:
             measure()
         except Exception as error:
-            watch.forget()
+            watched.forget()
             why = first_line(error)
             self._tell(f"R_op of step {self.steps or 1} is not measured: {why}", about=why)
 
-    def _known(self, watch: Watch) -> list[list[Tensor]]:
+    def _known(self, watched: WatchedOptimizer) -> list[list[Tensor]]:
         """The optimizer's parameters that are measured, by group; new ones are looked for."""
-        held = watch.held()
-        if not same(held, self._held.get(watch, ())):
-            self._look_through(watch, held)
-        groups = [group["params"] for group in watch.optimizer.param_groups]
+        held = watched.held()
+        if not same(held, self._held.get(watched, ())):
+            self._look_through(watched, held)
+        groups = [group["params"] for group in watched.optimizer.param_groups]
         if not self._strangers:
             return groups
         return [[p for p in params if p in self._row] for params in groups]
 
-    def _look_through(self, watch: Watch, held: list[Tensor]) -> None:
+    def _look_through(self, watched: WatchedOptimizer, held: list[Tensor]) -> None:
         """Take in the parameters that have joined an optimizer."""
         new = {p for p in held if p not in self._row and p not in self._strangers}
         if new:
-            self.flush()  # what was measured before has the layers that were there then
             self._take_in(item for item in named_parameters(self._model) if item[1] in new)
             if self._finds_layers:
                 self.layers = layers(self._model)
@@ -265,65 +253,24 @@ class OpposingPenaltyProbe:
         others = sum(not p.is_complex() for p in self._strangers)
         if others:
             self._tell(
-                f"{type(watch.optimizer).__name__} steps {others} parameters that "
+                f"{type(watched.optimizer).__name__} steps {others} parameters that "
                 "are none of the model's; R_op leaves them out",
                 about="strangers",
             )
-        self._held[watch] = held
+        self._held[watched] = held
 
-    def _count(self, watch: Watch) -> None:
+    def _count(self, watched: WatchedOptimizer) -> None:
         measured = (self.steps - 1) // self.every
         rates = self.profile_rates if measured % self.profile_every == 0 else ()
-        counted = watch.count(self._shards, rates)
+        counted = watched.count(self._shards, rates)
         if counted is not None:
-            self._pending.append((self.steps, counted))
+            self._rounds.add(counted, self.steps, self.names, self.layers)
 
     # --- on the host, when asked --------------------------------------------------------------
 
     def flush(self) -> None:
         """Read what is still on the device into `records`: one transfer for all pending steps."""
-        pending, self._pending = self._pending, []
-        if not pending:
-            return
-        parts = [counted.sums() for _, counted in pending]
-        sums = torch.cat([part.to(parts[0].device) for part in parts]).cpu().numpy()
-        start = 0
-        for step, counted in pending:
-            found = sums[start : start + len(counted.rows)]
-            start += len(counted.rows)
-            if counted.voided is not None and float(counted.voided):
-                continue
-            sizes = np.array([float(size) for size in counted.sizes])
-            opposes = np.array(counted.opposes, dtype=bool)
-            found[:, 4:] *= sizes[counted.penalties, None]
-            never = np.flatnonzero(~opposes[counted.penalties])
-            found[never[:, None], _OPPOSING] = 0
-            free = sizes[counted.penalties] == 0  # nothing was taken off: η = 0, say
-            found[free] *= _UNPENALIZED
-            if self._open is None or self._open.step != step:
-                self._finish_round()
-                self._open = _Round(step, self.layers, np.zeros((len(self.names), _FIELDS)))
-            profile = None if counted.profile is None else counted.profile()[~free].sum(0).numpy()
-            self._open.add(counted.rows, found, profile)
-
-    def _finish_round(self) -> None:
-        if self._open is None:
-            return
-        done, self._open = self._open, None
-        self._total = _grown(self._total, len(self.names))
-        self._total[: len(done.values)] += done.values
-        self._records.append(self._record(done))
-        if done.has_profile():
-            self._profiles.append(self._profile(done))
-
-    def _record(self, done: "_Round") -> StepRecord:
-        return StepRecord(done.step, done.values, self.names[: len(done.values)], done.layers)
-
-    def _profile(self, done: "_Round") -> ProfileRecord:
-        opposing = np.sum([rows for rows in done.profiles if rows is not None], axis=0)
-        penalized = int(done.values[:, 0].sum())
-        counts = tuple(map(int, opposing))
-        return ProfileRecord(done.step, self.profile_rates, counts, penalized)
+        self._rounds.flush()
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The measured parameters by the names the records use."""
@@ -334,18 +281,13 @@ class OpposingPenaltyProbe:
         """The measured steps, oldest first, the newest last; steps that a GradScaler voided are
         left out. All of them, up to ``history``.
         """  # fmt: skip
-        self.flush()
-        last = () if self._open is None else (self._record(self._open),)
-        return (*self._records, *last)
+        return self._rounds.records()
 
     @property
     def total(self) -> StepRecord:
         """All measured steps together: exact sums over every one, and the number of the last."""
-        self.flush()
-        total = _grown(self._total, len(self.names))
-        if self._open is not None:
-            total = total + _grown(self._open.values, len(self.names))
-        return StepRecord(self.steps, total, self.names, self.layers)
+        values = self._rounds.total(len(self.names))
+        return StepRecord(self.steps, values, self.names, self.layers)
 
     def drain(self) -> tuple[StepRecord, ...]:
         """The records since the last call, which the probe then forgets: for long runs.
@@ -353,25 +295,12 @@ class OpposingPenaltyProbe:
         Where there are several optimizers, a round that one of them may still step in stays until
         it has ended, or the probe is closed.
         """
-        self.flush()
-        if self._round_has_ended():
-            self._finish_round()
-        taken = tuple(self._records)
-        self._records = Thinned(self._records.limit, attrgetter("rate"))
-        return taken
-
-    def _round_has_ended(self) -> bool:
-        """Whether no optimizer can add to the open round any more."""
-        has_begun_another = self._open is not None and self._open.step < self.steps
-        return has_begun_another or self._stepped.issuperset(self._watches)
+        return self._rounds.drain(self.steps, self._stepped.issuperset(self._watched))
 
     @property
     def profiles(self) -> tuple[ProfileRecord, ...]:
         """R_op at the rates of ``profile``, for each step it was taken at, up to ``history``."""
-        self.flush()
-        last = self._open
-        more = (self._profile(last),) if last is not None and last.has_profile() else ()
-        return (*self._profiles, *more)
+        return self._rounds.profiles()
 
     # --- state --------------------------------------------------------------------------------
 
@@ -392,23 +321,21 @@ class OpposingPenaltyProbe:
         """
         if tuple(state.get("names", ())) != self.names:
             raise InputError("this state is of a probe on other parameters")
-        self.flush()
-        self._open, self._stepped = None, set(self._watches)
-        self.steps = int(state["steps"])
-        self._total = np.array(state["values"], dtype=np.float64).reshape(-1, _FIELDS)
+        self._rounds.restart(np.array(state["values"], dtype=np.float64).reshape(-1, WIDTH))
+        self._stepped, self.steps = set(self._watched), int(state["steps"])
 
     def close(self) -> None:
         """Detach and free the copies; the records stay. Safe to call twice."""
         _remove(self._hooks)
         self.flush()
-        self._finish_round()
-        for watch in self._watches:
-            watch.close()
+        self._rounds.finish()
+        for watched in self._watched:
+            watched.close()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or pickle holds what was measured, and is attached to nothing."""
         self.flush()
-        attached = ("_hooks", "_watches", "optimizers", "_stepped", "_row", "_strangers", "_held")
+        attached = ("_hooks", "_watched", "optimizers", "_stepped", "_row", "_strangers", "_held")
         nothing: dict[str, Any] = {name: type(self.__dict__[name])() for name in attached}
         return self.__dict__ | nothing | {"_shards": None, "_model": None}
 
@@ -426,37 +353,6 @@ class OpposingPenaltyProbe:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
-
-
-@dataclass(slots=True)
-class _Round:
-    """A step of every optimizer, as far as it has come."""
-
-    step: int
-    layers: Layers
-    values: NDArray[np.float64]
-    profiles: list[NDArray[np.float64] | None] = field(default_factory=list)
-
-    def add(
-        self,
-        rows: NDArray[np.int64],
-        found: NDArray[np.float64],
-        profile: NDArray[np.float64] | None,
-    ) -> None:
-        """Add what one optimizer's step came to."""
-        self.values = _grown(self.values, rows.max(initial=-1) + 1)
-        self.values[rows] += found
-        self.profiles.append(profile)
-
-    def has_profile(self) -> bool:
-        """Whether every step of it was asked about other rates, and had them."""
-        return bool(self.profiles) and all(rows is not None for rows in self.profiles)
-
-
-def _grown(values: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
-    """A copy with rows of zeros added up to so many."""
-    more = max(0, rows - len(values))
-    return np.concatenate([values, np.zeros((more, _FIELDS))])
 
 
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:

@@ -1,15 +1,18 @@
 """What the probe measured, as frozen values."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..layering import Layers
-from .formulas import TALLY_FIELDS
+from .sums import SUMS, WIDTH
+
+_KINDS = tuple(one.kind for one in SUMS)
 
 
 def _share(part: float, whole: float) -> float:
@@ -61,9 +64,9 @@ class LayerTally(Tally):
     name: str
 
 
-def fields(row: Sequence[float] | NDArray[np.float64]) -> tuple[int, int, int, int, float, float]:
+def fields(row: Iterable[float]) -> list[Any]:
     """A row of numbers as the fields of a :class:`Tally`."""
-    return (int(row[0]), int(row[1]), int(row[2]), int(row[3]), float(row[4]), float(row[5]))
+    return [kind(value) for kind, value in zip(_KINDS, row, strict=True)]
 
 
 def summed(
@@ -72,7 +75,7 @@ def summed(
     """The rows of ``values``, one for each of ``names``, summed over each layer of ``groups``."""
     number = {name: k for k, layer in enumerate(groups) for name in layer.parameters}
     held = [k for k, name in enumerate(names) if name in number]
-    result = np.zeros((len(groups), len(TALLY_FIELDS)))
+    result = np.zeros((len(groups), WIDTH))
     np.add.at(result, [number[names[k]] for k in held], values[held])
     return result
 
@@ -83,7 +86,7 @@ class StepRecord:
 
     Attributes:
         step: which step of the optimizer since the probe was attached; the first is 1.
-        values: float64 (tensors, 6): the fields of :class:`Tally` for each tensor of ``names``.
+        values: float64 (tensors, fields of :class:`Tally`), a row for each of ``names``.
         names: the measured tensors' names.
         groups: the model's layers.
     """
@@ -115,7 +118,7 @@ class StepRecord:
     @cached_property
     def total(self) -> Tally:
         """All tensors together."""
-        return Tally(*fields(self.values.sum(axis=0)))
+        return Tally(*fields(self.values.sum(axis=0).tolist()))
 
     @property
     def rate(self) -> float:
@@ -146,16 +149,17 @@ class StepRecord:
     def tensors(self) -> Mapping[str, Tally]:
         """The tally of each tensor by its name."""
         return {
-            name: Tally(*fields(row)) for name, row in zip(self.names, self.values, strict=True)
+            name: Tally(*fields(row))
+            for name, row in zip(self.names, self.values.tolist(), strict=True)
         }
 
     @cached_property
     def layers(self) -> tuple[LayerTally, ...]:
         """The tally of each layer, shallow to deep."""
         return tuple(
-            LayerTally(*fields(row), layer.index, layer.name)
+            LayerTally(*(*fields(row), layer.index, layer.name))
             for layer, row in zip(
-                self.groups, summed(self.groups, self.names, self.values), strict=True
+                self.groups, summed(self.groups, self.names, self.values).tolist(), strict=True
             )
         )
 

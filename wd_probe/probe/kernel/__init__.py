@@ -13,15 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import formulas as penalty
+from .. import formulas
 from ..movement import Moved
+from ..sums import WIDTH
 from . import cpu, gpu
 
-FIELDS = len(penalty.TALLY_FIELDS)
-
-#: θ or what is known of it, θ', and c.
-Job = tuple[Tensor | Moved, Tensor, float | Tensor]
-#: From every tensor's c to the float64 (tensors, FIELDS) counts.
+#: From every tensor's c to the float64 (tensors, WIDTH) sums.
 _Tally = Callable[[Sequence[float | Tensor]], Tensor]
 _MakeTally = Callable[[Sequence[Tensor | Moved], Sequence[Tensor]], _Tally]
 
@@ -59,7 +56,7 @@ class _Part(NamedTuple):
 
 
 class Tallying:
-    """`penalty.tally` of many tensors, when called. Valid while they stay where they are.
+    """`formulas.tally` of many tensors, when called. Valid while they stay where they are.
 
     Args:
         befores: the weights before (or their copy in bfloat16, or how far they moved).
@@ -86,11 +83,11 @@ class Tallying:
             factors: c of each tensor.
 
         Returns:
-            A float64 tensor (tensors, FIELDS) on the weights' device; the device is not waited for.
+            A float64 tensor (tensors, WIDTH) on the weights' device; the device is not waited for.
         """
         if len(self._parts) == 1:
             return self._parts[0].run(factors)
-        result = torch.zeros(len(factors), FIELDS, dtype=torch.float64, device=self._device)
+        result = torch.zeros(len(factors), WIDTH, dtype=torch.float64, device=self._device)
         for part in self._parts:
             found = part.run([factors[k] for k in part.numbers])
             result[torch.from_numpy(part.numbers)] = _sent(found, self._device)
@@ -122,20 +119,9 @@ class _Plainly:
         theta = before.before(after) if isinstance(before, Moved) else before
         old, new = (t.float() if t.element_size() == 2 else t for t in (theta, after))
         fast = cpu.way(old, new)
-        return penalty.tally(old, new, c) if fast is None else fast([old], [new])([c])[0]
+        return formulas.tally(old, new, c) if fast is None else fast([old], [new])([c])[0]
 
 
 def _sent(found: Tensor, device: torch.device) -> Tensor:
     """The counts on a device, which the host does not wait for where they are to stay away."""
     return found.to(device, non_blocking=device.type != "cpu")
-
-
-def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """:class:`Copying`, once."""
-    Copying(targets, sources)()
-
-
-def tally_all(jobs: Sequence[Job]) -> Tensor:
-    """:class:`Tallying`, once."""
-    tallying = Tallying([before for before, _, _ in jobs], [after for _, after, _ in jobs])
-    return tallying([c for _, _, c in jobs])

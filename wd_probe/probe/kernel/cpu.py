@@ -18,15 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..formulas import TALLY_FIELDS
 from ..movement import Moved
+from ..sums import WIDTH, Doubles
 from .blocks import Blocks, Integers, alike
 from .compiled import library
 
 _BLOCK = 1 << 18  # weights a thread takes at a time; also what keeps sums independent of threads
 
 Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 
 
 class _Passes(NamedTuple):
@@ -94,9 +93,9 @@ class Tally:
         self.before, self.after = map(self.blocks.addresses, (befores, afters))
 
     def __call__(self, factors: Sequence[float | Tensor]) -> Tensor:
-        """The float64 (tensors, fields) counts at these c."""
+        """The float64 (tensors, WIDTH) sums at these c."""
         c = np.array([float(factor) for factor in factors], dtype=np.float32)[self.blocks.numbers]
-        found = np.zeros((len(c), len(TALLY_FIELDS)))
+        found = np.zeros((len(c), WIDTH))
         self.count(c, found)
         return torch.from_numpy(self.blocks.summed(found))
 

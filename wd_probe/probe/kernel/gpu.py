@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import formulas as penalty
+from .. import formulas
 from ..movement import Moved
+from ..sums import WIDTH
 from .blocks import Blocks, alike
 
 _BLOCK, _TILE = 8192, 1024  # weights that a program counts, and that it reads at a time
@@ -80,7 +81,7 @@ class Tally:
         self._factors: tuple[Any, Tensor | None] = (None, None)
 
     def __call__(self, factors: Sequence[float | Tensor]) -> Tensor:
-        """The float64 (tensors, fields) counts at these c."""
+        """The float64 (tensors, WIDTH) sums at these c."""
         from . import triton_passes as passes
 
         c = self._c(factors)
@@ -99,7 +100,7 @@ class Tally:
                     LINED_UP=self._lined_up, BLOCK=_BLOCK, TILE=_TILE, enable_fp_fusion=False,
                 )  # fmt: skip
             passes.fold[self._count,](found, self._begins, sums, TILE=64, enable_fp_fusion=False)
-        return sums[:, : len(penalty.TALLY_FIELDS)]
+        return sums[:, :WIDTH]
 
     def _c(self, factors: Sequence[float | Tensor]) -> Tensor:
         """The factors on the device; sent only when they have changed."""
@@ -128,7 +129,7 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
 
 @functools.cache
 def _is_right(device: torch.device) -> bool:
-    """Whether Triton is there and counts as `penalty.tally` does on this device."""
+    """Whether Triton is there and counts as `formulas.tally` does on this device."""
     if os.environ.get("WD_PROBE_KERNEL") == "0":
         return False
     generator = torch.Generator().manual_seed(0)
@@ -139,5 +140,5 @@ def _is_right(device: torch.device) -> bool:
         found = Tally([theta, theta], [stepped, -theta])([0.1, 0.01])
     except Exception:  # of whatever a compiler and a driver may raise
         return False
-    expected = [penalty.tally(theta, stepped, 0.1), penalty.tally(theta, -theta, 0.01)]
+    expected = [formulas.tally(theta, stepped, 0.1), formulas.tally(theta, -theta, 0.01)]
     return torch.allclose(found, torch.stack(expected), rtol=1e-5)

@@ -10,7 +10,7 @@ DTYPES = {
     torch.float16: tl.float16,
     torch.float64: tl.float64,
 }
-#: Columns of `count`'s rows: penalty.TALLY_FIELDS, and two that stay empty.
+#: Columns of `count`'s rows: sums.SUMS, and two that stay empty.
 WIDTH = 8
 
 
@@ -60,7 +60,7 @@ def count(
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Count one block (penalty.tally).
+    """Count one block (formulas.tally).
 
     Args:
         befores: for each block the address of the weights before, or, if MOVED, of the first

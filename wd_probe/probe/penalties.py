@@ -1,0 +1,255 @@
+"""What a step takes off each weight: an attached WeightDecay says it, or an optimizer's effect."""
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..decay.methods import Moment, WeightDecay, attached
+from ..decay.rules import Effect, Rule, decay_effect
+from ..errors import Teller
+
+#: Which penalty Eq. 10 asks about where pwd decays before the forward pass (theory fact 9).
+Reading = Literal["paired", "literal"]
+#: How a tensor's penalty is found: P = cθ beside the step; P = cû after it, or û/(1 + c); P = cθ
+#: ahead of the gradient, read as paired or literally; or the step against the same without decay.
+Way = Literal["beside", "after", "proximal", "ahead", "literal", "exact"]
+#: Rules by the optimizer's class and options: loops with an optimizer for each tensor have many.
+Effects = dict[tuple[Any, ...], Effect]
+
+_OWN_WAYS: dict[Rule, Way] = {
+    "wd": "beside",
+    "scaled": "beside",
+    "rwd": "after",
+    "proximal": "proximal",
+    "l2": "exact",
+    "other": "exact",
+}
+_ATTACHED_WAYS: dict[Moment, Way] = {
+    "step": "beside",
+    "update": "after",
+    "forward": "ahead",
+    "gradient": "exact",
+}
+_WHY_NOT: dict[Rule, str] = {
+    "none": "its weight_decay changes nothing",
+    "l2": "its weight_decay is L2 regularization (the gradient becomes g + λθ)",
+    "other": "its decay rule is not known",
+}
+_EXACTLY = (
+    "measured against a copy of the optimizer that steps without decay: slower, with another copy "
+    "of weights, gradients and state in memory; "
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Penalty:
+    """What is taken off tensors that are alike."""
+
+    way: Way
+    c: float | Tensor
+    rate: float  # λ
+    group: dict[str, Any]
+
+    @property
+    def factor(self) -> float | Tensor:
+        """What θ' is counted at."""
+        if self.way == "beside":
+            return self.c
+        return self.size if self.way == "literal" else 0.0
+
+    @property
+    def size(self) -> float | Tensor:
+        """Σ|P| in units of the sums counted."""
+        if self.way == "exact":
+            return 1.0
+        if self.way in ("beside", "proximal"):
+            return self.c
+        # (1 − c) of what was penalized stands: P is c/(1 − c) of that
+        if isinstance(self.c, Tensor):
+            return torch.where(self.c < 1, self.c / (1 - self.c), 0.0)
+        return self.c / (1 - self.c) if self.c < 1 else 0.0
+
+    @property
+    def opposes(self) -> bool:
+        """Whether it can."""
+        return self.way in ("beside", "literal", "exact")
+
+    @property
+    def falls_after(self) -> bool:
+        """Whether it is a share of û: what stands after the step is weighed, and cannot oppose."""
+        return self.way in ("after", "proximal")
+
+
+class Penalized(NamedTuple):
+    """The weights that a step penalizes.
+
+    Attributes:
+        weights: parameters.
+        numbers: of each the number of its penalty.
+        penalties: those there are.
+    """
+
+    weights: list[Tensor]
+    numbers: list[int]
+    penalties: list[Penalty]
+
+    def of_each(self, values: Sequence[Any]) -> list[Any]:
+        """Each weight's, of values that stand by penalty."""
+        return [values[number] for number in self.numbers]
+
+    def parted(self, moved: Container[Tensor]) -> "tuple[Penalized, Penalized]":
+        """Those that a closed rule tells of, and of the others those that a second step moved."""
+        if all(one.way != "exact" for one in self.penalties):
+            return self, Penalized([], [], self.penalties)
+        closed, exact = (Penalized([], [], self.penalties) for _ in range(2))
+        for p, number in zip(self.weights, self.numbers, strict=True):
+            is_exact = self.penalties[number].way == "exact"
+            if not is_exact or p in moved:
+                part = exact if is_exact else closed
+                part.weights.append(p)
+                part.numbers.append(number)
+        return closed, exact
+
+
+class Penalties:
+    """Finds what the steps of one optimizer penalize, and how.
+
+    Args:
+        optimizer: one whose hooks fire.
+        exact: see :class:`wd_probe.OpposingPenaltyProbe`.
+        reading: likewise.
+        effects: rules found so far, shared between the optimizers of a probe.
+        tell: says what cannot be measured.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        exact: bool | None,
+        reading: Reading,
+        effects: Effects,
+        tell: Teller,
+    ) -> None:
+        self._optimizer, self._exact, self._reading = optimizer, exact, reading
+        self._effects, self._tell = effects, tell
+        self._own_effects: dict[tuple[int, int], Effect] = {}
+        self._steps_twice = exact is not False
+
+    def of(self, live: Sequence[Sequence[Tensor]]) -> Penalized:
+        """What of these weights, which stand by parameter group, the present step penalizes."""
+        decay = attached(self._optimizer)
+        found = Penalized([], [], [])
+        for number, params in enumerate(live):
+            known: dict[float | None, int | None] = {}  # by what tells a group's tensors apart
+            for p in params:
+                kind = p.ndim if decay is None else decay.share(p)
+                if kind not in known:
+                    known[kind] = None
+                    one = self._penalty(decay, number, p)
+                    if one is not None and (one.way != "exact" or self._steps_twice):
+                        known[kind] = len(found.penalties)
+                        found.penalties.append(one)
+                at = known[kind]
+                if at is not None:
+                    found.weights.append(p)
+                    found.numbers.append(at)
+        return found
+
+    def need_second_step(self) -> bool:
+        """Whether any is measured against a second step; computes no factors, as each step asks."""
+        decay = attached(self._optimizer)
+        if not self._steps_twice:
+            return False
+        if decay is not None:
+            forced = bool(self._exact) and decay.moment in ("step", "update")
+            return decay.rate > 0 and (forced or decay.moment == "gradient")
+        return any(
+            rule != "none" and (bool(self._exact) or _OWN_WAYS[rule] == "exact")
+            for number, group in enumerate(self._optimizer.param_groups)
+            if group.get("weight_decay", 0)
+            for like in {p.ndim: p for p in group["params"]}.values()
+            for rule in (self._effect(number, group, like).rule,)
+        )
+
+    def give_up_second_step(self, why: str) -> None:
+        """Measure nothing against a second step from now on, and say so."""
+        self._steps_twice = False
+        self._tell(
+            f"a copy of {type(self._optimizer).__name__} cannot be stepped ({why}), so R_op is not "
+            "measured there from now on"
+        )
+
+    def check_rules(self) -> None:
+        """Say at once, rather than at the first step, what will not be measured."""
+        decay = attached(self._optimizer)
+        if decay is not None:
+            if decay.moment == "gradient" and self._exact is None and decay.rate:
+                self._tell(f"{decay.method} goes through the optimizer, so R_op is {_EXACTLY[:-2]}")
+            return
+        groups = self._optimizer.param_groups
+        for number, group in enumerate(groups):
+            for p in group["params"]:
+                self._own(number, group, p)
+        if not any(group.get("weight_decay", 0) for group in groups):
+            self._tell(
+                f"{type(self._optimizer).__name__} has weight_decay=0 in every group and no "
+                "wd_probe.WeightDecay: nothing is penalized, so R_op is undefined (NaN)"
+            )
+
+    def _penalty(self, decay: WeightDecay | None, number: int, p: Tensor) -> Penalty | None:
+        group = self._optimizer.param_groups[number]
+        if decay is None:
+            return self._own(number, group, p)
+        if not decay.decays(p):
+            return None
+        way = _ATTACHED_WAYS[decay.moment]
+        if way == "ahead":
+            way = "literal" if self._reading == "literal" else "ahead"
+        elif self._exact:
+            way = "exact"
+        idle = decay.took_nothing(self._optimizer)
+        return Penalty(way, 0.0 if idle else decay.factor(p, group), decay.rate, group)
+
+    def _own(self, number: int, group: dict[str, Any], p: Tensor) -> Penalty | None:
+        rate = float(group.get("weight_decay", 0))
+        if not rate:
+            return None
+        effect = self._effect(number, group, p)
+        if effect.rule == "none":
+            return None
+        way = "exact" if self._exact else _OWN_WAYS[effect.rule]
+        c = 0.0 if way == "exact" else effect.factor(group)
+        return Penalty(way, c, rate, group)
+
+    def _effect(self, number: int, group: dict[str, Any], like: Tensor) -> Effect:
+        key = (number, like.ndim)
+        if key in self._own_effects:
+            return self._own_effects[key]
+        known = (*_options(self._optimizer, group), like.ndim, like.dtype, like.device)
+        if known not in self._effects:
+            # ZeroRedundancyOptimizer leaves the stepping to another, over its part of the weights.
+            stepping = getattr(self._optimizer, "optim", self._optimizer)
+            self._effects[known] = decay_effect(stepping, group, like)
+        effect = self._own_effects[key] = self._effects[known]
+        if effect.rule in _WHY_NOT:
+            unmeasured = effect.rule == "none" or self._exact is False
+            self._tell(
+                f"{type(self._optimizer).__name__}, parameter group {number}: "
+                f"{_WHY_NOT[effect.rule]}, so R_op is "
+                + ("not measured there; " if unmeasured else _EXACTLY)
+                + "build it with weight_decay=0 and attach wd_probe.WeightDecay(model, optimizer, "
+                '"wd", rate=...) for the paper\'s decay'
+            )
+        return effect
+
+
+def _options(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:
+    """What an optimizer's rule may depend on."""
+    plain = {k: v for k, v in vars(optimizer).items() if isinstance(v, bool | int | float | str)}
+    chosen = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+    return type(optimizer), repr(plain), repr(chosen)
