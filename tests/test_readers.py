@@ -97,14 +97,14 @@ def test_spoiled_cells_are_begun_anew_or_named(made, tmp_path):
     )
     (own / "config.json").write_text(json.dumps(config))
     (own / "summary.json").write_text(json.dumps(summary | {"run": "/etc"}))
-    assert sweeps._finished(tmp_path, cell)["run"] == str(own)
+    assert sweeps.finished(own)["run"] == str(own)
 
     @QUICK
     @given(mistyped(config), mistyped(summary))
     def check(config, summary):
         (own / "config.json").write_text(json.dumps(config))
         (own / "summary.json").write_text(json.dumps(summary))
-        done = sweeps._finished(tmp_path, cell)
+        done = sweeps.finished(own)
         if done is not None:
             sweeps.rows([cell], [done])
             sweeps.settings([cell], [done])[0].values("rate", "mean")

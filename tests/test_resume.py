@@ -4,10 +4,8 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from wd_probe import WdProbeWarning
 from wd_probe.runs import folder as runs
+from wd_probe.runs.locks import Lock
 from wd_probe.sweeps import cells as sweeps
 from wd_probe.training import checkpoint as recovery
 from wd_probe.training.data import catalogue, held
@@ -400,23 +399,10 @@ def test_another_option_beside_resume_is_refused(run, wdprobe):
 
 
 def test_one_process_at_a_time(run, wdprobe):
-    held = runs.lock(run)
-    code, _, err = wdprobe("train", "--resume", run)
+    with Lock(run):
+        code, _, err = wdprobe("train", "--resume", run)
     assert code == 2
-    assert "another process is writing to run; let it end first" in err
-    seen, told = os.pipe()
-    child = os.fork()  # as a data loader's worker, which may live longer
-    if not child:
-        os.write(told, b"1")
-        time.sleep(60)
-        os._exit(0)
-    os.read(seen, 1)
-    held.close()
-    try:
-        runs.lock(run).close()
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    assert "another process is writing to run; let it end first (process " in err
 
 
 def test_a_run_that_was_never_saved_begins_anew(run, wdprobe):
@@ -501,8 +487,9 @@ def test_a_broken_cell_goes_on_where_it_was_saved(stopped, tmp_path, monkeypatch
 
     shutil.rmtree(own)
     shutil.copytree(stopped, own)
-    held = runs.lock(own)
-    summary = sweeps.run_cell(cell, tmp_path)
-    held.close()
+    before = {path: path.read_bytes() for path in own.iterdir()}
+    with Lock(own):
+        summary = sweeps.run_cell(cell, tmp_path)
     assert summary["status"] == "failed"
     assert "another process is writing" in summary["error"]
+    assert {path: path.read_bytes() for path in own.iterdir()} == before

@@ -105,7 +105,7 @@ def test_a_sweep_and_its_page_choose_the_same_setting(wdprobe, tmp_path, monkeyp
         0.001: ((0.80, 0.99), (0.80, 0.99)),
     }  # fmt: skip
 
-    def train(options, listener):
+    def train(options, listener, lock):
         best, last = scores[options.lr]
         config = {name: getattr(options, name) for name in ("model", "opt", "lr", "weight_decay")}
         config |= {"method": options.method, "seed": options.seed, "scale": None}

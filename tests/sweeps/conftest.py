@@ -55,7 +55,7 @@ class Told:
         self.ended.append((cell.name, summary["status"]))
 
 
-def quick_train(options, listener):
+def quick_train(options, listener, lock):
     """What `train` does to a folder, without training."""
     (options.output / "config.json").write_text("{}")
     top1 = 1 / (1 + options.weight_decay + options.seed / 100)

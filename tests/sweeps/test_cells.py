@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.sweeps.conftest import AXES, BASE, TINY, Told, quick_train, rows, stamps, start, wait_for
 from wd_probe import InputError, RunError
-from wd_probe.sweeps.cells import _finished, grid, sweep
+from wd_probe.sweeps.cells import failure, finished, grid, run_cell, sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,7 +115,7 @@ from wd_probe.sweeps import cells
 
 count = 0
 
-def dying_train(options, listener):
+def dying_train(options, listener, lock):
     global count
     count += 1
     if count == 3 and moment == "begun":
@@ -122,7 +123,7 @@ def dying_train(options, listener):
     if count == 3 and moment == "summary torn":
         (options.output / "summary.json").write_text('{"status": "fini')
         os.kill(os.getpid(), signal.SIGKILL)
-    summary = quick_train(options, listener)
+    summary = quick_train(options, listener, lock)
     if count == 3 and moment == "before the weights":
         os.kill(os.getpid(), signal.SIGKILL)
     (options.output / "model.safetensors").write_text("weights")
@@ -146,10 +147,10 @@ def test_a_killed_sweep_goes_on_at_the_broken_cell(tmp_path, monkeypatch):
     )  # fmt: skip
     assert done.stdout == "-9 -9 -9 "
 
-    def whole_train(options, listener):
-        assert {p.name for p in options.output.iterdir()} == {"incomplete"}
+    def whole_train(options, listener, lock):
+        assert {p.name for p in options.output.iterdir()} == {"incomplete", ".lock"}
         (options.output / "model.safetensors").write_text("weights")
-        return quick_train(options, listener)
+        return quick_train(options, listener, lock)
 
     monkeypatch.setattr("wd_probe.sweeps.cells.train", whole_train)
     monkeypatch.setattr("wd_probe.sweeps.cells.prepare", lambda options: None)
@@ -197,10 +198,10 @@ def test_a_real_sweep_is_stopped_in_mid_cell_and_goes_on(tmp_path, wdprobe, numb
 
 
 def test_cells_that_fail_do_not_stop_the_others(wdprobe, tmp_path, monkeypatch):
-    def train(options, listener):
+    def train(options, listener, lock):
         if options.seed == 1 and failing:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
-        return quick_train(options, listener)
+        return quick_train(options, listener, lock)
 
     monkeypatch.setattr("wd_probe.sweeps.cells.train", train)
     monkeypatch.setattr("wd_probe.sweeps.cells.prepare", lambda options: None)
@@ -223,7 +224,7 @@ def test_cells_that_fail_do_not_stop_the_others(wdprobe, tmp_path, monkeypatch):
 def test_a_cell_whose_files_cannot_be_written_has_failed(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "wd_probe.sweeps.cells.train",
-        lambda o, told: quick_train(o, told) | {"write_failure": "No space left"},
+        lambda o, told, lock: quick_train(o, told, lock) | {"write_failure": "No space left"},
     )
     monkeypatch.setattr("wd_probe.sweeps.cells.prepare", lambda options: None)
     cells = grid(BASE, {"seed": [0]})
@@ -231,12 +232,12 @@ def test_a_cell_whose_files_cannot_be_written_has_failed(monkeypatch, tmp_path):
     assert (summary["status"], summary["error"]) == (
         "failed", "files could not be written: No space left",
     )  # fmt: skip
-    assert _finished(tmp_path, cells[0]) is None
+    assert finished(tmp_path / "cells" / cells[0].name) is None
 
 
 def test_an_interrupted_cell_is_not_counted(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "wd_probe.sweeps.cells.train", lambda o, told: quick_train(o, told)
+        "wd_probe.sweeps.cells.train", lambda o, told, lock: quick_train(o, told, lock)
         | {"status": "interrupted" if o.seed == 2 else "finished"},
     )  # fmt: skip
     monkeypatch.setattr("wd_probe.sweeps.cells.prepare", lambda options: None)
@@ -244,3 +245,50 @@ def test_an_interrupted_cell_is_not_counted(monkeypatch, tmp_path):
     with pytest.raises(RunError, match="interrupted: 2 of 4 cells are in"):
         sweep(grid(BASE, {"seed": range(4)}), tmp_path, told)
     assert len(told.started) == 3
+
+
+# --- one process a cell ---------------------------------------------------------------------------
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from tests.sweeps.conftest import BASE
+from wd_probe.sweeps import cells
+
+class Waiting(cells._Quiet):
+    def stepped(self, *_):
+        print("stepped", flush=True)
+        sys.stdin.readline()
+
+cells._Quiet = Waiting
+(cell,) = cells.grid(BASE, {"seed": [0]})
+print(cells.run_cell(cell, Path(sys.argv[1]))["status"], flush=True)
+"""
+
+
+def test_a_cell_of_another_process_is_left_alone(tmp_path):
+    (cell,) = grid(BASE, {"seed": [0]})
+    own = tmp_path / cell.name
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "stepped\n"
+        before = stamps(own)
+        refused = run_cell(cell, tmp_path)
+        assert refused["status"] == "failed"
+        assert refused["error"] == (
+            f"another process is writing to {own}; let it end first "
+            f"(process {process.pid} on {platform.node()})"
+        )
+        assert failure(cell, tmp_path, "its worker died", 1.0)["error"] == "its worker died"
+        assert stamps(own) == before
+        assert process.communicate("\n\n", timeout=60)[0] == "stepped\nfinished\n"
+    finally:
+        process.kill()
+    before = stamps(own)
+    for summary in (run_cell(cell, tmp_path), failure(cell, tmp_path, "its worker died", 1.0)):
+        assert summary["status"] == "finished"
+    assert stamps(own) == before
+    assert not (own / "incomplete").exists()

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -66,5 +67,6 @@ def test_two_processes_do_not_write_to_one_folder(wdprobe, tmp_path):
     with Claim(tmp_path / "s", plan, plan.cells(False)):
         code, _, err = wdprobe("sweep", "--output", "s")
         assert code == 2
-        assert "another sweep is writing to s; let it end first" in err
+        assert f"another sweep is writing to s; let it end first (process {os.getpid()} on " in err
+    assert not (tmp_path / "s/.lock").exists()
     assert wdprobe("sweep", "--output", "s")[0] == 0

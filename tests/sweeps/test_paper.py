@@ -1,10 +1,12 @@
 import csv
 import json
+import signal
 from dataclasses import replace
 
 import pytest
 from PIL import Image
 
+from tests.sweeps.conftest import rows, stamps, start, wait_for
 from wd_probe import InputError
 from wd_probe.sweeps import paper
 from wd_probe.sweeps.options import SETTING
@@ -164,3 +166,37 @@ def test_bad_input(output):
         small(output, seeds=0)
     with pytest.raises(InputError, match="Table 2 has no learning rates for lion; give them with"):
         reproduce("fig4", small(output, opts=("lion",), lrs=()), Silent())
+
+
+def test_a_second_command_into_one_folder_changes_nothing(tmp_path, wdprobe):
+    arguments = [
+        "reproduce", "fig1", "--method", "wd", "--model", "test_efficientnet", "--dataset",
+        "digits", "--no-pretrained", "--train-samples", 128, "--batch-size", 32, "--epochs", 8,
+        "--lr", 0.01, "--weight-decay", 0.5, "--seeds", 2, "--output", "p",
+    ]  # fmt: skip
+    first = start(tmp_path, *arguments)
+    try:
+        wait_for(lambda: list(tmp_path.glob("p/cells/*/config.json")))
+        first.send_signal(signal.SIGSTOP)  # in the middle, until the second has ended
+        before = stamps(tmp_path / "p")
+        for second, who in ((arguments, "process"), (["sweep", "--output", "p"], "sweep")):
+            code, out, err = wdprobe(*second)
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert (
+                f"another {who} is writing to p; let it end first (process {first.pid} on " in err
+            )
+            assert stamps(tmp_path / "p") == before
+        first.send_signal(signal.SIGCONT)
+        _, err = first.communicate(timeout=120)
+    finally:
+        first.kill()
+    assert first.returncode == 0, err
+    cells = list(tmp_path.glob("p/cells/*"))
+    assert len(cells) == 2
+    for cell in cells:
+        assert json.loads((cell / "summary.json").read_text())["status"] == "finished"
+        assert not (cell / "incomplete").exists()
+    assert {row["status"] for row in rows(tmp_path / "p/cells.csv")} == {"finished"}
+    code, _, err = wdprobe(*arguments)
+    assert code == 0, err
+    assert "2 cells, 2 of them finished before" in err

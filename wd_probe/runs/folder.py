@@ -2,8 +2,6 @@
 
 import contextlib
 import csv
-import errno
-import fcntl
 import json
 import math
 import os
@@ -11,7 +9,6 @@ import platform
 import shutil
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar
 from safetensors import SafetensorError
 
 from ..errors import InputError, WdProbeWarning, first_line
+from .locks import LOCK, Lock
 from .schema import TABLES
 
 if TYPE_CHECKING:
@@ -30,34 +28,7 @@ T = TypeVar("T")
 _FLUSH_SECONDS = 2.0
 _TABLES = tuple(TABLES)
 _EVENTS = "events.out.tfevents.*"
-_LOCK = ".lock"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # a file system that has none
 _MEASURED_WITH = ("wd-probe", "torch", "timm", "numpy")
-
-_locks: weakref.WeakSet[TextIO] = weakref.WeakSet()
-# A data loader's worker outlives a killed run by seconds, and must not hold its folder so long.
-os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])
-
-
-def lock(folder: Path) -> TextIO:
-    """Take a folder for this process, until the file returned is closed or the process ends.
-
-    Raises:
-        BlockingIOError: another process has it.
-        OSError: it cannot be written to.
-    """
-    while True:
-        file = (folder / _LOCK).open("a", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                file.close()
-                raise
-        if os.fstat(file.fileno()).st_nlink:
-            _locks.add(file)
-            return file
-        file.close()  # the process that had it has just taken it away
 
 
 def occupied(path: Path) -> str:
@@ -73,10 +44,6 @@ def _growing(path: Path) -> list[Path]:
     return [*(path / f"{name}.csv" for name in _TABLES), *sorted(path.glob(_EVENTS))]
 
 
-class Busy(InputError):
-    """Another process is writing to the folder."""
-
-
 class RunFolder:
     """Writes a run's files, as the only process that does.
 
@@ -86,30 +53,22 @@ class RunFolder:
     Args:
         path: a folder that does not hold a run yet; made if missing.
         again: it holds one, which is resumed; see :meth:`rewind`.
+        lock: of this process on it; it is kept when this is closed. Default one of its own.
 
     Raises:
         InputError: it cannot be written to, or holds a run, or with ``again`` holds none.
         Busy: another process is writing to it.
     """
 
-    def __init__(self, path: Path, *, again: bool = False) -> None:
+    def __init__(self, path: Path, *, again: bool = False, lock: Lock | None = None) -> None:
         self.path = path
         self.failure: str | None = None
         self._tables: dict[str, TextIO] = {}
         self._flushed = time.monotonic()
         if not again and (refusal := occupied(path)):
             raise InputError(refusal)
-        try:
-            if not again:
-                path.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(path)
-        except BlockingIOError as error:
-            raise Busy(f"another process is writing to {path}; let it end first") from error
-        except OSError as error:
-            raise InputError(
-                f"output folder {path} cannot be written to ({error.strerror}); "
-                + ("a run is resumed in its own folder" if again else "choose another --output")
-            ) from error
+        advice = "a run is resumed in its own folder" if again else "choose another --output"
+        self._lock = Lock(path, advice=advice) if lock is None else None
         if not again and (refusal := occupied(path)):
             self.close()
             raise InputError(refusal)
@@ -138,7 +97,7 @@ class RunFolder:
             partial.unlink(missing_ok=True)
             try:
                 _written(partial, write)
-                shutil.copymode(self.path / _LOCK, partial)  # safetensors makes files for one user
+                shutil.copymode(self.path / LOCK, partial)  # safetensors makes files for one user
                 with partial.open("rb") as file:
                     os.fsync(file.fileno())
                 partial.replace(self.path / name)
@@ -235,9 +194,7 @@ class RunFolder:
     def close(self) -> None:
         """Close every table, and let go of the folder."""
         self.close_tables()
-        if not self._lock.closed:
-            with contextlib.suppress(OSError):
-                (self.path / _LOCK).unlink(missing_ok=True)
+        if self._lock is not None:
             self._lock.close()
 
     def __enter__(self) -> Self:
@@ -264,11 +221,11 @@ def _written(path: Path, write: Callable[[Path], object]) -> None:
         raise reason or OSError(first_line(error)) from None
 
 
-def run_folder(path: Path, *, again: bool = False) -> RunFolder:
+def run_folder(path: Path, *, again: bool = False, lock: Lock | None = None) -> RunFolder:
     """A :class:`RunFolder`; of several processes the first one alone writes to it."""
     from .. import ranks  # loads torch, which asking whether a folder is free need not
 
-    return _Unwritten(path) if ranks.rank() else RunFolder(path, again=again)
+    return _Unwritten(path) if ranks.rank() else RunFolder(path, again=again, lock=lock)
 
 
 class _Unwritten(RunFolder):

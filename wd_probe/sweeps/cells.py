@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import InputError, RunError
-from ..runs.folder import Busy, dumps, write_whole
+from ..runs.folder import dumps, write_whole
+from ..runs.locks import LOCK, Lock
 from ..runs.reading import read_json
 from ..runs.schema import RunSummary
 from ..training.checkpoint import RECOVERY
@@ -134,7 +135,8 @@ def sweep(
     if not cells:
         raise InputError("the grid is empty")
     require_consent(len(cells), consent)
-    done = {cell.name: found for cell in cells if (found := _finished(folder, cell)) is not None}
+    kept = {cell.name: finished(folder / "cells" / cell.name) for cell in cells}
+    done = {name: summary for name, summary in kept.items() if summary is not None}
     missing = [cell for cell in cells if cell.name not in done]
     _check_ahead([cell.options for cell in missing], elsewhere=runner is not None)
     try:
@@ -173,9 +175,8 @@ def require_consent(count: int, consent: bool) -> None:
         raise InputError(f"the grid has {count:,} cells; --yes runs them all the same")
 
 
-def _finished(folder: Path, cell: Cell) -> Summary | None:
-    """The summary of a cell that needs no more running."""
-    own = folder / "cells" / cell.name
+def finished(own: Path) -> Summary | None:
+    """The summary of the cell in this folder, if it needs no more running."""
     try:
         summary: Summary = {**read_json(own / "summary.json", RunSummary), "run": str(own)}
     except InputError:
@@ -217,28 +218,19 @@ class _Quiet:
 def run_cell(cell: Cell, folder: Path) -> Summary:
     """Train one cell in ``folder/NAME``; never raises for a failure.
 
-    One that was begun before goes on where it was last saved, or is begun anew.
+    One that was begun before goes on where it was last saved, or is begun anew. One that another
+    process has is left alone, and has failed here; one that it has finished is taken as it is.
 
     Returns:
         The run's summary; one with status "failed" and the reason where training raised or the
         files could not be written.
     """
-    own = folder / cell.name
-    if own.is_symlink():  # of a folder from elsewhere: what it points to is left alone
-        own.unlink()
-    options = replace(cell.options, output=own)
-    begun = time.monotonic()
+    own, begun = folder / cell.name, time.monotonic()
     try:
-        summary = _gone_on(options)
-        if summary is None:
-            shutil.rmtree(own, ignore_errors=True)
-            own.mkdir(parents=True)
-            (own / _INCOMPLETE).touch()
-            summary = train(options, _Quiet())
-        if "write_failure" in summary:
-            raise RunError(f"files could not be written: {summary['write_failure']}")
-        (own / _INCOMPLETE).unlink()
-        return summary
+        if own.is_symlink():  # of a folder from elsewhere: what it points to is left alone
+            own.unlink()
+        with Lock(own) as lock:
+            return finished(own) or _trained(replace(cell.options, output=own), own, lock)
     except Exception as error:  # the other cells go on
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return failure(cell, folder, lines[0], time.monotonic() - begun)
@@ -246,18 +238,29 @@ def run_cell(cell: Cell, folder: Path) -> Summary:
         _clear(cell.options)
 
 
-def _gone_on(options: TrainOptions) -> Summary | None:
-    """The summary of a cell that was saved before it was cut short; None where none was."""
-    assert options.output is not None
-    if not (options.output / RECOVERY).is_file():
-        return None
-    try:
-        (options.output / _INCOMPLETE).touch()
-        return train(options, _Quiet(), resume=True)
-    except Busy:
-        raise
-    except InputError:
-        return None
+def _trained(options: TrainOptions, own: Path, lock: Lock) -> Summary:
+    """The summary of a cell that is resumed, or else begun."""
+    (own / _INCOMPLETE).touch()
+    summary = None
+    if (own / RECOVERY).is_file():
+        with contextlib.suppress(InputError):
+            summary = train(options, _Quiet(), resume=True, lock=lock)
+    if summary is None:
+        _empty(own)
+        summary = train(options, _Quiet(), lock=lock)
+    if "write_failure" in summary:
+        raise RunError(f"files could not be written: {summary['write_failure']}")
+    (own / _INCOMPLETE).unlink()
+    return summary
+
+
+def _empty(own: Path) -> None:
+    """Take away what is left of a cell that was cut short."""
+    for path in own.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (LOCK, _INCOMPLETE):
+            path.unlink()
 
 
 def _clear(options: TrainOptions) -> None:
@@ -270,7 +273,11 @@ def _clear(options: TrainOptions) -> None:
 
 
 def failure(cell: Cell, folder: Path, reason: str, seconds: float) -> Summary:
-    """The summary of a cell that could not be run, which also stands in its folder."""
+    """The summary of a cell that could not be run, which also stands in its folder.
+
+    Where another process has the cell nothing is written; where it has finished it, its own
+    summary is returned.
+    """
     own, options = folder / cell.name, cell.options
     failed = {
         **{name: getattr(options, name) for name in (*AXES, "scale", "command")},
@@ -281,8 +288,9 @@ def failure(cell: Cell, folder: Path, reason: str, seconds: float) -> Summary:
         "seconds": seconds,
         "run": str(own),
     }
-    with contextlib.suppress(OSError):  # a full disk
-        own.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError, InputError), Lock(own):  # a full disk; another's cell
+        if (done := finished(own)) is not None:
+            return done
         write_whole(own / "summary.json", dumps(failed, indent=2) + "\n")
     return failed
 

@@ -7,10 +7,11 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from ..errors import InputError, shown, shown_line
-from ..runs.folder import dumps, lock, write_whole
+from ..runs.folder import dumps, write_whole
+from ..runs.locks import Lock, unwritable
 from ..runs.reading import damaged, read_json, read_text
 from ..runs.schema import Contents, Items, Text
 from ..training.options import ELSEWHERE, TrainOptions, fitted, typed
@@ -145,20 +146,12 @@ class Claim:
     """
 
     def __init__(self, folder: Path, plan: Plan, cells: Sequence[Cell]) -> None:
-        self._lock: TextIO | None = None
+        self._lock = Lock(folder, "sweep")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(folder)
             self._record(folder / "sweep.json", plan, cells)
-        except BlockingIOError as error:
-            self.close()
-            raise InputError(f"another sweep is writing to {folder}; let it end first") from error
         except OSError as error:
             self.close()
-            raise InputError(
-                f"output folder {folder} cannot be written to ({error.strerror}); choose another "
-                "--output"
-            ) from error
+            raise unwritable(folder, error) from error
         except InputError:
             self.close()
             raise
@@ -178,8 +171,7 @@ class Claim:
 
     def close(self) -> None:
         """Let go of the folder."""
-        if self._lock is not None:
-            self._lock.close()
+        self._lock.close()
 
     def __enter__(self) -> Self:
         """Return itself."""

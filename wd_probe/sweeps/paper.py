@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from ..errors import InputError
 from ..runs import figures
 from ..runs.folder import dumps, write_whole
+from ..runs.locks import Lock
 from ..runs.reading import read_run
 from ..training.options import ZeroshotOptions
 from ..training.scan import Listener as ScanListener
@@ -160,21 +161,23 @@ def reproduce(
 
     Raises:
         InputError: an unknown experiment, or options, data or models that cannot be used.
+        Busy: another process is writing to the folder.
         RunError: interrupted, or no cell came to anything.
     """
     if name not in EXPERIMENTS:
         raise InputError(f"unknown experiment {name!r}; choose from {', '.join(EXPERIMENTS)}")
     cells = paper_grid(EXPERIMENTS[name], options)
-    summaries = sweep(cells, options.output, listener, runner=runner, consent=consent)
-    failed = [s for s in summaries if s["status"] == "failed"]
-    context = _Context(name, options, cells, settings(cells, summaries), listener)
-    result = EXPERIMENTS[name].show(context)
-    if any("±" in text for row in result.rows for text in row):
-        result.notes.append("±: the 95 % interval over seeds.")
-    result.notes += _how(context)
-    if failed:
-        result.notes.append(f"{len(failed)} of {len(cells)} cells failed: {failed[0]['error']}")
-    written = _write(name, result, options.output)
+    with Lock(options.output):
+        summaries = sweep(cells, options.output, listener, runner=runner, consent=consent)
+        failed = [s for s in summaries if s["status"] == "failed"]
+        context = _Context(name, options, cells, settings(cells, summaries), listener)
+        result = EXPERIMENTS[name].show(context)
+        if any("±" in text for row in result.rows for text in row):
+            result.notes.append("±: the 95 % interval over seeds.")
+        result.notes += _how(context)
+        if failed:
+            result.notes.append(f"{len(failed)} of {len(cells)} cells failed: {failed[0]['error']}")
+        written = _write(name, result, options.output)
     return {
         "command": "reproduce",
         "experiment": name,

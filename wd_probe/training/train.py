@@ -18,6 +18,7 @@ from ..layering import Layers, decayed_parameters, layers
 from ..probe.probe import OpposingPenaltyProbe
 from ..probe.records import StepRecord
 from ..runs.folder import RunFolder, default_folder, dumps, environment, run_folder
+from ..runs.locks import Lock
 from ..runs.recorder import Recorder
 from .checkpoint import RECOVERY, Recovery, Stateful
 from .data import Batches, Data, load_data
@@ -90,7 +91,9 @@ class Training:
         return decay_effect(self.optimizer, *decaying[0]).rule
 
 
-def train(options: TrainOptions, listener: Listener, *, resume: bool = False) -> dict[str, Any]:
+def train(
+    options: TrainOptions, listener: Listener, *, resume: bool = False, lock: Lock | None = None
+) -> dict[str, Any]:
     """Train, measure and evaluate; returns the summary, which also stands in the run folder.
 
     Ctrl-C and a loss that is not a number end the run early; what was measured is kept and
@@ -103,6 +106,7 @@ def train(options: TrainOptions, listener: Listener, *, resume: bool = False) ->
         listener: is told how it goes.
         resume: continue the run in ``options.output`` where it was last saved, or from its start
             if it never was. On a CPU its files become those of a run never stopped, to the bit.
+        lock: of this process on ``options.output``; default one for the time of the run.
 
     Raises:
         InputError: options that do not fit each other or this machine; with ``resume``, a folder
@@ -115,11 +119,11 @@ def train(options: TrainOptions, listener: Listener, *, resume: bool = False) ->
         run = prepare(options)
         probes = _probes(run)
         path = options.output or default_folder(options.command, options.model)
-        with run_folder(path) as folder:
+        with run_folder(path, lock=lock) as folder:
             return _run(run, probes, folder, listener, None)
     assert options.output is not None
     check_resumable(options.output)
-    with run_folder(options.output, again=True) as folder:
+    with run_folder(options.output, again=True, lock=lock) as folder:
         record = check_resumable(options.output)  # it may have just ended
         saved = ranks.same((options.output / RECOVERY).is_file())
         run = prepare(options, weights=not saved)
