@@ -12,9 +12,14 @@ import torch
 from hypothesis import given
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.strangers import QUICK, mistyped
 from tests.sweeps.conftest import AXES, BASE, TINY, Told, quick_train, rows, stamps, start, wait_for
 from wd_probe import InputError, RunError
+from wd_probe.report.sweep import groups, read_sweep
 from wd_probe.sweeps.cells import failure, finished, grid, run_cell, sweep
+from wd_probe.sweeps.cells import rows as told
+from wd_probe.sweeps.results import settings
+from wd_probe.training.options import TrainOptions
 
 ROOT = Path(__file__).parents[2]
 
@@ -292,3 +297,45 @@ def test_a_cell_of_another_process_is_left_alone(tmp_path):
         assert summary["status"] == "finished"
     assert stamps(own) == before
     assert not (own / "incomplete").exists()
+
+
+# --- files of strangers ---------------------------------------------------------------------------
+
+
+def test_spoiled_cells_are_begun_anew_or_named(made, tmp_path):
+    options = TrainOptions(command="rop", model="test_convnext", every=1, lr=1e-3)
+    (cell,) = grid(options, {})
+    own = tmp_path / "cells" / cell.name
+    own.mkdir(parents=True)
+    config, summary = (
+        json.loads((made / f"run/{n}.json").read_text()) for n in ("config", "summary")
+    )
+    (own / "config.json").write_text(json.dumps(config))
+    (own / "summary.json").write_text(json.dumps(summary | {"run": "/etc"}))
+    assert finished(own)["run"] == str(own)
+
+    @QUICK
+    @given(mistyped(config), mistyped(summary))
+    def check(config, summary):
+        (own / "config.json").write_text(json.dumps(config))
+        (own / "summary.json").write_text(json.dumps(summary))
+        done = finished(own)
+        if done is not None:
+            told([cell], [done])
+            settings([cell], [done])[0].values("rate", "mean")
+        found = read_sweep(tmp_path)
+        assert all(text.isprintable() for _, text in found.without.values())
+        groups(found)
+
+    check()
+
+
+def test_a_cell_that_points_elsewhere_is_not_written_through(tmp_path):
+    (cell,) = grid(TrainOptions(model="no_such_model"), {})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/summary.json").write_text("kept")
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / cell.name).symlink_to(tmp_path / "mine")
+    assert run_cell(cell, tmp_path / "cells")["status"] == "failed"
+    assert (tmp_path / "mine/summary.json").read_text() == "kept"
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["summary.json"]

@@ -2,9 +2,12 @@ import json
 import os
 
 import pytest
+import yaml
+from hypothesis import given
 
+from tests.strangers import ESCAPE, QUICK, mistyped, outcome, spoiled
 from tests.sweeps.conftest import stamps
-from wd_probe.sweeps.grid import Claim, Plan
+from wd_probe.sweeps.grid import Claim, Plan, read_grid
 
 
 def test_a_plan_is_the_same_from_text_numbers_and_order():
@@ -70,3 +73,72 @@ def test_two_processes_do_not_write_to_one_folder(wdprobe, tmp_path):
         assert f"another sweep is writing to s; let it end first (process {os.getpid()} on " in err
     assert not (tmp_path / "s/.lock").exists()
     assert wdprobe("sweep", "--output", "s")[0] == 0
+
+
+# --- files of strangers ---------------------------------------------------------------------------
+
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n"
+    for a, b in zip("abcdefghij", "bcdefghijk", strict=True)
+)
+MERGED = "a: &a {k: v}\n" + "".join(
+    f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}\n"
+    for a, b in zip("abcdefghij", "bcdefghijk", strict=True)
+)
+GRIDS = {
+    "g.yaml": [LAUGHS, MERGED, "lr: " + "[" * 9_000,
+               "!!python/object/apply:os.system ['touch ran']",
+               "seeds: 1000000000000", "seed: 0x" + "f" * 9_000, "seed: " + "9" * 5000,
+               "? [a]\n: 1",
+               "seeds: " + ":59" * 5_000, "lr: {a: [1]}", f"method: {json.dumps(ESCAPE[:9])}",
+               json.dumps({ESCAPE[:9]: 1}), "lr: [[1]]", "- 1", "", "\0", "x" * 100_000],
+    "g.toml": ["lr = " + "[" * 9_000, ".".join("a" * 4_000) + " = 1", "seeds = 1000000000000",
+               "seed = 0x" + "f" * 9_000, "seed = " + "9" * 5000, 'method = "\\u001b[31m"',
+               "lr = nan", "lr = 1979-05-27", "a = 1\na = 2", "\0"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text"), [(n, t) for n in GRIDS for t in GRIDS[n]])
+def test_crafted_grids(tmp_path, monkeypatch, name, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(text)
+    found = outcome(lambda: read_grid(tmp_path / name), name)
+    if found is not None:
+        assert outcome(lambda: Plan.of(found), "--lr", "unknown method") is None
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["g.toml", "g.yaml"])
+def test_spoiled_grids(tmp_path, name):
+    values = {"method": ["wd", "lpwd"], "lr": [0.001, 0.01], "seeds": 2, "model": "test_convnext"}
+    text = yaml.safe_dump(values)
+    if name == "g.toml":
+        text = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+    path = tmp_path / name
+
+    @QUICK
+    @given(spoiled(text.encode()))
+    def check(found):
+        path.write_bytes(found)
+        read = outcome(lambda: read_grid(path), name)
+        if read is not None:
+            outcome(lambda: Plan.of(read).cells(False), "")
+
+    check()
+
+
+def test_spoiled_records_of_a_sweep(tmp_path):
+    plan = Plan.of({"method": "lpwd", "lr": [0.1, 0.01]})
+    cells = plan.cells(False)
+    Claim(tmp_path, plan, cells).close()
+    good = json.loads((tmp_path / "sweep.json").read_text())
+
+    @QUICK
+    @given(mistyped(good))
+    def check(found):
+        (tmp_path / "sweep.json").write_text(json.dumps(found))
+        claim = outcome(lambda: Claim(tmp_path, plan, cells), tmp_path.name)
+        if claim is not None:
+            claim.close()
+
+    check()
