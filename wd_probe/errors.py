@@ -76,6 +76,15 @@ def shown_line(text: object, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things in words.
+
+    >>> counted(1, "epoch"), counted(1200, "epoch")
+    ('1 epoch', '1,200 epochs')
+    """
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def near_names(name: str, known: Sequence[str]) -> str:
     """A "; did you mean ...?" for an unknown name, or nothing."""
     close = [k for k in known if name.lower() in k.lower()][:3]

@@ -11,9 +11,13 @@ import timm
 import torch
 from hypothesis import given
 from safetensors.torch import save_file
+from timm.models import register_model
+from timm.models.beit import Beit
+from timm.models.swin_transformer import SwinTransformer
+from torch.optim.swa_utils import AveragedModel
 
 from tests.strangers import ESCAPE, QUICK, outcome, spoiled
-from wd_probe import InputError
+from wd_probe import InputError, WdProbeWarning
 from wd_probe.training import models
 
 
@@ -212,3 +216,140 @@ def test_a_timm_that_reads_numbers_as_it_builds(checkpoint, monkeypatch):
     monkeypatch.setattr(timm, "create_model", reading)
     assert same(state, loaded(folder / "w.safetensors"))
     assert models.describe_layers("test_convnext", **known) == described
+
+
+# --- forms that checkpoints come in ---------------------------------------------------------------
+
+
+def lightning(model):
+    """A module that holds the model, a loss with weights and a second small network."""
+    module = torch.nn.Module()
+    module.criterion = torch.nn.Linear(10, 10)
+    module.model, module.teacher = model, torch.nn.Linear(3, 3)
+    return {"state_dict": module.state_dict(), "pytorch-lightning_version": "2.6.6"}
+
+
+FORMS = {
+    "empty average": lambda model: {"state_dict_ema": {}, "state_dict": model.state_dict()},
+    "no average": lambda model: {"state_dict_ema": None, "model": model.state_dict()},
+    "lightning": lightning,
+    "averaged": lambda model: AveragedModel(model).state_dict(),
+    "averaged, under an entry": lambda model: {"state_dict": AveragedModel(model).state_dict()},
+    "compiled inside of lightning": lambda model: lightning(torch.compile(model)),
+    "two prefixes": lambda model: {f"net.module.{k}": v for k, v in model.state_dict().items()},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_held_the_model_leaves_no_trace(tmp_path, form):
+    model = timm.create_model("test_convnext", num_classes=10)
+    torch.save(FORMS[form](model), tmp_path / "a.ckpt")
+    assert same(loaded(tmp_path / "a.ckpt"), model.state_dict())
+
+
+def test_a_child_that_is_called_module_stays(tmp_path):
+    class Held(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module, self.head = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+
+    model = Held()
+    assert models.under_names_of(model, model.state_dict()).keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.SAFETENSORS", "a.bin", "a.pth", "a"])
+def test_safetensors_by_any_name(checkpoint, name):
+    state, _, folder = checkpoint
+    save_file(state, str(folder / name))
+    assert same(loaded(folder / name), state)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors.pt"])
+def test_torch_files_by_any_name(checkpoint, name):
+    state, _, folder = checkpoint
+    torch.save(state, folder / name)
+    assert same(loaded(folder / name), state)
+
+
+@register_model
+def small_beit(pretrained=False, **options):
+    return Beit(patch_size=16, embed_dim=48, depth=1, num_heads=2, use_rel_pos_bias=True,
+                **{k: v for k, v in options.items() if k in ("img_size", "num_classes")})  # fmt: skip
+
+
+@register_model
+def small_swin(pretrained=False, **options):
+    return SwinTransformer(
+        patch_size=4, embed_dim=24, depths=(1, 1), num_heads=(2, 2), window_size=4,
+        **{k: v for k, v in options.items() if k in ("img_size", "num_classes")},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "here"),
+    [("test_vit", 160, 96), ("test_vit", 96, 160), ("deit_tiny_patch16_224", 224, 64),
+     ("small_beit", 96, 64), ("small_swin", 64, 32)],
+)  # fmt: skip
+def test_position_tables_of_another_image_size_are_resized(tmp_path, name, there, here):
+    model = timm.create_model(name, num_classes=10, img_size=there)
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    found = models.create_model(name, num_classes=10, img_size=here, checkpoint=tmp_path / "a.pt")
+    own, got = model.state_dict(), found.state_dict()
+    kept = [key for key in own if own[key].shape == got[key].shape and "index" not in key]
+    assert len(kept) >= len(own) - 6
+    assert all(torch.equal(own[key], got[key]) for key in kept)
+
+
+# --- fine-tuning ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["1000 classes", "headless"])
+def test_a_head_of_another_size_starts_anew(tmp_path, case):
+    model = timm.create_model("test_convnext", num_classes=1000 if case[0] == "1" else 0)
+    save_file(model.state_dict(), str(tmp_path / "a.safetensors"))
+    with pytest.warns(WdProbeWarning, match=(
+        r"the head head\.fc starts anew: that of .*a\.safetensors does not fit 10 classes"
+    )):  # fmt: skip
+        found = models.create_model(
+            "test_convnext", num_classes=10, img_size=32,
+            checkpoint=tmp_path / "a.safetensors", reset_head=True,
+        )  # fmt: skip
+    own, got = model.state_dict(), found.state_dict()
+    assert got["head.fc.weight"].shape == (10, own["head.norm.weight"].numel())
+    body = [key for key in got if not key.startswith("head.fc")]
+    assert all(torch.equal(own[key], got[key]) for key in body)
+
+
+def test_a_head_that_fits_is_taken_and_everything_else_must_fit(tmp_path):
+    model = timm.create_model("test_convnext", num_classes=10)
+    state = model.state_dict()
+    options = {"num_classes": 10, "img_size": 32, "checkpoint": tmp_path / "a.safetensors"}
+    save_file(state, str(tmp_path / "a.safetensors"))
+    found = models.create_model("test_convnext", reset_head=True, **options)
+    assert same(found.state_dict(), state)
+    first = next(iter(state))
+    save_file({k: v for k, v in state.items() if k != first}, str(tmp_path / "a.safetensors"))
+    with pytest.raises(InputError, match=f"of another model: tensors 1 missing .{first}"):
+        models.create_model("test_convnext", reset_head=True, **options)
+    bent = {**state, first: torch.zeros(1)}
+    save_file(bent, str(tmp_path / "a.safetensors"))
+    with pytest.raises(InputError, match=f"1 of another shape .{first} is .1,. there"):
+        models.create_model("test_convnext", reset_head=True, **options)
+
+
+@pytest.mark.parametrize("command", ["rop", "train", "sweep", "reproduce"])
+def test_fine_tuning_from_a_local_checkpoint(wdprobe, tmp_path, command):
+    model = timm.create_model("test_efficientnet", num_classes=1000)
+    save_file(model.state_dict(), str(tmp_path / "lite0.safetensors"))
+    common = ["--model", "test_efficientnet", "--checkpoint", tmp_path / "lite0.safetensors"]
+    short = ["--batch-size", 32, "--output", "out", "--json"]
+    more = {
+        "rop": ["--steps", 1], "train": ["--steps", 1], "sweep": ["--steps", 1],
+        "reproduce": ["--dataset", "digits", "--opt", "adam", "--lr", "0.001", "--weight-decay",
+                      "0.01", "--seeds", 1, "--epochs", 1, "--train-samples", 64],
+    }[command]  # fmt: skip
+    name = ["table3"] if command == "reproduce" else []
+    code, out, err = wdprobe(command, *name, *common, *short, *more)
+    assert code == 0, err
+    assert "warning: the head classifier starts anew" in err
+    json.loads(out)

@@ -3,7 +3,9 @@
 import argparse
 import contextlib
 import sys
+import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,15 @@ from torch import Tensor, nn
 
 from ..arguments import check_rate
 from ..choices import Scale
-from ..errors import InputError, RunError, first_line, near_names, printable, shown_line
+from ..errors import (
+    InputError,
+    RunError,
+    WdProbeWarning,
+    first_line,
+    near_names,
+    printable,
+    shown_line,
+)
 from ..layering import decayed_parameters, layers, layerwise_rates
 
 
@@ -38,7 +48,8 @@ def create_model(
         pretrained: take timm's pretrained weights from the hub.
         checkpoint: take the weights of this safetensors or torch file, or of such a file in this
             folder; half precision is widened.
-        reset_head: leave the classifier untrained where the checkpoint's has another shape.
+        reset_head: leave the classifier untrained where the checkpoint's has another shape or is
+            missing; a warning says so.
         check_size: try one image, so that a model that cannot take the size is found out here.
 
     Raises:
@@ -53,7 +64,7 @@ def create_model(
     try:
         if checkpoint is not None:  # what does not fit is found before memory is taken for it
             drawn = _weightless(lambda: _build(name, num_classes, img_size, False))
-            state = _fitting(drawn, checkpoint, reset_head)
+            state, reset = _fitting(drawn, checkpoint, reset_head)
         model = _build(name, num_classes, img_size, pretrained)
     except (InputError, KeyboardInterrupt):
         raise
@@ -69,7 +80,14 @@ def create_model(
     if pretrained and not (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
         raise InputError(f"timm has no pretrained weights for {name}; leave --pretrained out")
     if checkpoint is not None:
-        model.load_state_dict(state, strict=not reset_head)
+        model.load_state_dict(state, strict=not reset)
+        if reset:
+            warnings.warn(
+                f"the head {', '.join(reset)} starts anew: that of {checkpoint} does not fit "
+                f"{num_classes} classes",
+                WdProbeWarning,
+                stacklevel=2,
+            )
     if check_size:
         _check_size(model, name, img_size)
     return model
@@ -114,22 +132,22 @@ def _near(name: str) -> str:
     return near_names(name, timm.list_models()) or "; `timm.list_models()` names them all"
 
 
-def _fitting(model: nn.Module, path: Path, reset_head: bool) -> dict[str, Tensor]:
-    """A checkpoint's tensors under the model's names, without those of a head to be reset.
+def _fitting(model: nn.Module, path: Path, reset_head: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """A checkpoint's tensors under the model's names, and the heads among them that are reset.
 
-    Prefixes of DDP and `torch.compile` are taken off, and an older layout of the keys goes through
-    timm's own filter for the model.
+    Prefixes of DDP, `torch.compile` and Lightning are taken off; an older layout of the keys, and
+    position tables of another image size, go through timm's own filter for the model.
     """
-    state, own = dict(read_weights(path)[0]), model.state_dict()
-    old_layout = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if set(state) != set(own) and old_layout is not None:
+    state, own = under_names_of(model, read_weights(path)[0]), model.state_dict()
+    fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if fit is not None and (set(state) != set(own) or _differing(state, own)):
         with contextlib.suppress(Exception):  # what the filter cannot convert is named below
-            state = dict(old_layout(dict(state), model))
-    differing = [key for key in own if key in state and state[key].shape != own[key].shape]
-    if reset_head:
-        for key in [k for k in differing if k.rpartition(".")[0] in classifiers(model)]:
-            del state[key], own[key]
-            differing.remove(key)
+            state = dict(fit(dict(state), model))
+    reset = [name for name in classifiers(model) if reset_head and not _fits(state, own, name)]
+    for key in {key for key in (*state, *own) if key.rpartition(".")[0] in reset}:
+        state.pop(key, None)
+        own.pop(key, None)
+    differing = _differing(state, own)
     missing = sorted(set(own) - set(state))
     unexpected = sorted(set(state) - set(own))
     shapes = [
@@ -144,7 +162,17 @@ def _fitting(model: nn.Module, path: Path, reset_head: bool) -> dict[str, Tensor
     if complaints:
         told = printable("; ".join(complaints))
         raise InputError(f"checkpoint {path} is of another model: tensors {told}")
-    return state
+    return state, reset
+
+
+def _differing(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    return [key for key in own if key in state and state[key].shape != own[key].shape]
+
+
+def _fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor], module: str) -> bool:
+    """Whether a module of the model is in the state as it is."""
+    named = [key for key in own if key.rpartition(".")[0] == module]
+    return all(key in state and state[key].shape == own[key].shape for key in named)
 
 
 def classifiers(model: nn.Module) -> tuple[str, ...]:
@@ -175,7 +203,7 @@ def read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             held: Any = load_file(path)
         else:
             # timm's own checkpoints keep the training options beside the weights
@@ -195,7 +223,8 @@ def read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
     entry = ""
     if isinstance(held, Mapping):
         entries = ("state_dict_ema", "model_ema", "state_dict", "model")
-        entry = next((key for key in entries if isinstance(held.get(key), Mapping)), "")
+        found = (key for key in entries if isinstance(held.get(key), Mapping))
+        entry = next((key for key in found if held[key]), "")
     state = held[entry] if entry else held
     tensors = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
     if not tensors or not state or not all(isinstance(key, str) for key in state):
@@ -206,15 +235,40 @@ def read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
                 f"checkpoint {path} holds no plain numbers in {shown_line(key)}; save its "
                 "state_dict as safetensors"
             )
-    return _without_wrappers(state), entry
+    return state, entry
 
 
-def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state by the names of the model that `torch.compile` and DDP wrapped."""
-    names = [name.replace("_orig_mod.", "") for name in state]
-    if all(name.startswith("module.") for name in names):
-        names = [name.removeprefix("module.") for name in names]
-    return dict(zip(names, state.values(), strict=True))
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is one, whatever it is called: a length, and that much JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return (start[8:] == b"{" and length < path.stat().st_size) or path.suffix == ".safetensors"
+
+
+def under_names_of(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state without the prefix that what held the model (DDP, Lightning, an EMA) has put before.
+
+    The prefix is the one that gives the most names of the model; what does not have it belongs to
+    whatever held the model (a loss, a counter), and is left out.
+    """
+    state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    own = set(model.state_dict())
+    last = {name.rpartition(".")[2] for name in own}
+    found: Counter[str] = Counter()
+    for name in state:
+        if name.rpartition(".")[2] in last:
+            parts = name.split(".")
+            tails = ((k, ".".join(parts[k:])) for k in range(len(parts)))
+            found.update(".".join(parts[:k]) for k, tail in tails if tail in own)
+    prefix, count = found.most_common(1)[0] if found else ("", 0)
+    if not prefix or found[""] == count:
+        return state
+    return {
+        name.removeprefix(f"{prefix}."): value
+        for name, value in state.items()
+        if name.startswith(f"{prefix}.")
+    }
 
 
 def load_torch(path: Path) -> Any:

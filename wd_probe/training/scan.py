@@ -27,7 +27,7 @@ from ..shrink.parts import PartScan
 from ..shrink.scan import ScanPoint, bracket, half_life, zero_shot_decay
 from .data import Batches, HeldBatches, load_data, load_images
 from .loop import Trainer, autocast_dtype, create_optimizer, pick_device
-from .models import classifiers, create_model, read_weights
+from .models import classifiers, create_model, read_weights, under_names_of
 from .options import ZeroshotOptions
 
 METRICS = ("top1", "loss", "agreement", "kl")
@@ -247,6 +247,7 @@ def _from_checkpoint(options: ZeroshotOptions, device: torch.device, listener: L
         data = _dataset(options, options.dataset, options.data_dir, size, device)
     if options.checkpoint is not None:
         state, entry = read_weights(options.checkpoint)
+        state = under_names_of(probe, state)
         if entry:
             listener.note(f"taking {entry} of {options.checkpoint}")
         heads = [state[f"{n}.weight"] for n in classifiers(probe) if f"{n}.weight" in state]

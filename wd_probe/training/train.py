@@ -227,6 +227,7 @@ def prepare(options: TrainOptions, *, weights: bool = True) -> Training:
         img_size=options.img_size,
         pretrained=options.pretrained and weights,
         checkpoint=options.checkpoint if weights else None,
+        reset_head=True,
     ).to(device)
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)

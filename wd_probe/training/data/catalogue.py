@@ -1,6 +1,7 @@
 """Datasets by name: the embedded digits, and everything timm can name."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ from torch import Tensor
 
 from ...errors import InputError, first_line
 from .batches import Batch, Data
+from .folders import EVALUATION, TRAINING, check_classes, class_map, splits
 from .held import HeldBatches, fits, hold, resized
 from .idx import with_idx_files
+from .pictures import ReadAsRgb
 from .streamed import stream
 
+#: Image folders of one's own, by our name and by timm's for torchvision's.
+_FOLDERS = ("folder", "torch/folder", "torch/image_folder")
+#: Kinds of datasets whose splits have the names that their makers gave them.
+_NAMED_SPLITS = ("hfds/", "hfids/", "wds/", "tfds/")
 #: Datasets whose pictures mean something else when mirrored.
 _NO_FLIP = ("digits", "mnist", "emnist", "qmnist", "kmnist", "svhn", "gtsrb")
 
@@ -39,7 +46,8 @@ def load_data(
         name: ``digits`` (scikit-learn's 1,797 images, a fifth of them held out, by a split that no
             seed changes), or a dataset as timm names it: ``torch/cifar100``,
             ``torch/fashion_mnist``, ``hfds/...``, ``wds/...``, or ``folder`` for the image folder
-            ``data_dir`` with ``train`` and ``validation`` below it.
+            ``data_dir`` with ``train`` and ``validation`` (or ``val``, ``test``) below it, a folder
+            for each class in both. The training folder's classes number those of the other.
         batch_size: images in a batch, over all processes.
         img_size: images are resized to this square.
         device: where batches are needed.
@@ -53,7 +61,8 @@ def load_data(
         channels_last: memory format of the batches.
 
     Raises:
-        InputError: an unknown name, data that is not there, a split of data too large to hold.
+        InputError: an unknown name, data that is not there, splits that are missing or whose
+            classes differ, a split of data too large to hold.
     """
     if hflip is None:
         hflip = 0.0 if name.rpartition("/")[2].lower() in _NO_FLIP else 0.5
@@ -64,10 +73,7 @@ def load_data(
             raise InputError(
                 "--val-split and --train-samples need a dataset small enough to be held in memory"
             )
-        train, test = (
-            _open(name, split, data_dir, download, batch_size, seed)
-            for split in ("train", "validation")
-        )
+        train, test = _both(name, data_dir, download, batch_size, seed)
         return stream(name, train, test, batch_size, img_size, device, hflip, channels_last)
     whole, tested = splits
     kept, held_out = _parted(whole, val_split, train_samples)
@@ -119,9 +125,7 @@ def _splits(
     """Training and test images, decoded and resized; None where they are too many to hold."""
     if name == "digits":
         return _digits(img_size)
-    train, test = (
-        _open(name, split, data_dir, download, 1, 0) for split in ("train", "validation")
-    )
+    train, test = _both(name, data_dir, download, 1, 0)
     try:
         count = len(train) + len(test)
     except TypeError:  # a stream
@@ -146,32 +150,60 @@ def _digits(img_size: int) -> tuple[Batch, Batch]:
     return (pixels[kept], targets[kept]), (pixels[held_out], targets[held_out])
 
 
-def _open(
-    name: str, split: str, data_dir: Path | None, download: bool, batch_size: int, seed: int
-) -> Any:
+def _both(
+    name: str, data_dir: Path | None, download: bool, batch_size: int, seed: int
+) -> tuple[Any, Any]:
+    """The data to train and to test on, with the same number for the same class."""
+    root = _root(name, data_dir, download)
+
+    def opened(names: Sequence[str], folder: Path = root, **more: Any) -> Any:
+        """The first split of these names that the dataset has."""
+        shared = {"root": str(folder), "download": download, "batch_size": batch_size, "seed": seed}
+        options = {"is_training": names is TRAINING, **shared, **more}
+        refused: list[InputError] = []
+        for split in names if name.startswith(_NAMED_SPLITS) else names[:1]:
+            try:
+                return _open(name, data_dir, {"split": split, **options})
+            except InputError as error:
+                refused.append(error)
+        raise refused[0]
+
+    if name in _FOLDERS:
+        folders = splits(root)
+        more = {"class_map": class_map(*folders), "search_split": False}
+        return opened(TRAINING, folders[0], **more), opened(EVALUATION, folders[1], **more)
+    train, test = opened(TRAINING), opened(EVALUATION)
+    known, others = _classes(train), _classes(test)
+    if isinstance(known, Mapping) and isinstance(others, Mapping) and dict(known) != dict(others):
+        check_classes(f"{name}'s training split", known, "the split to test on", others)
+        test.reader.class_to_idx = known
+    return train, test
+
+
+def _classes(dataset: Any) -> Any:
+    reader = getattr(dataset, "reader", dataset)
+    return getattr(reader, "class_to_idx", None)
+
+
+def _root(name: str, data_dir: Path | None, download: bool) -> Path:
     kind, _, rest = name.rpartition("/")
     if kind and kind.split("/")[0] not in ("torch", "hfds", "hfids", "wds", "tfds"):
         raise InputError(
             f"unknown dataset {name!r}; use digits, torch/NAME, hfds/NAME, wds/NAME, "
             "or folder for the image folder --data-dir"
         )
-    if not kind and name != "folder":
+    if not kind and name not in _FOLDERS:
         raise InputError(f"unknown dataset {name!r}; did you mean digits, folder or torch/{name}?")
     if data_dir is not None and not data_dir.is_dir() and not download:
         raise InputError(f"data folder {data_dir} does not exist")
-    if name == "folder" and data_dir is None:
-        raise InputError("--dataset folder needs --data-dir")
-    root = None if data_dir is None else str(with_idx_files(rest.lower(), data_dir))
+    if name in _FOLDERS and data_dir is None:
+        raise InputError(f"--dataset {name} needs --data-dir")
+    return Path() if data_dir is None else with_idx_files(rest.lower(), data_dir)
+
+
+def _open(name: str, data_dir: Path | None, options: dict[str, Any]) -> Any:
     try:
-        dataset = timm.data.create_dataset(
-            name if kind else "",
-            root=root or ".",
-            split=split,
-            download=download,
-            is_training=split == "train",
-            batch_size=batch_size,
-            seed=seed,
-        )
+        dataset = timm.data.create_dataset("" if name in _FOLDERS else name, **options)
     except Exception as error:
         if isinstance(error, AssertionError) and "Unknown" in str(error):
             raise InputError(f"timm knows no dataset {name!r}") from error
@@ -180,4 +212,6 @@ def _open(
             f"({first_line(error)}); give --data-dir, or --dataset-download where there is a "
             "network"
         ) from error
+    if isinstance(dataset, timm.data.ImageDataset):
+        dataset.reader = ReadAsRgb(dataset.reader)
     return dataset

@@ -1,5 +1,6 @@
 """Images held on one device, decoded and resized once."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ... import ranks
+from ...errors import InputError, WdProbeWarning, counted, printable
 from .batches import Batch
 
 #: A dataset whose resized uint8 images need no more than this is kept on the device.
@@ -103,7 +105,10 @@ def fits(images: int, img_size: int) -> bool:
 
 
 def hold(dataset: Any, img_size: int) -> Batch:
-    """A map-style dataset decoded once into uint8 images and labels."""
+    """A map-style dataset decoded once into uint8 images and labels.
+
+    Pictures of files that cannot be read are left out, and a warning counts them.
+    """
     pixels, labels = getattr(dataset, "data", None), getattr(dataset, "targets", None)
     if isinstance(pixels, Tensor | np.ndarray) and labels is not None:
         images = torch.as_tensor(pixels)
@@ -114,11 +119,42 @@ def hold(dataset: Any, img_size: int) -> Batch:
     dataset.transform = v2.Compose(
         [v2.RGB(), v2.Resize(img_size), v2.CenterCrop(img_size), v2.PILToTensor()]
     )
-    parts = [
-        (images, torch.as_tensor(labels))
-        for images, labels in torch.utils.data.DataLoader(dataset, batch_size=256)
-    ]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]).long()
+    found: list[tuple[Tensor, int]] = []
+    unreadable: list[str] = []
+    for number in range(len(dataset)):
+        if not hasattr(dataset, "reader"):
+            found.append(dataset[number])
+            continue
+        try:  # timm itself would hand out the next one in the place of one that cannot be read
+            found.append(_read(dataset, number))
+        except Exception:  # a decoder raises what it likes over bytes it does not understand
+            unreadable.append(_name(dataset, number))
+    if unreadable:
+        told = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
+        warnings.warn(
+            f"{counted(len(unreadable), 'unreadable picture')} left out: {told}",
+            WdProbeWarning,
+            stacklevel=2,
+        )
+    if not found:
+        raise InputError("none of the dataset's pictures can be read")
+    return torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found])
+
+
+def _read(dataset: Any, number: int) -> tuple[Tensor, int]:
+    from PIL import Image
+
+    file, target, *_ = dataset.reader[number]
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dataset.transform(Image.open(file)), int(target)
+
+
+def _name(dataset: Any, number: int) -> str:
+    try:
+        return printable(dataset.filename(number, basename=True))
+    except Exception:  # a reader without names
+        return f"number {number + 1}"
 
 
 def resized(images: Tensor, img_size: int) -> Tensor:
