@@ -1,5 +1,6 @@
 """`wdprobe reproduce`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from .console import loading, out, plain_table, to_stdout
     grid=o.Fields(PaperOptions()),
     setting=o.Fields(
         SETTING,
-        only=("pretrained", "img_size", "data_dir", "dataset_download", "val_split",
+        only=("pretrained", "checkpoint", "img_size", "data_dir", "dataset_download", "val_split",
               "train_samples", "batch_size", "epochs", "every", "device", "amp", "channels_last",
               "torchcompile"),
     ),
@@ -36,7 +37,10 @@ def reproduce(
     Cells that the output folder has are kept: the same command goes on where it was stopped, and
     experiments share what they have in common.
     """
-    options = grid.options(setting=setting.options(), output=output)
+    shared = setting.options()
+    if shared.checkpoint is not None:
+        shared = replace(shared, pretrained=False)
+    options = grid.options(setting=shared, output=output)
     with loading():
         from wd_probe.sweeps import paper
 

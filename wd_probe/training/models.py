@@ -141,7 +141,8 @@ def _fitting(model: nn.Module, path: Path, reset_head: bool) -> tuple[dict[str, 
     state, own = under_names_of(model, read_weights(path)[0]), model.state_dict()
     fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if fit is not None and (set(state) != set(own) or _differing(state, own)):
-        with contextlib.suppress(Exception):  # what the filter cannot convert is named below
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # and what it cannot convert is named below
             state = dict(fit(dict(state), model))
     reset = [name for name in classifiers(model) if reset_head and not _fits(state, own, name)]
     for key in {key for key in (*state, *own) if key.rpartition(".")[0] in reset}:
