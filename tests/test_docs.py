@@ -117,9 +117,16 @@ def test_the_site_builds_strictly(tmp_path):
 
 
 def test_pictures_and_links_exist():
-    for page in PAGES:
+    for page in (*PAGES, ROOT / "CONTRIBUTING.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
+
+
+def test_files_that_contributing_names_exist():
+    names = re.findall(r"`([\w./]+\.(?:py|c|md|toml))`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(names) > 15
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert [name for name in names if not re.search(rf"(^|/){name}$", tracked, re.MULTILINE)] == []
 
 
 def test_no_registry_host_stands_in_the_repository():
