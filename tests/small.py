@@ -1,8 +1,12 @@
-"""A small model, its batches, the plain loop that trains it, and a listener that says nothing."""
+"""A small model, its batches, the loop that trains it, and an oracle that counts beside it."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests import reference
+
+LR, RATE = 0.05, 0.3
 
 
 def small(dtype=torch.float32):
@@ -16,17 +20,53 @@ def batch(step, dtype=torch.float32):
     return images, torch.randint(0, 4, (32,), generator=generator)
 
 
+def loss_of(model, step):
+    images, labels = batch(step, next(model.parameters()).dtype)
+    return F.cross_entropy(model(images).float(), labels)
+
+
+def adamw(parameters, **options):
+    return torch.optim.AdamW(parameters, lr=LR, weight_decay=RATE, **options)
+
+
 def train(model, optimizer, steps, before=lambda: None, after=lambda: None):
-    dtype = next(model.parameters()).dtype
     for step in range(steps):
-        images, labels = batch(step, dtype)
-        F.cross_entropy(model(images).float(), labels).backward()
+        loss_of(model, step).backward()
         before()
         optimizer.step()
         after()
         optimizer.zero_grad()
 
 
-class Silent:
-    def __getattr__(self, _):
-        return lambda *_: None
+class Oracle:
+    """Counts each step with the float64 oracle, from the weights before and after it."""
+
+    def __init__(self, named, c=LR * RATE):
+        self.named, self.c, self.kept, self.steps = dict(named), c, {}, []
+
+    def before(self):
+        self.kept = {name: p.detach().clone() for name, p in self.named.items()}
+
+    def after(self):
+        self.steps.append(
+            {
+                name: reference.tally(self.kept[name], p.detach(), self.c)
+                for name, p in self.named.items()
+            }
+        )
+
+    def agrees_with(self, records):
+        assert len(records) == len(self.steps)
+        for record, tensors in zip(records, self.steps, strict=True):
+            for name, expected in tensors.items():
+                found = record.tensors[name]
+                for count in ("penalized", "opposing", "flipped"):
+                    assert getattr(found, count) == expected[count], (record.step, name)
+        assert sum(t["opposing"] for tensors in self.steps for t in tensors.values()) > 0
+
+
+def counted(model, optimizer, c, steps):
+    """Train while the oracle counts: of every step, by tensor."""
+    oracle = Oracle(model.named_parameters(), c)
+    train(model, optimizer, steps, oracle.before, oracle.after)
+    return oracle.steps

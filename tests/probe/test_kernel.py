@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from tests import reference
 from tests.probe.test_formulas import factors, numbers
+from tests.small import Oracle, adamw, small, train
+from wd_probe import OpposingPenaltyProbe
 from wd_probe.probe import formulas, kernel
 from wd_probe.probe.movement import Moved
 
@@ -201,3 +203,24 @@ def test_jobs_of_every_way_in_one_call():
     assert rows[0, 1] > 100
     for row in rows[1:]:
         torch.testing.assert_close(row[:5], rows[0, :5], rtol=1e-2, atol=1)
+
+
+def test_without_a_home_folder_the_passes_are_compiled_for_the_process(monkeypatch):
+    """A container's user may have none."""
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    kernel.cpu.passes.cache_clear()
+    try:
+        model = small()
+        optimizer = adamw(model.parameters())
+        probe, oracle = OpposingPenaltyProbe(model, optimizer), Oracle(model.named_parameters())
+        train(model, optimizer, 3, oracle.before, oracle.after)
+        oracle.agrees_with(probe.records)
+        assert (kernel.cpu.passes() is None) == (shutil.which("cc") is None)
+    finally:
+        kernel.cpu.passes.cache_clear()
