@@ -43,11 +43,11 @@ def audit(
     if (opt is None) != every_one:
         raise InputError("give either --opt NAME or --all")
     with loading():
-        from wd_probe.training import optimizers
+        from wd_probe.training import survey
     if opt is None:
         result = _survey(lr, weight_decay)
     else:
-        result = optimizers.audit_by_name(
+        result = survey.audit_by_name(
             opt,
             model_name=model,
             img_size=img_size,
@@ -66,14 +66,14 @@ def audit(
 
 
 def _survey(lr: float, weight_decay: float) -> dict[str, Any]:
-    from wd_probe.training import optimizers
+    from wd_probe.training import survey
 
     from .progress import ScanProgress
 
     rows: list[dict[str, Any]] = []
-    names = optimizers.known_optimizers()
+    names = survey.known_optimizers()
     with ScanProgress() as progress:
-        for row in optimizers.survey(names, lr=lr, weight_decay=weight_decay):
+        for row in survey.survey(names, lr=lr, weight_decay=weight_decay):
             rows.append(asdict(row))
             progress.progress("audit", len(rows), len(names), row.name)
     return {"command": "audit", "lr": lr, "weight_decay": weight_decay, "optimizers": rows}

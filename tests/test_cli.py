@@ -233,7 +233,7 @@ BAD = {
         "--opt-kwargs weight_decay=... is given by --weight-decay", 2,
     ),
     "no such argument": (
-        [*ROP, "--opt-kwargs", "speed=9"], "timm cannot build the optimizer adamw: ", 2
+        [*ROP, "--opt-kwargs", "speed=9"], "adamw cannot be built here: TypeError: ", 2
     ),
     "opt": ([*ROP, "--opt", "adammw"], "unknown optimizer 'adammw'; did you mean", 2),
     "dataset": ([*ROP, "--dataset", "cifar10"], "unknown dataset 'cifar10'; did you mean digits, folder or torch/cifar10", 2),  # noqa: E501

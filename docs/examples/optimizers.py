@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from importlib import metadata
 
-from wd_probe.training.optimizers import known_optimizers, survey
+from wd_probe.training.survey import known_optimizers, survey
 
 
 def names(package: str) -> list[str]:

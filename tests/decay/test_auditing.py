@@ -16,7 +16,8 @@ from wd_probe.cli import main as cli
 
 import wd_probe
 from wd_probe import InputError, WeightDecay, audit
-from wd_probe.training.optimizers import build_optimizer, survey, tiny_model
+from wd_probe.training.optimizers import build_optimizer
+from wd_probe.training.survey import survey, tiny_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -297,7 +298,7 @@ def test_tables(monkeypatch, capsys, width):
     assert "layer_decay has no effect yet" in shown
     assert re.search(r"0\.001 +1$", shown, re.MULTILINE)
     names = ("sgd", "bnbadam", "adamp") if sys.platform != "linux" else ("sgd", "fusedsgd", "adamp")
-    monkeypatch.setattr("wd_probe.training.optimizers.known_optimizers", lambda: names)
+    monkeypatch.setattr("wd_probe.training.survey.known_optimizers", lambda: names)
     assert run(monkeypatch, "--all") == 0
     shown = capsys.readouterr().out
     assert "2 of 3 optimizers audited" in shown
@@ -335,7 +336,7 @@ def test_bad_input_is_one_line(name, monkeypatch, capsys):
 def test_a_dotted_name_needs_no_timm():
     code = (
         "import sys\n"
-        "from wd_probe.training.optimizers import audit_by_name\n"
+        "from wd_probe.training.survey import audit_by_name\n"
         "print(audit_by_name('torch.optim.AdamW')['rule'], 'timm' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,19 +2,17 @@
 
 import contextlib
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from .. import ranks
-from ..errors import InputError, near_names
+from ..errors import InputError
 from ..hooks import hooked
 from .checkpoint import random_state, set_random_state
 from .data import Batch, Batches
@@ -74,50 +72,6 @@ def pick_device(name: str) -> torch.device:
 def autocast_dtype(amp: bool, name: str) -> torch.dtype | None:
     """What ``--amp`` and ``--amp-dtype`` compute in; None for full precision."""
     return getattr(torch, name) if amp else None
-
-
-def create_optimizer(
-    model: nn.Module,
-    name: str,
-    *,
-    lr: float,
-    weight_decay: float,
-    momentum: float,
-    more: Mapping[str, Any] | None = None,
-) -> Optimizer:
-    """A timm optimizer by name, over every parameter alike (theory fact 14).
-
-    ``more`` are arguments of its own, such as ``fused=True``.
-
-    Raises:
-        InputError: an unknown name, or options it does not take.
-    """
-    for own in ("lr", "weight_decay", "momentum"):
-        if own in (more or {}):
-            raise InputError(f"--opt-kwargs {own}=... is given by --{own.replace('_', '-')}")
-    try:
-        known = name.lower().removeprefix("lookahead_") in list_optimizers()
-        if not known:
-            raise InputError(
-                f"unknown optimizer {name!r}{near_names(name, list_optimizers())}; "
-                "`timm.optim.list_optimizers()` names them all"
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            built: Optimizer = create_optimizer_v2(
-                model,
-                name,
-                lr=lr,
-                weight_decay=weight_decay,
-                momentum=momentum,
-                filter_bias_and_bn=False,
-                **(more or {}),
-            )
-        return built
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"timm cannot build the optimizer {name}: {error}") from error
 
 
 class Trainer:

@@ -139,7 +139,9 @@ ImgSize = Annotated[int, Option("Side of the square images.", MODEL, AT_LEAST_1)
 Dataset = Annotated[str, Option("digits, folder, or a timm name: torch/cifar100 ...", DATA)]
 DataDir = Annotated[Path | None, Option("Where the dataset lies.", DATA)]
 DatasetDownload = Annotated[bool, Option("Let timm fetch the dataset.", DATA)]
-Opt = Annotated[str, Option("A timm optimizer.", TRAINING)]
+Opt = Annotated[
+    str, Option("A timm optimizer, or the dotted path of a class: torch.optim.SGD.", TRAINING)
+]
 WeightDecay = Annotated[float, Option("Decay rate λ.", TRAINING, NOT_NEGATIVE)]
 FilterBiasAndBn = Annotated[
     bool, Option("Spare biases, norms and the model's own list, by timm's rule.", TRAINING)
@@ -275,7 +277,7 @@ class TrainOptions:
     @property
     def learning_rate(self) -> float:
         """``lr``, or the paper's base rate for this optimizer."""
-        return self.lr or (0.01 if self.opt in _SGD_LIKE else 1e-4)
+        return self.lr or (0.01 if self.opt.rpartition(".")[2].lower() in _SGD_LIKE else 1e-4)
 
     def hparams(self) -> dict[str, Any]:
         """What TensorBoard's HParams tab compares runs by."""

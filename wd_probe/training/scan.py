@@ -26,8 +26,9 @@ from ..shrink.distortion import feature_distortion
 from ..shrink.parts import PartScan
 from ..shrink.scan import ScanPoint, bracket, half_life, zero_shot_decay
 from .data import Batches, HeldBatches, load_data, load_images
-from .loop import Trainer, autocast_dtype, create_optimizer, pick_device
+from .loop import Trainer, autocast_dtype, pick_device
 from .models import classifiers, create_model, read_weights, under_names_of
+from .optimizers import build_optimizer
 from .options import ZeroshotOptions
 
 METRICS = ("top1", "loss", "agreement", "kl")
@@ -316,7 +317,7 @@ def _on_pictures(
 
 
 def _train(model: nn.Module, data: Batches, options: ZeroshotOptions, listener: Listener) -> None:
-    optimizer = create_optimizer(model, options.opt, lr=options.lr, weight_decay=0.0, momentum=0.9)
+    optimizer = build_optimizer(options.opt, model, lr=options.lr, weight_decay=0.0, momentum=0.9)
     ranks.check_divides(options.batch_size)
     called: Any = ranks.wrapped(model)
     called = torch.compile(called) if options.torchcompile else called

@@ -22,8 +22,9 @@ from ..runs.locks import Lock
 from ..runs.recorder import Recorder
 from .checkpoint import RECOVERY, Recovery, Stateful
 from .data import Batches, Data, load_data
-from .loop import Score, Step, Trainer, autocast_dtype, create_optimizer, evaluate, pick_device
+from .loop import Score, Step, Trainer, autocast_dtype, evaluate, pick_device
 from .models import create_model
+from .optimizers import build_optimizer
 from .options import ELSEWHERE, TrainOptions, parse_options
 from .resume import check_resumable
 
@@ -243,17 +244,16 @@ def _optimizer(
     options: TrainOptions, model: nn.Module, called: nn.Module
 ) -> tuple[Optimizer, WeightDecay | None]:
     own = options.method == "own"
-    optimizer = create_optimizer(
-        model,
+    optimizer = build_optimizer(
         options.opt,
+        model,
         lr=options.learning_rate,
         weight_decay=options.weight_decay if own else 0.0,
         momentum=options.momentum,
-        more=parse_options(options.opt_kwargs.split()),
+        options=parse_options(options.opt_kwargs.split()),
+        filter_bias_and_bn=own and options.filter_bias_and_bn,
     )
-    chosen = decayed_parameters(model, filter_bias_and_bn=options.filter_bias_and_bn)
     if own:
-        _spare(optimizer, model, set(chosen))
         return optimizer, None
     return optimizer, WeightDecay(
         called,
@@ -262,20 +262,8 @@ def _optimizer(
         rate=options.weight_decay,
         scale=options.scale,
         convention=options.convention,
-        parameters=chosen,
+        parameters=decayed_parameters(model, filter_bias_and_bn=options.filter_bias_and_bn),
     )
-
-
-def _spare(optimizer: Optimizer, model: nn.Module, chosen: set[str]) -> None:
-    """Put what is not to decay into a parameter group of its own."""
-    if all(name in chosen for name, _ in model.named_parameters()):
-        return
-    spared = {id(p) for name, p in model.named_parameters() if name not in chosen}
-    for group in list(optimizer.param_groups):
-        kept = [p for p in group["params"] if id(p) not in spared]
-        rest = [p for p in group["params"] if id(p) in spared]
-        group["params"] = kept
-        optimizer.add_param_group({**group, "params": rest, "weight_decay": 0.0})
 
 
 def _probes(run: Training) -> tuple[OpposingPenaltyProbe | None, OpposingPenaltyProbe | None]:
