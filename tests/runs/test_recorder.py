@@ -235,12 +235,36 @@ def test_a_loop_of_ones_own_makes_a_whole_run_folder(tmp_path):
     assert "_hparams_/session_start_info" in shown.PluginTagToContent("hparams")
 
 
+def test_of_a_stretch_the_largest_rate_and_the_mean_loss_are_kept(tmp_path):
+    rates = {}
+    with RunFolder(tmp_path / "run") as folder:
+        for recorder, number, _, probe in looped(folder):
+            if number == 1:
+                folder.json("config.json", config(probe))
+                recorder.open_dashboard(probe.layers)
+                for stretches in (recorder._kept, recorder._shown):
+                    stretches.load_state_dict({"count": 5000, "end": 5000})  # of five steps each
+            rates[number] = recorder.step(number, loss=number, update=number).rate
+        recorder.close(NAMED | recorder.summary(0.5), {})
+    kept = {int(row["step"]) for row in rows(tmp_path / "run/layers.csv")}
+    stretches = ({1, 2, 3, 4, 5}, {6, 7, 8, 9, 10}, {11, 12})
+    assert kept == {max(stretch, key=rates.get) for stretch in stretches}
+    assert kept != {5, 10, 12}
+    shown = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in shown] == [(5, 3.0), (10, 8.0)]
+
+
 def test_what_a_loop_does_not_tell_stays_empty(tmp_path):
     with RunFolder(tmp_path / "run") as folder:
-        for recorder, number, *_ in looped(folder):
+        for recorder, number, _, probe in looped(folder):
+            if number == 1:
+                folder.json("config.json", config(probe))
             update = None if number == 3 else number  # as GradScaler leaves one out
             assert (recorder.step(number, update=update) is None) == (number == 3)
         summary = recorder.summary(0.5)
+    run = read_run(tmp_path / "run")
+    assert run.steps["step"] == list(range(1, 13))
+    assert all(math.isnan(x) for name in ("epoch", "loss", "lr") for x in run.steps[name])
     first, _, third, *_ = rows(tmp_path / "run/steps.csv")
     assert (first["epoch"], first["loss"], first["lr"]) == ("", "", "")
     assert float(first["rate"]) >= 0

@@ -188,8 +188,8 @@ def _check_table(
     for name in TABLES[path.stem]:
         if name not in columns:
             raise damaged(path, f"it has no column {name}")
-    for name in ("step", "epoch"):
-        if not all(value >= 0 and value.is_integer() for value in columns.get(name, ())):
+        counts = columns[name] if name in ("step", "epoch") else ()
+        if not all(value >= 0 and value.is_integer() for value in counts):
             raise damaged(path, f"the column {name} must hold whole numbers")
     if names is not None:
         for value in columns["index"]:
