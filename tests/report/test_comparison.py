@@ -1,3 +1,5 @@
+import re
+
 from tests.pages import written
 
 
@@ -17,6 +19,27 @@ def test_scans_are_laid_over_each_other(folders, copy, tmp_path):
     assert shown.figures[0] == "Zero-shot decay"
     assert {row["run"] for row in shown.data["zeroshot_by_run.csv"]} == {"scan", "other"}
     assert "most robust to shrinking" in shown.text
+
+
+def test_what_is_alike_is_told_as_alike(folders, copy, tmp_path):
+    again = copy("two", "again")
+    shown = written([folders / "two", again], tmp_path)
+    assert re.search(r"highest in none: it is [\d.]+ % in all\.", shown.text)
+    assert "Mean R_op is 0 % in all." in shown.text
+    rows = (again / "epochs.csv").read_text().splitlines()
+    names, values = rows[0].split(","), rows[-1].split(",")
+    values[names.index("top1")] = "0.99"
+    (again / "epochs.csv").write_text("\n".join([*rows[:-1], ",".join(values)]) + "\n")
+    shown = written([folders / "two", again, copy("two", "third")], tmp_path)
+    assert "highest in again (99.0 %) and lowest in two, third (" in shown.text
+
+
+def test_long_names_keep_their_two_ends_in_legends(copy, tmp_path):
+    names = [f"rop-{'x' * 60}-{k}" for k in range(2)]
+    shown = written([copy("two", name) for name in names], tmp_path)
+    for k in range(2):
+        assert f"rop-{'x' * 15}…{'x' * 18}-{k}" in shown.text
+    assert {row["run"] for row in shown.data["train_loss_by_run.csv"]} == set(names)
 
 
 def test_many_runs_are_only_compared(folders, copy, tmp_path):

@@ -1,7 +1,7 @@
 """What a report page says of several runs beside each other."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..runs import figures
@@ -78,29 +78,42 @@ def _option(value: object) -> str:
 
 
 def _ranked(runs: Mapping[str, Run]) -> list[str]:
-    found = []
     top1 = {label: last(run.epochs.get("top1", ())) for label, run in runs.items()}
-    top1 = {label: value for label, value in top1.items() if math.isfinite(value)}
-    if len(top1) > 1:
-        best, worst = (pick(top1, key=lambda label: top1[label]) for pick in (max, min))
-        found.append(
-            f"Top-1 after the last epoch is highest in {best} ({percent(top1[best], 1)}) and "
-            f"lowest in {worst} ({percent(top1[worst], 1)})."
-        )
-    rates = {label: rate for label, run in runs.items() if math.isfinite(rate := mean_rate(run))}
-    if len(rates) > 1:
-        most, least = (pick(rates, key=lambda label: rates[label]) for pick in (max, min))
-        found.append(
-            f"Mean R_op goes from {percent(rates[least])} ({least}) to {percent(rates[most])} "
-            f"({most})."
-        )
-    lives = {
-        label: life for label, run in runs.items() if (life := (run.summary or {}).get("half_life"))
-    }
-    if len(lives) > 1:
-        tough = min(lives, key=lambda label: lives[label])
-        found.append(f"The most robust to shrinking is {tough}: half-life {lives[tough]:.3f}.")
+    rates = {label: mean_rate(run) for label, run in runs.items()}
+    lives = {label: (run.summary or {}).get("half_life") or math.nan for label, run in runs.items()}
+    found = []
+    match _ends(top1, lambda value: percent(value, 1)):
+        case [(low, lowest), (high, highest)]:
+            found.append(
+                f"Top-1 after the last epoch is highest in {highest} ({high}) and lowest in "
+                f"{lowest} ({low})."
+            )
+        case [(same, _)]:
+            found.append(f"Top-1 after the last epoch is highest in none: it is {same} in all.")
+    match _ends(rates, percent):
+        case [(low, lowest), (high, highest)]:
+            found.append(f"Mean R_op goes from {low} ({lowest}) to {high} ({highest}).")
+        case [(same, _)]:
+            found.append(f"Mean R_op is {same} in all.")
+    match _ends(lives, lambda value: f"{value:.3f}"):
+        case [(low, lowest), _]:
+            found.append(f"The most robust to shrinking is {lowest}: half-life {low}.")
+        case [(same, _)]:
+            found.append(f"None is the most robust to shrinking: the half-life is {same} in all.")
     return found
+
+
+def _ends(values: Mapping[str, float], told: Callable[[float], str]) -> list[tuple[str, str]]:
+    """The lowest and the highest value, each as told and with the names of all that have it.
+
+    One where the two are told alike; none of fewer than two values that are numbers.
+    """
+    shown = {label: told(value) for label, value in values.items() if math.isfinite(value)}
+    if len(shown) < 2:
+        return []
+    finite = known(list(values.values()))
+    ends = dict.fromkeys((told(min(finite)), told(max(finite))))
+    return [(end, ", ".join(k for k, text in shown.items() if text == end)) for end in ends]
 
 
 #: Table, column, the axis' label, and whether it is a share of 1.
@@ -116,8 +129,9 @@ def _overlays(runs: Mapping[str, Run]) -> Figures:
     for table, column, label, share in _OVERLAYS:
         having = {k: run for k, run in runs.items() if known(getattr(run, table).get(column, ()))}
         if len(having) > 1:
+            lines = dict(zip(_shortened(list(having)), having.values(), strict=True))
             drawn[f"{column}_by_run"] = (
-                figures.overlay(having, table, column, "", label, share=share),
+                figures.overlay(lines, table, column, "", label, share=share),
                 _stacked(having, table, table[:-1], column),
             )
     scans = {label: run for label, run in runs.items() if run.curve.get("step")}
@@ -127,6 +141,13 @@ def _overlays(runs: Mapping[str, Run]) -> Figures:
             _stacked(scans, "curve", "scale", "top1", "agreement"),
         )
     return drawn
+
+
+def _shortened(labels: Sequence[str], most: int = 40) -> Sequence[str]:
+    """Labels short enough for a legend, by their two ends; whole where that makes two the same."""
+    half = most // 2
+    cut = [k if len(k) <= most else f"{k[: half - 1]}…{k[-half:]}" for k in labels]
+    return cut if len(set(cut)) == len(cut) else labels
 
 
 def _stacked(runs: Mapping[str, Run], table: str, *columns: str) -> Columns:
