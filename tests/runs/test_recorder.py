@@ -317,6 +317,23 @@ def test_a_run_too_long_to_be_drawn_is_whole(tmp_path, monkeypatch):
     assert read_json(tmp_path / "run/summary.json", RunSummary)["steps"] == 2
 
 
+def test_the_best_epoch_is_chosen_by_validation_and_the_best_ten_by_test(tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        recorder = Recorder(folder)
+        for number in range(1, 13):
+            recorder.step(number, loss=1.0)
+            validation = {"val_top1": 0.5 - abs(number - 4) / 10} if number < 6 else {}
+            recorder.epoch(number, top1=number / 20, **validation)
+    summary = recorder.summary(0)
+    assert summary["chosen"] == {"epoch": 4, "val_top1": 0.5, "top1": 0.2}
+    best = [number / 20 for number in range(3, 13)]
+    assert summary["best10"] == {
+        "mean": pytest.approx(statistics.fmean(best)),
+        "std": pytest.approx(statistics.stdev(best)),
+        "epochs": 10,
+    }
+
+
 # --- the state of a run that was killed -----------------------------------------------------------
 
 
