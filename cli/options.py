@@ -128,6 +128,7 @@ def command(**fields: Fields) -> Callable[[Command], Command]:
                 own[name] = said[1]
                 parameters.append(_parameter(name, *said, parameter.default))
             else:
+                own[name] = Option("", flag=name.upper())
                 parameters.append(parameter.replace(kind=_KEYWORD, annotation=hints[name]))
 
         @functools.wraps(run)
@@ -136,9 +137,11 @@ def command(**fields: Fields) -> Callable[[Command], Command]:
             sources = {name: ctx.get_parameter_source(name) for name in values}
             typed = {n: values[n] for n, s in sources.items() if s and s.name != "DEFAULT"}
             for name, option in own.items():
-                option.check(name, values[name])
-            alone = {name: values[name] for name in values.keys() & hints.keys()}
-            run(**alone, **{name: of.given(typed) for name, of in fields.items()})
+                several = values[name] if isinstance(values[name], list) else [values[name]]
+                for value in several:
+                    option.check(name, value)
+            given = {name: of.given(typed) for name, of in fields.items()}
+            run(**given, **{name: values[name] for name in own})
 
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -23,20 +23,19 @@ _AXES = {
     "dataset": "Datasets",
     "opt": "timm optimizers",
 }
+_FIELDS = o.Fields(
+    _DEFAULTS,
+    but=("seed", "recovery_interval"),
+    axes={name: f"{what}, with commas between." for name, what in _AXES.items()},
+    help={
+        "every": o.EVERY,
+        "output": "Folder of the sweep (default runs/sweep-KEY, the same for the same grid).",
+    },
+)
 _WHERE = "Where"
 
 
-@o.command(
-    given=o.Fields(
-        _DEFAULTS,
-        but=("seed", "recovery_interval"),
-        axes={name: f"{what}, with commas between." for name, what in _AXES.items()},
-        help={
-            "every": o.EVERY,
-            "output": "Folder of the sweep (default runs/sweep-KEY, the same for the same grid).",
-        },
-    )
-)
+@o.command(given=_FIELDS)
 def sweep(
     file: Annotated[
         Path | None,
@@ -61,22 +60,22 @@ def sweep(
     ] = None,
 ) -> None:
     """Train every cell of a grid; the same command goes on where it was stopped."""
-    with loading():
-        from wd_probe.sweeps import cells as runs
-        from wd_probe.sweeps import grid as grids
-        from wd_probe.sweeps import results
+    from wd_probe.sweeps.grid import Claim, Plan, read_grid
 
-        from .progress import SweepProgress
-
-    plan = grids.Plan.of(_values(given, seeds, grids.read_grid(file) if file else {}))
+    plan = Plan.of(_values(given, seeds, read_grid(file) if file else {}))
     cells = plan.cells(consent=yes)
     folder = plan.base.output or Path("runs", f"sweep-{plan.key()}")
-    with (
-        grids.Claim(folder, plan, cells),
-        _runner(ray, ray_address, cpus_per_cell, gpus_per_cell) as runner,
-        SweepProgress() as progress,
-    ):
-        summaries = runs.sweep(cells, folder, progress, runner=runner, consent=yes)
+    with Claim(folder, plan, cells):
+        with loading():
+            from wd_probe.sweeps import cells as runs
+            from wd_probe.sweeps import results
+
+            from .progress import SweepProgress
+        with (
+            _runner(ray, ray_address, cpus_per_cell, gpus_per_cell) as runner,
+            SweepProgress() as progress,
+        ):
+            summaries = runs.sweep(cells, folder, progress, runner=runner, consent=yes)
     result = results.result(cells, summaries, folder)
     if json:
         to_stdout(result)
@@ -91,9 +90,14 @@ def _values(
     given: o.Given[TrainOptions], seeds: int | None, read: dict[str, Any]
 ) -> dict[str, Any]:
     """What is typed goes before the file, and the file before defaults."""
-    defaults = {name: (getattr(_DEFAULTS, name),) for name in _AXES if name != "lr"}
     typed = dict(given.typed) if seeds is None else {**given.typed, "seeds": seeds}
-    return {**defaults, "seed": range(1), **read, **typed}
+    defaults = {name: getattr(_DEFAULTS, name) for name in _FIELDS.names() if name not in typed}
+    for name in _AXES:
+        if defaults.get(name) is not None:
+            defaults[name] = (defaults[name],)
+    if seeds is None:
+        defaults["seed"] = range(1)
+    return {**defaults, **read, **typed}  # the last axis turns fastest
 
 
 def _runner(ray: bool, address: str | None, cpus: int | None, gpus: float | None) -> Any:

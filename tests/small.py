@@ -1,4 +1,6 @@
-"""A small model, its batches, the loop that trains it, and an oracle that counts beside it."""
+"""A small model, its batches, the loop that trains it, an oracle beside it; a small run."""
+
+import csv
 
 import torch
 from torch import nn
@@ -70,3 +72,13 @@ def counted(model, optimizer, c, steps):
     oracle = Oracle(model.named_parameters(), c)
     train(model, optimizer, steps, oracle.before, oracle.after)
     return oracle.steps
+
+
+#: What a command takes to be over soon.
+FAST = ["--model", "test_convnext", "--batch-size", "32"]
+
+
+def rows(path):
+    """The lines of a table that a run has written."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from .errors import InputError, shown, shown_line
@@ -16,6 +17,17 @@ def check_rate(value: float, what: str = "rate") -> float:
     """
     if not _is_finite(value) or value < 0:
         raise InputError(f"{what} must be a finite number ≥ 0, got {_told(value)}")
+    return value
+
+
+def check_positive(value: float, what: str) -> float:
+    """The value, if it is a finite number above 0.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not _is_finite(value) or value <= 0:
+        raise InputError(f"{what} must be a finite number > 0, got {_told(value)}")
     return value
 
 
@@ -54,6 +66,17 @@ def check_choice(value: Any, what: str, known: Iterable[str]) -> None:
     known = tuple(known)
     if value not in known:
         raise InputError(f"unknown {what} {shown(value)}; choose from {', '.join(known)}")
+
+
+def check_path(value: Path, what: str) -> None:
+    """Refuse a path that no file system takes; to ask one whether it is there would be an error.
+
+    Raises:
+        InputError: a name in it is too long, or all of it.
+    """
+    names = [len(name.encode("utf-8", "surrogatepass")) for name in (*value.parts, str(value))]
+    if max(names[:-1], default=0) > 255 or names[-1] > 4095:
+        raise InputError(f"{what} must be a path that is not too long, got {shown(str(value))}")
 
 
 def check_type(value: Any, what: str, kind: type | tuple[type, ...], needed: str) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from tests.benchmarks.timing import header, row
 from wd_probe.sweeps import cells as sweeps
+from wd_probe.sweeps import grid
 from wd_probe.sweeps import ray as on_ray
 from wd_probe.training.options import TrainOptions
 
@@ -46,7 +47,7 @@ def report(model):
 
     def cells(first, count):
         base = TrainOptions(model=model, method="wd", steps=STEPS, every=10)
-        return sweeps.grid(base, {"seed": range(first, first + count)})
+        return grid.grid(base, {"seed": range(first, first + count)})
 
     def told(title, count, wall, own, start):
         row(title, f"{wall:.1f}", f"{own:.1f}", f"{wall / own - 1:.2%}", start,

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from wd_probe.sweeps import cells as sweeps
+from wd_probe.sweeps import grid
 from wd_probe.training import scan as zeroshot
 from wd_probe.training.options import TrainOptions
 from wd_probe.training.train import train
@@ -37,7 +38,7 @@ def folders(tmp_path_factory):
         Silent(),
     )
     axes = {"method": ["wd", "rwd"], "weight_decay": [0.1, 1.0], "opt": ["adam"], "every": [1]}
-    cells = sweeps.grid(small, axes | {"val_split": [0.1], "epochs": [1]})
+    cells = grid.grid(small, axes | {"val_split": [0.1], "epochs": [1]})
     sweeps.sweep(cells, root / "sweep", Silent())
     torch.set_num_threads(threads)
     return root

@@ -16,8 +16,9 @@ from tests.strangers import QUICK, mistyped
 from tests.sweeps.conftest import AXES, BASE, TINY, Told, quick_train, rows, stamps, start, wait_for
 from wd_probe import InputError, RunError
 from wd_probe.report.sweep import groups, read_sweep
-from wd_probe.sweeps.cells import failure, finished, grid, run_cell, sweep
+from wd_probe.sweeps.cells import failure, finished, run_cell, sweep
 from wd_probe.sweeps.cells import rows as told
+from wd_probe.sweeps.grid import grid
 from wd_probe.sweeps.results import settings
 from wd_probe.training.options import TrainOptions
 
@@ -55,7 +56,7 @@ def test_the_same_options_have_the_same_name_wherever_they_are_kept():
 
 @pytest.mark.usefixtures("quick")
 def test_many_cells_run_with_consent(monkeypatch, tmp_path):
-    monkeypatch.setattr("wd_probe.sweeps.cells.MANY", 2)
+    monkeypatch.setattr("wd_probe.sweeps.grid.MANY", 2)
     cells = grid(BASE, {"seed": range(3)})
     with pytest.raises(InputError, match="the grid has 3 cells; --yes runs them all the same"):
         sweep(cells, tmp_path, Told())
@@ -116,7 +117,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from tests.sweeps.conftest import BASE, Told, quick_train
-from wd_probe.sweeps import cells
+from wd_probe.sweeps import cells, grid
 
 count = 0
 
@@ -138,7 +139,7 @@ cells.train, cells.prepare = dying_train, lambda options: None
 for moment in sys.argv[1:]:
     child = os.fork()
     if not child:
-        cells.sweep(cells.grid(BASE, {"seed": range(5)}), Path(moment), Told())
+        cells.sweep(grid.grid(BASE, {"seed": range(5)}), Path(moment), Told())
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), end=" ")
 """
 
@@ -258,7 +259,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from tests.sweeps.conftest import BASE
-from wd_probe.sweeps import cells
+from wd_probe.sweeps import cells, grid
 
 class Waiting(cells._Quiet):
     def stepped(self, *_):
@@ -266,7 +267,7 @@ class Waiting(cells._Quiet):
         sys.stdin.readline()
 
 cells._Quiet = Waiting
-(cell,) = cells.grid(BASE, {"seed": [0]})
+(cell,) = grid.grid(BASE, {"seed": [0]})
 print(cells.run_cell(cell, Path(sys.argv[1]))["status"], flush=True)
 """
 

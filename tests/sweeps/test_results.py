@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.sweeps.conftest import AXES, BASE
-from wd_probe.sweeps.cells import grid
+from wd_probe.sweeps.grid import grid
 from wd_probe.sweeps.results import (
     Setting,
     basis,

@@ -20,6 +20,7 @@ from wd_probe.runs import folder as runs
 from wd_probe.runs.locks import Lock
 from wd_probe.runs.reading import read_run
 from wd_probe.sweeps import cells as sweeps
+from wd_probe.sweeps import grid
 from wd_probe.training import checkpoint as recovery
 from wd_probe.training.data import catalogue, held
 from wd_probe.training.options import TrainOptions
@@ -484,7 +485,7 @@ def test_short_runs_are_not_saved_and_long_ones_once_a_minute(tmp_path, monkeypa
 
 
 def test_a_broken_cell_goes_on_where_it_was_saved(stopped, tmp_path, monkeypatch):
-    (cell,) = sweeps.grid(BASE, {"seed": [0]})
+    (cell,) = grid.grid(BASE, {"seed": [0]})
     own = tmp_path / cell.name
     shutil.copytree(stopped, own)
     (own / "incomplete").touch()

@@ -8,9 +8,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from tests.small import Silent
+from tests.small import Silent, rows
 from tests.strangers import ESCAPE
-from tests.test_cli import rows
 from tests.training.datasets import idx_files
 from wd_probe import RunError
 from wd_probe.runs import figures

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from ..arguments import check_choice, check_rate
 from ..choices import METHODS, Convention, Method, Scale
-from ..errors import InputError, Teller
+from ..errors import InputError, Teller, shown
 from ..hooks import ForwardHooks, StepHooks, hooked_all
 from ..layering import Layers, chosen_parameters, layers_or, layerwise_rates
 from ..sharding import local, refuse_flat
@@ -215,7 +215,7 @@ class WeightDecay:
         }
         for name in chosen:
             if name not in by_name:
-                raise InputError(f"groups= has no layer that holds the parameter {name!r}")
+                raise InputError(f"groups= has no layer that holds the parameter {shown(name)}")
         return {parameter: by_name[name] for name, parameter in chosen.items()}
 
     def _check_live_rates(self) -> None:
@@ -382,7 +382,7 @@ class WeightDecay:
         for name in ("method", "scale", "convention"):
             if state.get(name) != getattr(self, name):
                 raise InputError(
-                    f"this state is of {name} {state.get(name)!r}, and the WeightDecay has "
+                    f"this state is of {name} {shown(state.get(name))}, and the WeightDecay has "
                     f"{getattr(self, name)!r}"
                 )
         self.rate = state["rate"]

@@ -12,7 +12,8 @@ from ..errors import InputError, printable, shown_line
 from ..runs import figures
 from ..runs.reading import read_json
 from ..runs.schema import Contents, RunConfig, RunSummary
-from ..sweeps.cells import Cell, Summary
+from ..sweeps.cells import Summary
+from ..sweeps.grid import Cell
 from ..sweeps.results import (
     CHOICE,
     TOP1,

@@ -2,12 +2,10 @@
 
 import contextlib
 import gc
-import hashlib
-import itertools
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,24 +19,15 @@ from ..runs.schema import RunSummary
 from ..training.checkpoint import RECOVERY
 from ..training.options import ELSEWHERE, TrainOptions
 from ..training.train import prepare, train
+from .grid import Cell, require_consent
 from .ledger import Ledger
 
-#: More cells than this want a word of consent.
-MANY = 10_000
 #: The options that every row of a grid tells, in the order of their columns.
 AXES = ("dataset", "model", "opt", "method", "lr", "weight_decay", "seed")
 #: Lies in a cell's folder until all of its files are written.
 _INCOMPLETE = "incomplete"
 
 Summary = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One run of a grid; its name tells its options apart from every other's."""
-
-    name: str
-    options: TrainOptions
 
 
 class SweepListener(Protocol):
@@ -64,47 +53,6 @@ class Runner(Protocol):
         ...
 
 
-def grid(base: TrainOptions, axes: Mapping[str, Sequence[Any]]) -> tuple[Cell, ...]:
-    """Every combination of the axes' values over the base options, each once.
-
-    Args:
-        base: the options that all cells share.
-        axes: values by the name of an option. Where the method is baseline, λ has no meaning and
-            is one.
-
-    Raises:
-        InputError: an axis without values or of an unknown name; options that do not fit.
-    """
-    known = asdict(base)
-    for name, values in axes.items():
-        if name not in known:
-            raise InputError(f"unknown axis {name!r}; choose from {', '.join(known)}")
-        if not values:
-            raise InputError(f"the grid is empty: {name} has no values")
-    found = {}
-    for values in itertools.product(*axes.values()):
-        options = replace(base, **dict(zip(axes, values, strict=True)))
-        if options.method == "baseline":
-            options = replace(options, weight_decay=0.0)
-        cell = _cell(options)
-        found[cell.name] = cell
-    return tuple(found.values())
-
-
-def _cell(options: TrainOptions) -> Cell:
-    # Only what differs from the defaults: an option that is new in a later version changes no name.
-    chosen = {
-        field.name: value
-        for field in fields(options)
-        if field.name not in ELSEWHERE and (value := getattr(options, field.name)) != field.default
-    }
-    key = hashlib.sha256(dumps(chosen).encode()).hexdigest()[:8]
-    shown = f"{options.model}-{options.dataset}-{options.opt}-{options.method}"
-    shown += f"-lr{options.learning_rate:g}-wd{options.weight_decay:g}-s{options.seed}"
-    safe = "".join(ch if ch.isalnum() or ch in "._-" else "_" for ch in shown)
-    return Cell(f"{safe}-{key}", options)
-
-
 def sweep(
     cells: Sequence[Cell],
     folder: Path,
@@ -125,7 +73,7 @@ def sweep(
             left alone.
         listener: is told how it goes.
         runner: runs them; default one after another in this process.
-        consent: to more than ``MANY`` cells.
+        consent: to more than 10,000 cells.
 
     Raises:
         InputError: no cells or too many; a dataset, model or device that cannot be had, found out
@@ -163,16 +111,6 @@ def sweep(
             "goes on with the rest"
         ) from None
     return [done[cell.name] for cell in cells]
-
-
-def require_consent(count: int, consent: bool) -> None:
-    """Refuse more than ``MANY`` cells without consent.
-
-    Raises:
-        InputError: they are too many.
-    """
-    if count > MANY and not consent:
-        raise InputError(f"the grid has {count:,} cells; --yes runs them all the same")
 
 
 def finished(own: Path) -> Summary | None:

@@ -1,11 +1,12 @@
-"""What a grid is made of: values from a file or the command line, and a folder that knows them."""
+"""What a grid is made of: its cells, values from a file or a command, a folder that knows them."""
 
 import hashlib
+import itertools
 import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,11 +16,71 @@ from ..runs.locks import Lock, unwritable
 from ..runs.reading import damaged, read_json, read_text
 from ..runs.schema import Contents, Items, Text
 from ..training.options import ELSEWHERE, TrainOptions, fitted, typed
-from .cells import Cell, grid, require_consent
 
+#: More cells than this want a word of consent.
+MANY = 10_000
 _GRID_BYTES, _GRID_DEPTH = 16 << 10, 3
 _SEEDS = 2**31
 _SHOWN = 20  # values of an axis, in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of a grid; its name tells its options apart from every other's."""
+
+    name: str
+    options: TrainOptions
+
+
+def grid(base: TrainOptions, axes: Mapping[str, Sequence[Any]]) -> tuple[Cell, ...]:
+    """Every combination of the axes' values over the base options, each once.
+
+    Args:
+        base: the options that all cells share.
+        axes: values by the name of an option. Where the method is baseline, λ has no meaning and
+            is one.
+
+    Raises:
+        InputError: an axis without values or of an unknown name; options that do not fit.
+    """
+    known = asdict(base)
+    for name, values in axes.items():
+        if name not in known:
+            raise InputError(f"unknown axis {shown(name)}; choose from {', '.join(known)}")
+        if not values:
+            raise InputError(f"the grid is empty: {name} has no values")
+    found = {}
+    for values in itertools.product(*axes.values()):
+        options = replace(base, **dict(zip(axes, values, strict=True)))
+        if options.method == "baseline":
+            options = replace(options, weight_decay=0.0)
+        cell = _cell(options)
+        found[cell.name] = cell
+    return tuple(found.values())
+
+
+def _cell(options: TrainOptions) -> Cell:
+    # Only what differs from the defaults: an option that is new in a later version changes no name.
+    chosen = {
+        field.name: value
+        for field in fields(options)
+        if field.name not in ELSEWHERE and (value := getattr(options, field.name)) != field.default
+    }
+    key = hashlib.sha256(dumps(chosen).encode()).hexdigest()[:8]
+    text = f"{options.model}-{options.dataset}-{options.opt}-{options.method}"
+    text += f"-lr{options.learning_rate:g}-wd{options.weight_decay:g}-s{options.seed}"
+    safe = "".join(ch if ch.isalnum() or ch in "._-" else "_" for ch in text)
+    return Cell(f"{safe}-{key}", options)
+
+
+def require_consent(count: int, consent: bool) -> None:
+    """Refuse more than ``MANY`` cells without consent.
+
+    Raises:
+        InputError: they are too many.
+    """
+    if count > MANY and not consent:
+        raise InputError(f"the grid has {count:,} cells; --yes runs them all the same")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +106,7 @@ class Plan:
         return cls(base, axes)
 
     def cells(self, consent: bool) -> tuple[Cell, ...]:
-        """Its cells, see :func:`.sweeps.grid`.
+        """Its cells, see :func:`grid`.
 
         Raises:
             InputError: too many without consent, or options that do not fit.

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 
-from ..errors import InputError
+from ..arguments import check_choice
+from ..errors import InputError, shown_line
 from ..runs import figures
 from ..runs.folder import dumps, write_whole
 from ..runs.locks import Lock
@@ -22,7 +23,8 @@ from ..training.options import ZeroshotOptions
 from ..training.scan import Listener as ScanListener
 from ..training.scan import scan
 from . import paper_figures
-from .cells import Cell, Runner, SweepListener, grid, sweep
+from .cells import Runner, SweepListener, sweep
+from .grid import Cell, grid
 from .options import PaperOptions
 from .results import (
     Basis,
@@ -164,8 +166,7 @@ def reproduce(
         Busy: another process is writing to the folder.
         RunError: interrupted, or no cell came to anything.
     """
-    if name not in EXPERIMENTS:
-        raise InputError(f"unknown experiment {name!r}; choose from {', '.join(EXPERIMENTS)}")
+    check_choice(name, "experiment", EXPERIMENTS)
     cells = paper_grid(EXPERIMENTS[name], options)
     with Lock(options.output):
         summaries = sweep(cells, options.output, listener, runner=runner, consent=consent)
@@ -213,7 +214,8 @@ def paper_grid(experiment: Experiment, options: PaperOptions) -> tuple[Cell, ...
 
 def _learning_rates(opt: str) -> tuple[float, ...]:
     if opt not in LEARNING_RATES:
-        raise InputError(f"Table 2 has no learning rates for {opt}; give them with --lr")
+        name = shown_line(opt, 80)
+        raise InputError(f"Table 2 has no learning rates for {name}; give them with --lr")
     return LEARNING_RATES[opt]
 
 

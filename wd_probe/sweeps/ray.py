@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import InputError, RunError
-from .cells import Cell, Summary, SweepListener, failure, run_cell
+from ..errors import InputError, RunError, shown, shown_line
+from .cells import Summary, SweepListener, failure, run_cell
+from .grid import Cell
 
 #: How often a cell whose worker died is begun anew.
 RETRIES = 3
@@ -183,7 +184,9 @@ def _knock(address: str) -> None:
     """See that gRPC answers: where nothing does, Ray waits for minutes or ends the process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
-        raise InputError(f"unknown Ray address {address!r}; use HOST:PORT, ray://HOST:PORT or auto")
+        raise InputError(
+            f"unknown Ray address {shown(address)}; use HOST:PORT, ray://HOST:PORT or auto"
+        )
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS) as knock:
             knock.settimeout(_SECONDS)
@@ -200,7 +203,7 @@ def _unreachable(address: str, reason: str) -> InputError:
     if address == "local":
         return InputError(f"Ray does not start on this machine ({reason})")
     return InputError(
-        f"no Ray cluster can be reached at {address} ({reason}); start one with "
+        f"no Ray cluster can be reached at {shown_line(address)} ({reason}); start one with "
         "`ray start --head`, or leave out --ray-address to use this machine"
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError, WdProbeWarning, first_line
+from ..errors import InputError, WdProbeWarning, first_line, shown_line
 from ..runs.folder import RunFolder
 from .models import load_torch
 
@@ -118,7 +118,7 @@ class Recovery:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._damaged(error) from error
         differing = [
-            f"{name} {facts.get(name)} there and {value} here"
+            f"{name} {shown_line(facts.get(name))} there and {shown_line(value)} here"
             for name, value in self._facts.items()
             if facts.get(name) != value
         ]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from .. import ranks
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..hooks import hooked
 from .checkpoint import random_state, set_random_state
 from .data import Batch, Batches
@@ -61,7 +61,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"unknown device {name!r}; use auto, cuda, mps or cpu") from error
+        raise InputError(f"unknown device {shown(name)}; use auto, cuda, mps or cpu") from error
     if not has.get(device.type, False):
         raise InputError(f"device {name} is asked for, and this machine has none; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -24,6 +24,7 @@ from ..errors import (
     first_line,
     near_names,
     printable,
+    shown,
     shown_line,
 )
 from ..layering import decayed_parameters, layers, layerwise_rates
@@ -57,10 +58,11 @@ def create_model(
             fit, a model that cannot take such images.
         RunError: the hub cannot be reached.
     """
+    told = shown_line(name, 80)
     if pretrained and checkpoint is not None:
         raise InputError("--pretrained and --checkpoint exclude each other")
     if ":" not in name and not timm.is_model(name):
-        raise InputError(f"unknown model {name!r}{_near(name)}")
+        raise InputError(f"unknown model {shown(name)}{_near(name)}")
     try:
         if checkpoint is not None:  # what does not fit is found before memory is taken for it
             drawn = _weightless(lambda: _build(name, num_classes, img_size, False))
@@ -70,15 +72,15 @@ def create_model(
         raise
     except Exception as error:
         if "pretrained" in str(error).lower() and "tag" in str(error).lower():
-            raise InputError(f"{name}: {error}") from error
+            raise InputError(f"{told}: {first_line(error)}") from error
         if pretrained or ":" in name:
             raise RunError(
-                f"the weights of {name} could not be fetched from the hub ({first_line(error)}); "
+                f"the weights of {told} could not be fetched from the hub ({first_line(error)}); "
                 "use --checkpoint with a local file, or leave --pretrained out"
             ) from error
-        raise InputError(f"timm cannot build {name}: {first_line(error)}") from error
+        raise InputError(f"timm cannot build {told}: {first_line(error)}") from error
     if pretrained and not (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
-        raise InputError(f"timm has no pretrained weights for {name}; leave --pretrained out")
+        raise InputError(f"timm has no pretrained weights for {told}; leave --pretrained out")
     if checkpoint is not None:
         model.load_state_dict(state, strict=not reset)
         if reset:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from ..decay.auditing import audit
-from ..errors import InputError, near_names
+from ..errors import InputError, first_line, near_names, shown, shown_line
 from ..layering import decayed_parameters, named_parameters
 
 LR, WEIGHT_DECAY = 0.1, 0.01  # of an audit: c = 1e-3 stands clear of rounding in float32
@@ -65,8 +65,8 @@ def build_optimizer(
     except InputError:
         raise
     except Exception as error:
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{name} cannot be built here: {why}") from error
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{shown_line(name)} cannot be built here: {why}") from error
     if filter_bias_and_bn and layer_decay is None:
         _spare(optimizer, model)
     return optimizer
@@ -80,7 +80,7 @@ def _timms(
     if name.lower().removeprefix("lookahead_") not in list_optimizers():
         near = near_names(name, list_optimizers())
         raise InputError(
-            f"unknown optimizer {name!r}{near or '; `wdprobe audit --all` names them all'}"
+            f"unknown optimizer {shown(name)}{near or '; `wdprobe audit --all` names them all'}"
         )
     layered = layer_decay is not None
     built: Optimizer = create_optimizer_v2(
@@ -140,10 +140,10 @@ def _imported(path: str) -> type[Optimizer]:
     try:
         module = importlib.import_module(home)
     except ImportError as error:
-        raise InputError(f"unknown optimizer {path!r}: {error}") from error
+        raise InputError(f"unknown optimizer {shown(path)}: {first_line(error)}") from error
     found = getattr(module, name, None)
     if found is None:
-        raise InputError(f"{home} has no {name!r}{near_names(name, dir(module))}")
+        raise InputError(f"{home} has no {shown(name)}{near_names(name, dir(module))}")
     if not (inspect.isclass(found) and issubclass(found, Optimizer)):
         raise InputError(f"{path} is no torch.optim.Optimizer")
     return found

@@ -1,14 +1,14 @@
 """What decides a run: each option once, for the command line, grid files and ``config.json``."""
 
 import ast
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+from ..arguments import check_choice, check_count, check_path, check_positive, check_rate
 from ..choices import METHODS, AmpDtype, By, Convention, Device, Scale
 from ..errors import InputError, near_names, shown
 
@@ -21,20 +21,18 @@ _SGD_LIKE = ("sgd", "momentum", "sgdp", "nesterov")
 # --- what is said of an option --------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """What a value has to be: in words, and whether it is."""
-
-    words: str
-    holds: Callable[[Any], bool]
+AT_LEAST_0, AT_LEAST_1 = partial(check_count, least=0), check_count
+NOT_NEGATIVE, POSITIVE = check_rate, check_positive
 
 
-AT_LEAST_0 = Bound("at least 0", lambda value: value >= 0)
-AT_LEAST_1 = Bound("at least 1", lambda value: value >= 1)
-NOT_NEGATIVE = Bound("a finite number ≥ 0", lambda value: math.isfinite(value) and value >= 0)
-POSITIVE = Bound("a finite number > 0", lambda value: math.isfinite(value) and value > 0)
-PROBABILITY = Bound("a probability", lambda value: 0 <= value <= 1)
-SHARE = Bound("a share below 1", lambda value: 0 <= value < 1)
+def _probability(value: float, what: str) -> None:
+    if not 0 <= value <= 1:
+        raise InputError(f"{what} must be a probability, got {shown(value)}")
+
+
+def _share(value: float, what: str) -> None:
+    if not 0 <= value < 1:
+        raise InputError(f"{what} must be a share below 1, got {shown(value)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class Option:
     Attributes:
         help: for the command line.
         panel: where the command line's help lists it.
-        must: what every value but None has to be.
+        must: refuses a value other than None, by the flag, unless it is what it has to be.
         choices: all that the command line takes, where the type takes more.
         joined: makes the value of the texts typed, where the option is typed several times.
         flag: on the command line, where it is not the field's name.
@@ -52,7 +50,7 @@ class Option:
 
     help: str
     panel: str | None = None
-    must: Bound | None = None
+    must: Callable[[Any, str], object] | None = None
     choices: tuple[str, ...] = ()
     joined: Callable[[Sequence[str]], Any] | None = None
     flag: str | None = None
@@ -67,8 +65,10 @@ class Option:
         Raises:
             InputError: it is not.
         """
-        if self.must is not None and value is not None and not self.must.holds(value):
-            raise InputError(f"{self.flag_of(name)} must be {self.must.words}, got {shown(value)}")
+        if isinstance(value, Path):
+            check_path(value, self.flag_of(name))
+        if self.must is not None and value is not None:
+            self.must(value, self.flag_of(name))
 
 
 def said_of(hint: Any) -> tuple[Any, Option] | None:
@@ -177,10 +177,10 @@ class TrainOptions:
     dataset_download: DatasetDownload = False
     hflip: Annotated[
         float | None,
-        Option("Chance of a horizontal flip (default 0.5; 0 for digits).", DATA, PROBABILITY),
+        Option("Chance of a horizontal flip (default 0.5; 0 for digits).", DATA, _probability),
     ] = None
     val_split: Annotated[
-        float, Option("Share of the training images to validate on.", DATA, SHARE)
+        float, Option("Share of the training images to validate on.", DATA, _share)
     ] = 0.0
     train_samples: Annotated[int | None, Option("Train on so many images.", DATA, AT_LEAST_1)] = (
         None
@@ -254,9 +254,7 @@ class TrainOptions:
         self._check_method()
 
     def _check_method(self) -> None:
-        if self.method not in ("own", *METHODS):
-            known = ", ".join(("own", *METHODS))
-            raise InputError(f"unknown method {shown(self.method)}; choose from {known}")
+        check_choice(self.method, "method", ("own", *METHODS))
         if self.command == "rop" and (self.weight_decay == 0 or self.method == "baseline"):
             raise InputError(
                 "nothing would be penalized, so R_op is undefined; give --weight-decay above 0 "

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .. import ranks
 from ..choices import By
-from ..errors import InputError, RunError, WdProbeWarning, first_line
+from ..errors import InputError, RunError, WdProbeWarning, first_line, shown_line
 from ..layering import Layers, chosen_parameters, layers, named_parameters
 from ..runs import figures
 from ..runs.findings import kind_of
@@ -200,7 +200,7 @@ def _from_run(
     config = read_run(folder).config
     for key in ("model", "img_size", "num_classes", "dataset"):
         if config.get(key) is None:
-            made = (config.get("versions") or {}).get("wd-probe", "unknown")
+            made = shown_line((config.get("versions") or {}).get("wd-probe", "unknown"), 80)
             raise InputError(
                 f"{folder} was made by another version of wd_probe ({made}): its config.json has "
                 f"no usable {key!r}; name --model, --checkpoint and --dataset instead"
@@ -210,8 +210,8 @@ def _from_run(
     _refuse_elsewhere(folder, name, dataset)
     if options.data_dir is None and config.get("data_dir") and options.images is None:
         raise InputError(
-            f"{folder} was trained on images in {config['data_dir']}; a run's own config is not "
-            "followed out of its folder: give --data-dir"
+            f"{folder} was trained on images in {shown_line(config['data_dir'])}; a run's own "
+            "config is not followed out of its folder: give --data-dir"
         )
     if classes < 1 or not 1 <= size <= (options.img_size or _LARGEST_SIZE):
         raise InputError(
@@ -234,8 +234,9 @@ def _refuse_elsewhere(folder: Path, name: str, dataset: str) -> None:
     for what, foreign in ((name, ":" in name), (dataset, kind not in _LOCAL)):
         if foreign:
             raise InputError(
-                f"{folder}/config.json names {what}, which timm would fetch from elsewhere; "
-                "if it is to be trusted, name --model, --checkpoint and --dataset instead"
+                f"{folder}/config.json names {shown_line(what)}, which timm would fetch from "
+                "elsewhere; if it is to be trusted, name --model, --checkpoint and --dataset "
+                "instead"
             )
 
 

@@ -10,7 +10,7 @@ import timm.data
 import torch
 from torch import Tensor
 
-from ...errors import InputError, first_line
+from ...errors import InputError, first_line, shown, shown_line
 from .batches import Batch, Data
 from .folders import EVALUATION, TRAINING, check_classes, class_map, splits
 from .held import HeldBatches, fits, hold, resized
@@ -189,11 +189,12 @@ def _root(name: str, data_dir: Path | None, download: bool) -> Path:
     kind, _, rest = name.rpartition("/")
     if kind and kind.split("/")[0] not in ("torch", "hfds", "hfids", "wds", "tfds"):
         raise InputError(
-            f"unknown dataset {name!r}; use digits, torch/NAME, hfds/NAME, wds/NAME, "
+            f"unknown dataset {shown(name)}; use digits, torch/NAME, hfds/NAME, wds/NAME, "
             "or folder for the image folder --data-dir"
         )
     if not kind and name not in _FOLDERS:
-        raise InputError(f"unknown dataset {name!r}; did you mean digits, folder or torch/{name}?")
+        near = f"digits, folder or torch/{shown_line(name, 80)}"
+        raise InputError(f"unknown dataset {shown(name)}; did you mean {near}?")
     if data_dir is not None and not data_dir.is_dir() and not download:
         raise InputError(f"data folder {data_dir} does not exist")
     if name in _FOLDERS and data_dir is None:
@@ -206,9 +207,9 @@ def _open(name: str, data_dir: Path | None, options: dict[str, Any]) -> Any:
         dataset = timm.data.create_dataset("" if name in _FOLDERS else name, **options)
     except Exception as error:
         if isinstance(error, AssertionError) and "Unknown" in str(error):
-            raise InputError(f"timm knows no dataset {name!r}") from error
+            raise InputError(f"timm knows no dataset {shown(name)}") from error
         raise InputError(
-            f"dataset {name!r} cannot be read from {data_dir or '.'} "
+            f"dataset {shown(name)} cannot be read from {data_dir or '.'} "
             f"({first_line(error)}); give --data-dir, or --dataset-download where there is a "
             "network"
         ) from error

@@ -8,7 +8,7 @@ import timm.data
 import torch
 
 from ... import ranks
-from ...errors import InputError
+from ...errors import InputError, shown
 from .batches import Batch, Data
 
 
@@ -90,7 +90,7 @@ def stream(
     reader = getattr(train, "reader", None)
     classes = getattr(reader, "class_to_idx", None) or getattr(train, "classes", None)
     if not classes:
-        raise InputError(f"dataset {name!r} does not say how many classes it has")
+        raise InputError(f"dataset {shown(name)} does not say how many classes it has")
     return Data(
         name,
         len(classes),
