@@ -82,3 +82,10 @@ def rows(path):
     """The lines of a table that a run has written."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+class Silent:
+    """A listener that says nothing."""
+
+    def __getattr__(self, _):
+        return lambda *_: None
