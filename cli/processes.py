@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 #: What they do together.
 SHARED = ("rop", "train", "zeroshot")
@@ -15,22 +14,6 @@ def _started(name: str, alone: int) -> int:
 def process() -> int:
     """Which of them this is; 0 without `torchrun`. The first one speaks for all."""
     return _started("RANK", 0)
-
-
-def check_free(*folders: Path | None) -> None:
-    """Refuse folders that cannot take a new run, ahead of all that takes long.
-
-    Raises:
-        InputError: one of them cannot.
-    """
-    if process():
-        return  # the first one may have made it by now
-    from wd_probe.errors import InputError
-    from wd_probe.runs.folder import occupied
-
-    for folder in folders:
-        if folder is not None and (refusal := occupied(folder)):
-            raise InputError(refusal)
 
 
 def check_shared() -> None:

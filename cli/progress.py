@@ -43,30 +43,44 @@ def _bar(title: str) -> Progress:
     )
 
 
-class TrainingProgress:
-    """A live bar on a terminal, a plain line now and then elsewhere.
+class _Told:
+    """A live bar on a terminal, a plain line now and then elsewhere."""
 
-    Args:
-        resumed: whether a run is resumed.
-    """
-
-    def __init__(self, resumed: bool = False) -> None:
-        self._resumed = resumed
-        self._bar = _bar("[bold]step")
-        self._task = self._bar.add_task("train", total=None, numbers="")
-        self._total = 0
-        self._before: int | None = None  # steps of a resumed run
+    def __init__(self, title: str) -> None:
+        self._bar = _bar(title)
         self._begun = self._told = time.monotonic()
-        self._score = ""
 
     def __enter__(self) -> Self:
-        """Return itself; the bar appears when training starts."""
+        """Start the bar on a terminal."""
+        if err.is_terminal:
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Take the bar away."""
         if err.is_terminal:
             self._bar.stop()
+
+    def _line(self, text: str, last: bool) -> None:
+        """Tell it where there is no bar, the last in any case, the others now and then."""
+        now = time.monotonic()
+        if not err.is_terminal and (last or now - self._told > _LINE_SECONDS):
+            self._told = now
+            err.print(text, soft_wrap=True)
+
+
+class TrainingProgress(_Told):
+    """How a run goes, step by step.
+
+    Args:
+        resumed: whether a run is resumed.
+    """
+
+    def __init__(self, resumed: bool = False) -> None:
+        super().__init__("[bold]step")
+        self._resumed = resumed
+        self._before: int | None = None  # steps of a resumed run
+        self._score = ""
 
     def started(
         self, total_steps: int, folder: Path, data: Any, layer_count: int, done: int
@@ -82,51 +96,34 @@ class TrainingProgress:
             err.print(f"going on after step {done} of {total_steps}")
         elif self._resumed:
             err.print("it was not saved before it ended: beginning at its start")
-        self._bar.update(self._task, total=total_steps)
-        if err.is_terminal:
-            self._bar.start()
+        self._task = self._bar.add_task("train", total=total_steps, numbers="")
 
     def stepped(self, step: Any, record: Any) -> None:
         """Show a step."""
-        now = time.monotonic()
         if self._before is None:
             self._before = step.step - 1
-        pace = (step.step - self._before) / max(now - self._begun, 1e-9)
+        pace = (step.step - self._before) / max(time.monotonic() - self._begun, 1e-9)
         rate = "" if record is None else f"R_op {share(record.rate)} · "
         numbers = f"loss {step.loss:.3f} · {rate}{pace:.1f} steps/s"
         shown = numbers + (self._score if err.width >= 100 else "")
         self._bar.update(self._task, completed=step.step, numbers=shown)
-        if not err.is_terminal and (now - self._told > _LINE_SECONDS or step.step == self._total):
-            self._told = now
-            left = (self._total - step.step) / pace
-            err.print(
-                f"step {step.step}/{self._total} · {numbers}{self._score} · {left:.0f} s left",
-                soft_wrap=True,
-            )
+        left = (self._total - step.step) / pace
+        self._line(
+            f"step {step.step}/{self._total} · {numbers}{self._score} · {left:.0f} s left",
+            last=step.step == self._total,
+        )
 
     def scored(self, epoch: int, score: Any) -> None:
         """Remember the latest evaluation."""
         self._score = f" · top-1 {100 * score.top1:.1f} %"
 
 
-class ScanProgress:
-    """A live bar for each phase of a scan on a terminal, a plain line now and then elsewhere."""
+class ScanProgress(_Told):
+    """How a scan goes, a bar for each phase."""
 
     def __init__(self) -> None:
-        self._bar = _bar("[bold]{task.description:<10}")
+        super().__init__("[bold]{task.description:<10}")
         self._tasks: dict[str, Any] = {}
-        self._told = time.monotonic()
-
-    def __enter__(self) -> Self:
-        """Start the bar on a terminal."""
-        if err.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take the bar away."""
-        if err.is_terminal:
-            self._bar.stop()
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
@@ -139,14 +136,11 @@ class ScanProgress:
                 self._bar.update(task, visible=False)
             self._tasks[what] = self._bar.add_task(what, total=total, numbers="")
         self._bar.update(self._tasks[what], completed=done, total=total, numbers=numbers)
-        now = time.monotonic()
-        if not err.is_terminal and (now - self._told > _LINE_SECONDS or done == total):
-            self._told = now
-            err.print(f"{what} {done}/{total}" + (f" · {numbers}" if numbers else ""))
+        self._line(f"{what} {done}/{total}" + (f" · {numbers}" if numbers else ""), done == total)
 
 
 class SweepProgress(ScanProgress):
-    """A live bar of cells on a terminal, a plain line now and then elsewhere."""
+    """How a sweep goes, cell by cell."""
 
     def begun(self, total: int, kept: int) -> None:
         """Say how much there is to do."""
@@ -184,10 +178,7 @@ class SweepProgress(ScanProgress):
             self._tasks["cell"] = self._bar.add_task("cell", completed=self._kept, numbers="")
         task = self._tasks["cell"]
         self._bar.update(task, completed=done, total=self._total, numbers=numbers, left=left)
-        now = time.monotonic()
-        if not err.is_terminal and (now - self._told > _LINE_SECONDS or done == self._total):
-            self._told = now
-            err.print(f"cell {done}/{self._total} · {numbers} · {left} left")
+        self._line(f"cell {done}/{self._total} · {numbers} · {left} left", done == self._total)
 
 
 def duration(seconds: float) -> str:

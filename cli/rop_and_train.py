@@ -11,9 +11,9 @@ from rich.table import Table
 from wd_probe.errors import InputError, RunError
 from wd_probe.training.options import OUTPUT, Option, TrainOptions
 
+from .ahead import check_ahead
 from .console import err, loading, out, plain_table, share, to_stdout
 from .options import Given
-from .processes import check_free
 
 Resume = Annotated[
     Path | None,
@@ -27,7 +27,7 @@ def run(given: Given[TrainOptions], resume: Path | None, json: bool) -> None:
     """Train by the given options and show the summary; exit code 1 unless the run finished."""
     if resume is None:
         options = given.options()
-        check_free(options.output)
+        check_ahead(options)
     else:
         options = _resumed(given, resume)
     with loading():

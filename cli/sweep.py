@@ -60,12 +60,12 @@ def sweep(
     ] = None,
 ) -> None:
     """Train every cell of a grid; the same command goes on where it was stopped."""
-    from wd_probe.sweeps.grid import Claim, Plan, read_grid
+    from wd_probe.sweeps.grid import Plan, claimed, read_grid
 
     plan = Plan.of(_values(given, seeds, read_grid(file) if file else {}))
     cells = plan.cells(consent=yes)
     folder = plan.base.output or Path("runs", f"sweep-{plan.key()}")
-    with Claim(folder, plan, cells):
+    with claimed(folder, plan, cells):
         with loading():
             from wd_probe.sweeps import cells as runs
             from wd_probe.sweeps import results

@@ -12,8 +12,9 @@ from wd_probe.errors import InputError
 from wd_probe.training.options import MODEL, Option, ZeroshotOptions
 
 from . import options as o
+from .ahead import check_ahead
 from .console import loading, number, out, plain_table, share, to_stdout
-from .processes import check_free, process
+from .processes import process
 
 
 @o.command(given=o.Fields(ZeroshotOptions()))
@@ -35,7 +36,7 @@ def zeroshot(
     Without --run, --checkpoint or --pretrained the paper's Baseline is trained first, briefly.
     """
     subjects, several = _subjects(given, model or [], run or [])
-    check_free(*(subject.output for subject in subjects))
+    check_ahead(*subjects)
     with loading():
         from wd_probe.training.scan import compare, scan
 

@@ -16,6 +16,8 @@ COMMANDS = {
     "python -c pass": "pass",
     "an empty Typer app's --help": EMPTY,
     "wdprobe --help": MAIN.format(["wdprobe", "--help"]),
+    "wdprobe rop --lr -1": f"try: {MAIN.format(['wdprobe', 'rop', '--lr', '-1'])}\n"
+    "except SystemExit: pass",
     "import torch": "import torch",
     "import torch, timm": "import torch, timm",
     "wdprobe audit --opt adamw": MAIN.format(["wdprobe", "audit", "--opt", "adamw"]),
@@ -33,7 +35,7 @@ def run(code):
     at_exit = f"import atexit; atexit.register(exec, {SHOWN!r}, {{}})"
     begun = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", f"{at_exit}; {code}"], check=True, capture_output=True, text=True
+        [sys.executable, "-c", f"{at_exit}\n{code}"], check=True, capture_output=True, text=True
     )
     return time.perf_counter() - begun, done.stderr.splitlines()[-1]
 

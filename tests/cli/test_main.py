@@ -101,10 +101,10 @@ def test_help_loads_no_torch():
         "from wd_probe.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "print('torch' in sys.modules)"
+        "print([name for name in ('torch', 'pydantic', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("False\n")
+    assert done.stdout.endswith("[]\n")
     assert "rop" in done.stdout
     code = "import sys, wd_probe; wd_probe.opposing; print('torch' in sys.modules)"
     twin = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -128,7 +128,13 @@ MISTAKES = {
     ],
     "--by-steps must be at least 1, got 0": ["zeroshot", "--by-steps", "0"],
     "--run brings its own model; give --model or --run": ["zeroshot", "--run", "a", "--model", "b"],
-    "taken/2 holds a run already": ["zeroshot", "--run", "a", "--run", "b", "--output", "taken"],
+    "taken/2 holds a run already": [
+        "zeroshot", "--run", "taken", "--run", "taken/2", "--output", "taken",
+    ],
+    "nothing is no run folder: it has no config.json": ["zeroshot", "--run", "nothing"],
+    "image folder nothing does not exist": ["zeroshot", "--images", "nothing", "--pretrained"],
+    "checkpoint nothing.pt does not exist": ["rop", "--checkpoint", "nothing.pt"],
+    "data folder nothing does not exist": ["rop", "--dataset", "folder", "--data-dir", "nothing"],
     "--weight-decay must be a finite number ≥ 0, got inf": ["layers", "--weight-decay", "inf"],
     "give either --opt NAME or --all": ["audit"],
     "--epochs must be at least 1, got 0": ["reproduce", "table1", "--epochs", "0"],

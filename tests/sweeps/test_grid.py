@@ -7,7 +7,7 @@ from hypothesis import given
 
 from tests.strangers import ESCAPE, QUICK, mistyped, outcome, spoiled
 from tests.sweeps.conftest import stamps
-from wd_probe.sweeps.grid import Claim, Plan, read_grid
+from wd_probe.sweeps.grid import Plan, claimed, read_grid
 
 
 def test_a_plan_is_the_same_from_text_numbers_and_order():
@@ -67,7 +67,7 @@ def test_another_grids_folder_is_refused(wdprobe, tmp_path):
 @pytest.mark.usefixtures("quick")
 def test_two_processes_do_not_write_to_one_folder(wdprobe, tmp_path):
     plan = Plan.of({"method": "lpwd", "opt": "adam"})
-    with Claim(tmp_path / "s", plan, plan.cells(False)):
+    with claimed(tmp_path / "s", plan, plan.cells(False)):
         code, _, err = wdprobe("sweep", "--output", "s")
         assert code == 2
         assert f"another sweep is writing to s; let it end first (process {os.getpid()} on " in err
@@ -130,15 +130,18 @@ def test_spoiled_grids(tmp_path, name):
 def test_spoiled_records_of_a_sweep(tmp_path):
     plan = Plan.of({"method": "lpwd", "lr": [0.1, 0.01]})
     cells = plan.cells(False)
-    Claim(tmp_path, plan, cells).close()
+
+    def claim():
+        with claimed(tmp_path, plan, cells):
+            pass
+
+    claim()
     good = json.loads((tmp_path / "sweep.json").read_text())
 
     @QUICK
     @given(mistyped(good))
     def check(found):
         (tmp_path / "sweep.json").write_text(json.dumps(found))
-        claim = outcome(lambda: Claim(tmp_path, plan, cells), tmp_path.name)
-        if claim is not None:
-            claim.close()
+        outcome(claim, tmp_path.name)
 
     check()

@@ -1,11 +1,12 @@
 """What a grid is made of: its cells, values from a file or a command, a folder that knows them."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -198,49 +199,34 @@ def _parsed(path: Path) -> Any:
 # --- the folder of a grid -------------------------------------------------------------------------
 
 
-class Claim:
-    """A folder taken by one grid, and by one process at a time, until closed.
+@contextlib.contextmanager
+def claimed(folder: Path, plan: Plan, cells: Sequence[Cell]) -> Iterator[None]:
+    """A folder taken by one grid, and by one process at a time.
 
     Raises:
         InputError: another grid's folder, one that another process writes to, or one that cannot
             be written to.
     """
-
-    def __init__(self, folder: Path, plan: Plan, cells: Sequence[Cell]) -> None:
-        self._lock = Lock(folder, "sweep")
+    with Lock(folder, "sweep"):
         try:
-            self._record(folder / "sweep.json", plan, cells)
+            _record(folder / "sweep.json", plan, cells)
         except OSError as error:
-            self.close()
             raise unwritable(folder, error) from error
-        except InputError:
-            self.close()
-            raise
+        yield
 
-    def _record(self, file: Path, plan: Plan, cells: Sequence[Cell]) -> None:
-        values = plan.values()
-        if file.exists():
-            _compare(file, values)
-            return
-        record = {
-            "command": "sweep",
-            "axes": {name: found for name, found in values.items() if name in plan.axes},
-            "options": {name: found[0] for name, found in values.items() if name not in plan.axes},
-            "cells": [cell.name for cell in cells],
-        }
-        write_whole(file, dumps(record, indent=2) + "\n")
 
-    def close(self) -> None:
-        """Let go of the folder."""
-        self._lock.close()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Let go."""
-        self.close()
+def _record(file: Path, plan: Plan, cells: Sequence[Cell]) -> None:
+    values = plan.values()
+    if file.exists():
+        _compare(file, values)
+        return
+    record = {
+        "command": "sweep",
+        "axes": {name: found for name, found in values.items() if name in plan.axes},
+        "options": {name: found[0] for name, found in values.items() if name not in plan.axes},
+        "cells": [cell.name for cell in cells],
+    }
+    write_whole(file, dumps(record, indent=2) + "\n")
 
 
 class _Record(Contents):

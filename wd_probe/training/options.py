@@ -35,6 +35,16 @@ def _share(value: float, what: str) -> None:
         raise InputError(f"{what} must be a share below 1, got {shown(value)}")
 
 
+def _amp_dtype(value: str, what: str) -> None:
+    if value not in get_args(AmpDtype):
+        raise InputError(f"{what} must be {' or '.join(get_args(AmpDtype))}, got {shown(value)}")
+
+
+def _by(value: str, what: str) -> None:
+    if value not in get_args(By):
+        raise InputError(f"{what} must be one of {', '.join(get_args(By))}, got {shown(value)}")
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """What is said of an option in the ``Annotated`` type of its field.
@@ -94,11 +104,6 @@ def check_options(options: Any) -> None:
         option.check(name, getattr(options, name))
 
 
-def _check_amp_dtype(name: str) -> None:
-    if name not in get_args(AmpDtype):
-        raise InputError(f"--amp-dtype must be bfloat16 or float16, got {shown(name)}")
-
-
 # --- keyword arguments of an optimizer ------------------------------------------------------------
 
 
@@ -151,7 +156,7 @@ Epochs = Annotated[int, Option("Passes over the data.", TRAINING, AT_LEAST_1)]
 Seed = Annotated[int, Option("Of weights, order and flips.", TRAINING)]
 DeviceName = Annotated[str, Option("Where to compute.", TRAINING, choices=get_args(Device))]
 Amp = Annotated[bool, Option("Mixed precision.", TRAINING)]
-AmpDtypeName = Annotated[str, Option("With --amp.", TRAINING, choices=get_args(AmpDtype))]
+AmpDtypeName = Annotated[str, Option("With --amp.", TRAINING, _amp_dtype, get_args(AmpDtype))]
 ChannelsLast = Annotated[bool, Option("Channels-last memory format.", TRAINING)]
 TorchCompile = Annotated[bool, Option("torch.compile.", TRAINING)]
 Output = Annotated[Path | None, Option("Folder of this run (default under runs/).", OUTPUT)]
@@ -247,7 +252,6 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
-        _check_amp_dtype(self.amp_dtype)
         if self.command == "rop" and self.every == 0:
             raise InputError("--every must be at least 1, got 0")
         parse_options(self.opt_kwargs.split())
@@ -279,16 +283,8 @@ class TrainOptions:
 
     def hparams(self) -> dict[str, Any]:
         """What TensorBoard's HParams tab compares runs by."""
-        return {
-            "model": self.model,
-            "dataset": self.dataset,
-            "opt": self.opt,
-            "method": self.method,
-            "lr": self.learning_rate,
-            "weight_decay": self.weight_decay,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-        }
+        names = ("model", "dataset", "opt", "method", "lr", "weight_decay", "batch_size", "seed")
+        return {name: getattr(self, name) for name in names} | {"lr": self.learning_rate}
 
 
 _SCAN = "Scan"
@@ -331,7 +327,7 @@ class ZeroshotOptions:
         int | None, Option("Evaluate on the first so many.", DATA, AT_LEAST_1)
     ] = None
     steps: Annotated[int, Option("Steps from 1 to 0.", _SCAN, AT_LEAST_1)] = 100
-    by: Annotated[By, Option("Also one part at a time.", _SCAN)] = "none"
+    by: Annotated[By, Option("Also one part at a time.", _SCAN, _by)] = "none"
     by_steps: Annotated[int, Option("Steps from 1 to 0 for each part.", _SCAN, AT_LEAST_1)] = 10
     distortion: Annotated[bool, Option("Also the layers' feature distortion.", _SCAN)] = True
     opt: Opt = "adam"
@@ -348,9 +344,6 @@ class ZeroshotOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
-        _check_amp_dtype(self.amp_dtype)
-        if self.by not in get_args(By):
-            raise InputError(f"--by must be one of {', '.join(get_args(By))}, got {shown(self.by)}")
         given = [self.run is not None, self.checkpoint is not None, self.pretrained]
         if sum(given) > 1:
             raise InputError("--run, --checkpoint and --pretrained exclude each other")
