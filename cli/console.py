@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
 from rich.table import Table
@@ -16,9 +16,24 @@ from wd_probe.errors import printable
 from .encoding import json_for
 from .processes import process
 
+#: Columns where no terminal sets a width: nothing that a person pipes on is cut.
+_WIDE = 1000
+
 
 class _Console(Console):
     """Names that come from files are text: what a terminal would act on in them is shown."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """That of the terminal, or of ``$COLUMNS``; wide where there is neither."""
+        found = super().size
+        if self.is_terminal or self._width is not None:
+            return found
+        return ConsoleDimensions(_WIDE, found.height)
+
+    @size.setter
+    def size(self, size: tuple[int, int]) -> None:
+        self._width, self._height = size
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -1,5 +1,6 @@
 """The `wdprobe` command."""
 
+import shlex
 import signal
 import sys
 from typing import Annotated
@@ -8,7 +9,8 @@ import typer
 
 from . import audit, dashboard, layers, report, reproduce, rop, sweep, train, zeroshot
 from .encoding import write_plainly
-from .processes import check_shared, process
+from .processes import INTERRUPTED, check_shared, process
+from .suggestions import Command
 
 app = typer.Typer(
     name="wdprobe",
@@ -19,15 +21,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Every command has --help. Runs are folders under runs/ unless --output says otherwise.",
 )
-app.command("rop")(rop.rop)
-app.command("zeroshot")(zeroshot.zeroshot)
-app.command("train")(train.train)
-app.command("audit")(audit.audit)
-app.command("layers")(layers.layers)
-app.command("report")(report.report)
-app.command("sweep")(sweep.sweep)
-app.command("reproduce")(reproduce.reproduce)
-app.command("dashboard")(dashboard.dashboard)
+app.command("rop", cls=Command)(rop.rop)
+app.command("zeroshot", cls=Command)(zeroshot.zeroshot)
+app.command("train", cls=Command)(train.train)
+app.command("audit", cls=Command)(audit.audit)
+app.command("layers", cls=Command)(layers.layers)
+app.command("report", cls=Command)(report.report)
+app.command("sweep", cls=Command)(sweep.sweep)
+app.command("reproduce", cls=Command)(reproduce.reproduce)
+app.command("dashboard", cls=Command)(dashboard.dashboard)
 
 
 def _version(wanted: bool) -> None:
@@ -49,7 +51,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; expected errors are one line: exit code 2 for input, 1 for a run."""
-    from wd_probe.errors import InputError, WdProbeError, printable
+    from wd_probe.errors import InputError, Interrupted, WdProbeError, printable
 
     write_plainly()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C
@@ -58,11 +60,14 @@ def main() -> None:
         check_shared()
         app()
     except WdProbeError as error:
-        print(f"{where} error: {printable(error)}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        stopped = isinstance(error, Interrupted)
+        print(f"{where} {'' if stopped else 'error: '}{printable(error)}", file=sys.stderr)
+        if isinstance(error, Interrupted) and error.resumes:
+            print(shlex.join(["wdprobe", *sys.argv[1:]]), file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else INTERRUPTED if stopped else 1)
     except KeyboardInterrupt:
         print(f"{where} interrupted before anything was measured", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

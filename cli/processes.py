@@ -5,6 +5,8 @@ import sys
 
 #: What they do together.
 SHARED = ("rop", "train", "zeroshot")
+#: The exit code of a command that was ended by Ctrl-C, as shells have it.
+INTERRUPTED = 130
 
 
 def _started(name: str, alone: int) -> int:

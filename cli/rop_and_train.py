@@ -1,5 +1,6 @@
 """What `wdprobe rop` and `wdprobe train` share: a run, begun or resumed, and its summary."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from wd_probe.training.options import OUTPUT, Option, TrainOptions
 from .ahead import check_ahead
 from .console import err, loading, out, plain_table, share, to_stdout
 from .options import Given
+from .processes import INTERRUPTED
 
 Resume = Annotated[
     Path | None,
@@ -27,6 +29,7 @@ def run(given: Given[TrainOptions], resume: Path | None, json: bool) -> None:
     """Train by the given options and show the summary; exit code 1 unless the run finished."""
     if resume is None:
         options = given.options()
+        options.check_moments()
         check_ahead(options)
     else:
         options = _resumed(given, resume)
@@ -61,12 +64,15 @@ def _tell_end(command: str, summary: dict[str, Any]) -> None:
 
     saved = Path(summary["run"], RECOVERY).is_file()
     since = "from its last save" if saved else "from its start: it was not saved yet"
+    again = ["wdprobe", command, "--resume", summary["run"]]
     if summary["status"] == "interrupted":
         err.print(
-            f"interrupted after step {summary['steps']}; what was measured is kept until "
-            f"`wdprobe {command} --resume {escape(summary['run'])}` goes on {since}",
+            f"interrupted after step {summary['steps']}; what was measured is kept, and this goes "
+            f"on {since}:",
             soft_wrap=True,
         )
+        err.print(escape(shlex.join(again)), soft_wrap=True)
+        raise typer.Exit(INTERRUPTED)
     if summary["status"] == "diverged":
         err.print(
             f"the loss is no longer finite at step {summary['steps']}; the run ends there: "
@@ -76,7 +82,7 @@ def _tell_end(command: str, summary: dict[str, Any]) -> None:
     if summary["status"] == "failed":
         raise RunError(
             f"{FAILED}, after step {summary['steps']} ({summary['reason']}); what was measured is "
-            f"kept until `wdprobe {command} --resume {summary['run']}` goes on {since}; under "
+            f"kept until `{shlex.join(again)}` goes on {since}; under "
             "torchrun too"
         )
     if summary["status"] != "finished" or "write_failure" in summary:

@@ -19,6 +19,18 @@ class RunError(WdProbeError, RuntimeError):
     """A run that started well and could not go on."""
 
 
+class Interrupted(RunError):
+    """A run that was ended by Ctrl-C; what was measured is kept.
+
+    Attributes:
+        resumes: whether the same command goes on with it.
+    """
+
+    def __init__(self, message: str, *, resumes: bool = False) -> None:
+        super().__init__(message)
+        self.resumes = resumes
+
+
 class WdProbeWarning(UserWarning):
     """Something is not measured, or not written, and this says why."""
 

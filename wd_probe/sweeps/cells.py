@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..errors import InputError, RunError
+from ..errors import InputError, Interrupted, RunError
 from ..runs.folder import dumps, write_whole
 from ..runs.locks import LOCK, Lock
 from ..runs.reading import read_json
@@ -106,9 +106,10 @@ def sweep(
             done[cell.name] = summary
     except KeyboardInterrupt:
         ended = sum(summary["status"] != "failed" for summary in done.values())
-        raise RunError(
+        raise Interrupted(
             f"interrupted: {ended} of {len(cells)} cells are in {folder}; the same command "
-            "goes on with the rest"
+            "goes on with the rest",
+            resumes=True,
         ) from None
     return [done[cell.name] for cell in cells]
 

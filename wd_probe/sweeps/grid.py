@@ -104,6 +104,7 @@ class Plan:
             if not value:
                 raise InputError(f"the grid is empty: {name} has no values")
         base = TrainOptions(**found | {name: value[0] for name, value in axes.items()})
+        base.check_moments(*axes.get("method", ()))
         return cls(base, axes)
 
     def cells(self, consent: bool) -> tuple[Cell, ...]:

@@ -74,6 +74,11 @@ class Recovery:
         if due:
             self._write(step)
 
+    def save(self, step: int) -> None:
+        """The parts' state is that of this step now, and the run ends: write it."""
+        if self._interval != 0:
+            self._write(step)
+
     def _write(self, step: int) -> None:
         begun = time.monotonic()
         try:

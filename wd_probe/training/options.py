@@ -276,6 +276,21 @@ class TrainOptions:
                 f"{self.weight_decay:g}, --lr {self.learning_rate:g}); it must be less than 1"
             )
 
+    def check_moments(self, *methods: str) -> None:
+        """Refuse to read a trajectory twice that has one moment.
+
+        Args:
+            methods: those of the runs, if not this one's.
+
+        Raises:
+            InputError: none of the methods is rwd, pwd or lpwd.
+        """
+        if self.both_moments and not {"rwd", "pwd", "lpwd"} & {*(methods or (self.method,))}:
+            raise InputError(
+                "--both-moments is for rwd, pwd and lpwd, whose weights stand decayed and not decayed "
+                f"between steps; {', '.join(methods or (self.method,))} has one moment"
+            )
+
     @property
     def learning_rate(self) -> float:
         """``lr``, or the paper's base rate for this optimizer."""

@@ -14,7 +14,14 @@ from torch.nn import functional as F
 
 from .. import ranks
 from ..choices import By
-from ..errors import InputError, RunError, WdProbeWarning, first_line, shown_line
+from ..errors import (
+    InputError,
+    Interrupted,
+    RunError,
+    WdProbeWarning,
+    first_line,
+    shown_line,
+)
 from ..layering import Layers, chosen_parameters, layers, named_parameters
 from ..runs import figures
 from ..runs.findings import kind_of
@@ -359,7 +366,7 @@ def scan(options: ZeroshotOptions, listener: Listener) -> dict[str, Any]:
         if folder is None:
             raise
         folder.close()
-        raise RunError(f"interrupted; what was measured is in {folder.path}") from None
+        raise Interrupted(f"interrupted; what was measured is in {folder.path}") from None
     except RuntimeError as error:
         if ranks.size() == 1 or isinstance(error, RunError):
             raise

@@ -22,6 +22,7 @@ from ..runs.locks import Lock
 from ..runs.recorder import Recorder
 from .checkpoint import RECOVERY, Recovery, Stateful
 from .data import Batches, Data, load_data
+from .interrupts import Interrupts
 from .loop import Score, Step, Trainer, autocast_dtype, evaluate, pick_device
 from .models import create_model
 from .optimizers import build_optimizer
@@ -98,9 +99,11 @@ def train(
     """Train, measure and evaluate; returns the summary, which also stands in the run folder.
 
     Ctrl-C and a loss that is not a number end the run early; what was measured is kept and
-    summarized, and ``status`` says "interrupted" or "diverged". Under `torchrun` every process
-    trains on its part of each batch and evaluates its part of the images, and the first one alone
-    writes; where another dies it is "failed", and ``reason`` says what is known.
+    summarized, and ``status`` says "interrupted" or "diverged". The first Ctrl-C ends it at the end
+    of the step, whose state is saved; a second one at once, at the state saved last. Under
+    `torchrun` every process trains on its part of each batch and evaluates its part of the images,
+    and the first one alone writes; where another dies it is "failed", and ``reason`` says what is
+    known.
 
     Args:
         options: what to run.
@@ -294,34 +297,32 @@ def _train(
     run: Training, trainer: Trainer, recorder: Recorder, recovery: Recovery, listener: Listener
 ) -> tuple[Status, str]:
     """Train to the end; how that came, and the reason if it is known."""
-    epoch = len(recorder.epochs)
+    # of several processes, one that held a signal back would wait for one that did not
+    interrupts = Interrupts(hold=ranks.size() == 1)
     try:
-        while recorder.evaluated < run.total:
-            epoch += 1
-            for step in trainer.epoch(epoch, recorder.steps + 1, run.total):
-                record = recorder.step(
-                    step.step, epoch=epoch, loss=step.loss, lr=step.lr, update=step.update
-                )
-                listener.stepped(step, record)
-                if not math.isfinite(step.loss):
-                    return "diverged", ""
-                if step.step == trainer.steps:
-                    recovery.offer(step.step)
-            ranks.settle(run.model)
-            test = run.evaluate(run.data.test, trainer)
-            other, validation = _other_moment(run, trainer), _validated(run, trainer)
-            recorder.epoch(
-                epoch,
-                top1=test.top1,
-                loss=test.loss,
-                other_top1=other.top1,
-                other_loss=other.loss,
-                val_top1=validation.top1,
-                val_loss=validation.loss,
-            )
-            listener.scored(epoch, test)
-            recovery.offer(recorder.steps)
+        with interrupts:
+            while recorder.evaluated < run.total:
+                epoch = len(recorder.epochs) + 1
+                for step in trainer.epoch(epoch, recorder.steps + 1, run.total):
+                    record = recorder.step(
+                        step.step, epoch=epoch, loss=step.loss, lr=step.lr, update=step.update
+                    )
+                    listener.stepped(step, record)
+                    if not math.isfinite(step.loss):
+                        return "diverged", ""
+                    if step.step == trainer.steps:
+                        interrupts.raise_if_asked()
+                        recovery.offer(step.step)
+                ranks.settle(run.model)
+                with interrupts.at_once():
+                    test, scores = _scores(run, trainer)
+                recorder.epoch(epoch, **scores)
+                listener.scored(epoch, test)
+                interrupts.raise_if_asked()
+                recovery.offer(recorder.steps)
     except KeyboardInterrupt:
+        if interrupts.between_steps:
+            recovery.save(recorder.steps)
         return "interrupted", ""
     except RuntimeError as error:
         if ranks.size() == 1:
@@ -329,6 +330,20 @@ def _train(
         ranks.outlive_the_others()
         return "failed", first_line(error)
     return "finished", ""
+
+
+def _scores(run: Training, trainer: Trainer) -> tuple[Score, dict[str, float]]:
+    """What the model scores after an epoch; all of it by the names of the table of epochs."""
+    test = run.evaluate(run.data.test, trainer)
+    other, validation = _other_moment(run, trainer), _validated(run, trainer)
+    return test, {
+        "top1": test.top1,
+        "loss": test.loss,
+        "other_top1": other.top1,
+        "other_loss": other.loss,
+        "val_top1": validation.top1,
+        "val_loss": validation.loss,
+    }
 
 
 def _other_moment(run: Training, trainer: Trainer) -> Score:

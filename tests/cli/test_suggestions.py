@@ -1,0 +1,43 @@
+import pytest
+from wd_probe.cli.suggestions import _MEANT
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "meant"),
+    [
+        ("rop", "--wd", "--weight-decay"),
+        ("train", "-b", "--batch-size"),
+        ("train", "--batch", "--batch-size"),
+        ("sweep", "--bs", "--batch-size"),
+        ("rop", "--optimizer", "--opt"),
+        ("zeroshot", "--epoch", "--epochs"),
+        ("layers", "--wd", "--weight-decay"),
+        ("rop", "--filter-bias", "--filter-bias-and-bn"),
+    ],
+)
+def test_an_option_of_another_name_gets_the_right_suggestion(wdprobe, command, typed, meant):
+    code, _, err = wdprobe(command, typed, 1)
+    assert code == 2
+    assert f"No such option: {typed} (Possible options: {meant})" in err or (
+        f"No such option: {typed} Did you mean {meant}?" in err
+    )
+
+
+def test_a_schedule_is_told_to_be_none(wdprobe):
+    code, _, err = wdprobe("rop", "--sched", "cosine")
+    assert code == 2
+    assert "No such option: --sched (the learning rate is constant, as in the paper)" in err
+
+
+@pytest.mark.parametrize("command", ["layers", "audit"])
+def test_only_options_that_the_command_has_are_suggested(wdprobe, command):
+    _, _, err = wdprobe(command, "-e", 1)
+    assert "No such option: -e" in err
+    assert "--epochs" not in err
+
+
+def test_what_is_suggested_exists_in_some_command():
+    from wd_probe.training.options import TrainOptions, options_in
+
+    known = {option.flag_of(name) for name, (_, option) in options_in(TrainOptions).items()}
+    assert set(_MEANT.values()) <= known | {"--json"}
