@@ -8,7 +8,7 @@ from wd_probe.cli.progress import TrainingProgress
 
 from wd_probe.training.interrupts import Interrupts
 
-SHORT = ("rop", "--model", "test_efficientnet", "--opt", "momentum", "--lr", "0.01",
+SHORT = ("rop", "--model", "test_efficientnet", "--method", "wd",
          "--batch-size", 256, "--epochs", 2)  # fmt: skip
 
 
@@ -85,8 +85,7 @@ def test_ctrl_c_while_it_evaluates_is_resumed_before_the_evaluation(wdprobe, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluate", interrupting)
-        code, _, err = wdprobe(*SHORT, "--output", "run")
-    assert code == 130
+        assert wdprobe(*SHORT, "--output", "run")[0] == 130
     code, _, _ = wdprobe("rop", "--resume", "run")
     assert code == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["resumed_at"] == [5]

@@ -285,10 +285,11 @@ class TrainOptions:
         Raises:
             InputError: none of the methods is rwd, pwd or lpwd.
         """
-        if self.both_moments and not {"rwd", "pwd", "lpwd"} & {*(methods or (self.method,))}:
+        methods = methods or (self.method,)
+        if self.both_moments and not {"rwd", "pwd", "lpwd"} & {*methods}:
             raise InputError(
-                "--both-moments is for rwd, pwd and lpwd, whose weights stand decayed and not decayed "
-                f"between steps; {', '.join(methods or (self.method,))} has one moment"
+                "--both-moments is for rwd, pwd and lpwd, whose decay can be read as still to come; "
+                f"{', '.join(methods)} has one moment"
             )
 
     @property
