@@ -68,7 +68,7 @@ def test_ctrl_c_ends_at_a_step_and_the_command_that_it_prints_resumes_there(
     assert arguments == ["rop", "--resume", "a run"]
     code, _, err = wdprobe(*arguments, "--recovery-interval", 0)
     assert code == 0, err
-    assert "resumed" in err
+    assert "after step 3 of 10" in err
     for name in ("steps.csv", "layers.csv", "epochs.csv", "tensors.csv"):
         assert (tmp_path / "a run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert json.loads((tmp_path / "a run" / "config.json").read_text())["resumed_at"] == [3]

@@ -288,7 +288,7 @@ class TrainOptions:
         methods = methods or (self.method,)
         if self.both_moments and not {"rwd", "pwd", "lpwd"} & {*methods}:
             raise InputError(
-                "--both-moments is for rwd, pwd and lpwd, whose decay can be read as still to come; "
+                "--both-moments is for rwd, pwd and lpwd, whose decay can be read as yet to come; "
                 f"{', '.join(methods)} has one moment"
             )
 
