@@ -1,25 +1,14 @@
-import json
 import math
-import os
-import re
-import subprocess
-import sys
-import warnings
-from pathlib import Path
 
 import pytest
 import timm
 import timm.optim
 import torch
 from torch import nn
-from wd_probe.cli import main as cli
 
-import wd_probe
 from wd_probe import InputError, WeightDecay, audit
 from wd_probe.training.optimizers import build_optimizer
-from wd_probe.training.survey import survey, tiny_model
-
-ROOT = Path(__file__).parents[2]
+from wd_probe.training.survey import tiny_model
 
 
 def line(report, part):
@@ -262,111 +251,3 @@ def test_no_optimizer():
         audit(nn.Linear(2, 2))
     with pytest.raises(InputError, match="LBFGS moves the weights several times in one step"):
         audit(torch.optim.LBFGS(nn.Linear(2, 2).parameters()))
-
-
-# --- the command line ---------------------------------------------------------------------------
-
-
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["wdprobe", "audit", *arguments])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return end.code or 0
-    return 0
-
-
-def test_json(monkeypatch, capsys):
-    arguments = ("--opt", "nadamw", "--lr", "0.5", "--weight-decay", "0.1", "--json")
-    assert run(monkeypatch, *arguments, "--opt-kwargs", "betas=(0.8, 0.9)") == 0
-    result = json.loads(capsys.readouterr().out)
-    assert (result["command"], result["optimizer"], result["rule"]) == ("audit", "NAdamW", "wd")
-    assert result["factor"] == pytest.approx(0.05, rel=1e-3)
-    assert {t["name"] for t in result["tensors"]} == set(dict(tiny_model().named_parameters()))
-    assert len(result["warnings"]) == 1
-
-
-@pytest.mark.parametrize("width", ["80", "160"])
-def test_tables(monkeypatch, capsys, width):
-    from wd_probe.cli import console as render
-
-    monkeypatch.setattr(render.out, "_width", int(width))
-    arguments = ("--opt", "adamw", "--model", "test_vit", "--layer-decay", "0.5")
-    assert run(monkeypatch, *arguments, "--img-size", "160") == 0
-    shown = capsys.readouterr().out
-    assert max(map(len, shown.splitlines())) <= int(width)
-    assert "layer_decay has no effect yet" in shown
-    assert re.search(r"0\.001 +1$", shown, re.MULTILINE)
-    names = ("sgd", "bnbadam", "adamp") if sys.platform != "linux" else ("sgd", "fusedsgd", "adamp")
-    monkeypatch.setattr("wd_probe.training.survey.known_optimizers", lambda: names)
-    assert run(monkeypatch, "--all") == 0
-    shown = capsys.readouterr().out
-    assert "2 of 3 optimizers audited" in shown
-    assert "other (2-d, 4-d), wd (1-d)" in " ".join(shown.split())
-    assert "fusedsgd: " in shown
-
-
-BAD = {
-    "neither": ([], "give either --opt NAME or --all"),
-    "both": (["--opt", "sgd", "--all"], "give either --opt NAME or --all"),
-    "unknown": (["--opt", "adamv"], "unknown optimizer 'adamv'; did you mean "),
-    "unknown class": (["--opt", "torch.optim.Adamm"], "torch.optim has no 'Adamm'; did you mean "),
-    "unknown module": (["--opt", "nowhere.Adam"], "unknown optimizer 'nowhere.Adam': No module"),
-    "no optimizer": (["--opt", "torch.nn.Linear"], "torch.nn.Linear is no torch.optim.Optimizer"),
-    "lbfgs": (["--opt", "torch.optim.LBFGS"], "LBFGS moves the weights several times in one step"),
-    "no pair": (["--opt", "sgd", "--opt-kwargs", "x"], "--opt-kwargs wants key=value, got 'x'"),
-    "bad option": (
-        ["--opt", "torch.optim.SGD", "--opt-kwargs", "x=1"],
-        "torch.optim.SGD cannot be built here: TypeError: SGD.__init__() got an unexpected",
-    ),
-    "bad model": (["--opt", "sgd", "--model", "resnot18"], "unknown model 'resnot18'"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line(name, monkeypatch, capsys):
-    arguments, message = BAD[name]
-    assert run(monkeypatch, *arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("wdprobe: error: ")
-    assert message in said
-    assert said.count("\n") == 1
-
-
-def test_a_dotted_name_needs_no_timm():
-    code = (
-        "import sys\n"
-        "from wd_probe.training.survey import audit_by_name\n"
-        "print(audit_by_name('torch.optim.AdamW')['rule'], 'timm' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "wd False\n"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("package", ["timm", "torch", "pytorch_optimizer"])
-def test_the_tables_of_the_docs(package):
-    pytest.importorskip(package)
-    page = (ROOT / "docs" / "optimizers.md").read_text()
-    command = [sys.executable, "docs/examples/optimizers.py", package]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    title = done.stdout.partition(":")[0]
-    if title not in page:
-        pytest.skip(f"the page is about another version than {title}")
-    for row in done.stdout.strip().splitlines():
-        assert row in page
-
-
-def test_surveys_name_what_cannot_be_built():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = {
-            row.name: row for row in survey(["adamw", "torch.optim.LBFGS", "torch.optim.Rprop"])
-        }
-    assert (found["adamw"].rule, found["adamw"].multiple) == ("wd", "1")
-    assert "no single û" in found["torch.optim.LBFGS"].error
-    assert found["torch.optim.Rprop"].remarks == ("it has no weight_decay",)
-    assert callable(wd_probe.audit)

@@ -11,7 +11,7 @@ import torch
 from tests.small import Silent, small, train
 from wd_probe import InputError, OpposingPenaltyProbe, audit
 from wd_probe.layering import decayed_parameters
-from wd_probe.sweeps.cells import grid
+from wd_probe.sweeps.grid import grid
 from wd_probe.training.models import create_model
 from wd_probe.training.optimizers import build_optimizer
 from wd_probe.training.options import TrainOptions

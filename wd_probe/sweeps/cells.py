@@ -76,7 +76,7 @@ def sweep(
         consent: to more than 10,000 cells.
 
     Raises:
-        InputError: no cells or too many; a dataset, model or device that cannot be had, found out
+        InputError: no cells or too many; a dataset, model or device that is unavailable, found out
             before the first cell; a folder that cannot be written to.
         RunError: interrupted; what was finished is kept.
     """
@@ -212,7 +212,7 @@ def _clear(options: TrainOptions) -> None:
 
 
 def failure(cell: Cell, folder: Path, reason: str, seconds: float) -> Summary:
-    """The summary of a cell that could not be run, which also stands in its folder.
+    """The summary of a cell that could not be run, which is also in its folder.
 
     Where another process has the cell nothing is written; where it has finished it, its own
     summary is returned.

@@ -96,7 +96,7 @@ class Training:
 def train(
     options: TrainOptions, listener: Listener, *, resume: bool = False, lock: Lock | None = None
 ) -> dict[str, Any]:
-    """Train, measure and evaluate; returns the summary, which also stands in the run folder.
+    """Train, measure and evaluate; returns the summary, which is also in the run folder.
 
     Ctrl-C and a loss that is not a number end the run early; what was measured is kept and
     summarized, and ``status`` says "interrupted" or "diverged". The first Ctrl-C ends it at the end
