@@ -1,6 +1,10 @@
 """A small model, its batches, the loop that trains it, an oracle beside it; a small run."""
 
 import csv
+import os
+import signal
+import subprocess
+import sys
 
 import torch
 from torch import nn
@@ -82,6 +86,19 @@ def rows(path):
     """The lines of a table that a run has written."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def start(tmp_path, *arguments, **env):
+    """A command in a process of its own."""
+
+    def prepare():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup and in CI
+
+    return subprocess.Popen(
+        [sys.executable, "-c", "from wd_probe.cli.main import main; main()", *map(str, arguments)],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=prepare, env={**os.environ, **env},
+    )  # fmt: skip
 
 
 class Silent:

@@ -2,15 +2,13 @@ import contextlib
 import json
 import resource
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.small import FAST, rows
+from tests.small import FAST, rows, start
 
 
 def test_hub_not_reachable(wdprobe, monkeypatch):
@@ -78,20 +76,6 @@ def test_a_loss_that_is_no_number_ends_the_run(wdprobe, tmp_path):
     assert result["status"] == "diverged"
     assert f"the loss is no longer finite at step {result['steps']}" in err
     assert result["steps"] == len(rows(tmp_path / "run/steps.csv"))
-
-
-def start(tmp_path, *arguments):
-    def prepare():
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup and in CI
-
-    return subprocess.Popen(
-        [sys.executable, "-c", "from wd_probe.cli.main import main; main()", *arguments],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=prepare,
-    )
 
 
 @pytest.mark.parametrize(

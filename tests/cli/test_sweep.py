@@ -1,6 +1,7 @@
 import pytest
 
-from tests.sweeps.conftest import TINY, rows
+from tests.small import rows
+from tests.sweeps.conftest import TINY
 
 
 @pytest.mark.usefixtures("quick")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.small import rows
 from wd_probe import OpposingPenaltyProbe, WdProbeWarning, layers
 from wd_probe.probe.records import ProfileRecord
 from wd_probe.runs import figures, reading
@@ -185,11 +186,6 @@ def looped(folder, profile=()):
         optimizer.step()
         optimizer.zero_grad()
         yield recorder, number, loss.item(), probe
-
-
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_loop_of_ones_own_makes_a_whole_run_folder(tmp_path):

@@ -1,11 +1,6 @@
 """What the tests of sweeps share."""
 
-import csv
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -67,28 +62,12 @@ def quick_train(options, listener, lock):
     return summary
 
 
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def stamps(folder):
     return {
         path: (path.stat().st_mtime_ns, path.read_bytes())
         for path in folder.rglob("*")
         if path.is_file()
     }
-
-
-def start(tmp_path, *arguments, **env):
-    def prepare():
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup and in CI
-
-    return subprocess.Popen(
-        [sys.executable, "-c", "from wd_probe.cli.main import main; main()", *map(str, arguments)],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=prepare, env={**os.environ, **env},
-    )  # fmt: skip
 
 
 def wait_for(something, seconds=120):

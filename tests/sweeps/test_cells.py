@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.small import rows, start
 from tests.strangers import QUICK, mistyped
-from tests.sweeps.conftest import AXES, BASE, TINY, Told, quick_train, rows, stamps, start, wait_for
+from tests.sweeps.conftest import AXES, BASE, TINY, Told, quick_train, stamps, wait_for
 from wd_probe import InputError, RunError
 from wd_probe.report.sweep import groups, read_sweep
 from wd_probe.sweeps.cells import failure, finished, run_cell, sweep

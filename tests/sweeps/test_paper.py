@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from tests.sweeps.conftest import rows, stamps, start, wait_for
+from tests.small import rows, start
+from tests.sweeps.conftest import stamps, wait_for
 from wd_probe import InputError
 from wd_probe.sweeps import paper
 from wd_probe.sweeps.options import SETTING

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweeps.conftest import TINY, rows, stamps, start, wait_for
+from tests.small import rows, start
+from tests.sweeps.conftest import TINY, stamps, wait_for
 
 ROOT = Path(__file__).parents[2]
 
