@@ -65,7 +65,7 @@ def sweep(
     plan = Plan.of(_values(given, seeds, read_grid(file) if file else {}))
     cells = plan.cells(consent=yes)
     folder = plan.base.output or Path("runs", f"sweep-{plan.key()}")
-    with claimed(folder, plan, cells):
+    with claimed(folder, plan, cells) as ordered:
         with loading():
             from wd_probe.sweeps import cells as runs
             from wd_probe.sweeps import results
@@ -75,8 +75,8 @@ def sweep(
             _runner(ray, ray_address, cpus_per_cell, gpus_per_cell) as runner,
             SweepProgress() as progress,
         ):
-            summaries = runs.sweep(cells, folder, progress, runner=runner, consent=yes)
-    result = results.result(cells, summaries, folder)
+            summaries = runs.sweep(ordered, folder, progress, runner=runner, consent=yes)
+    result = results.result(ordered, summaries, folder)
     if json:
         to_stdout(result)
     else:

@@ -6,6 +6,8 @@ import pytest
 from tests.pages import Page, written
 from wd_probe import WdProbeWarning
 
+OLD = Path(__file__).parents[1] / "data/first_layout/sweep"
+
 
 def test_a_sweep(folders, tmp_path):
     shown = written([folders / "sweep"], tmp_path)
@@ -26,6 +28,16 @@ def test_a_sweep(folders, tmp_path):
         assert float(row["top1"]) == pytest.approx(summary["top1"])
         assert float(row["val_top1"]) == pytest.approx(summary["val_top1"])
         assert float(row["rop"]) == pytest.approx(summary["rate"]["mean"])
+
+
+def test_a_killed_sweep_of_the_first_layout(tmp_path):
+    with pytest.warns(WdProbeWarning, match="1 unfinished"):
+        shown = written([OLD], tmp_path)
+    assert "A sweep of 2 cells (1 finished, 1 unfinished) in 1 settings" in shown.text
+    assert "test_efficientnet on digits · momentum: wd does best, with 11.7 % top-1" in shown.text
+    (row,) = shown.data["settings.csv"]
+    (summary,) = OLD.glob("cells/*/summary.json")
+    assert float(row["rop"]) == pytest.approx(json.loads(summary.read_text())["rate"]["mean"])
 
 
 def made_up(root, cells):

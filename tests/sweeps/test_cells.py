@@ -1,6 +1,7 @@
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from wd_probe.sweeps.results import settings
 from wd_probe.training.options import TrainOptions
 
 ROOT = Path(__file__).parents[2]
+OLD = ROOT / "tests/data/first_layout/sweep"
 
 
 @given(AXES)
@@ -202,6 +204,48 @@ def test_a_real_sweep_is_stopped_in_mid_cell_and_goes_on(tmp_path, wdprobe, numb
     assert "2 cells, 1 of them finished before" in err
     assert json.loads(out)["counts"] == {"finished": 2}
     assert stamps(first) == before
+
+
+@pytest.mark.parametrize("rates", ["0.05,0.1", "0.1,0.05"])
+def test_a_killed_sweep_of_the_first_layout_is_resumed(wdprobe, tmp_path, rates):
+    shutil.copytree(OLD, tmp_path / "s")
+    record = json.loads((OLD / "sweep.json").read_text())
+    kept, half, *_ = (tmp_path / "s/cells" / name for name in record["cells"])
+    before = stamps(kept)
+    code, out, err = wdprobe(
+        "sweep", "--model", "test_efficientnet", "--opt", "momentum", "--momentum", 0, "--method",
+        "wd", "--lr", rates, "--weight-decay", 0.1, "--seeds", 2, "--batch-size", 128, "--epochs",
+        1, "--every", 1, "--output", "s", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "4 cells, 1 of them finished before" in err
+    assert stamps(kept) == before
+    assert json.loads((half / "config.json").read_text())["resumed_at"] == [5]
+    before, after = (
+        (path / "cells" / half.name / "steps.csv").read_text().splitlines()
+        for path in (OLD, tmp_path / "s")
+    )
+    assert after[:6] == before[:6]  # as it was saved
+    assert len(after) == 12
+    listed = rows(tmp_path / "s/cells.csv")
+    assert [row["cell"] for row in listed] == record["cells"]
+    assert [row["cell"] for row in json.loads(out)["cells"]] == record["cells"]
+    assert {row["status"] for row in listed} == {"finished"}
+    assert {path.name for path in (tmp_path / "s").rglob(".lock")} == set()
+
+
+def test_rows_stand_in_the_order_of_the_grid_while_cells_end_in_another(quick, tmp_path):
+    cells, seen = grid(BASE, {"seed": range(4)}), []
+
+    def backwards(missing, folder, listener):
+        for cell in reversed(missing):
+            yield cell, run_cell(cell, folder)
+            seen.append([(r["cell"], r["status"]) for r in rows(tmp_path / "cells.csv")])
+
+    sweep(cells, tmp_path, Told(), runner=backwards)
+    for ended, listed in enumerate(seen, start=1):
+        wanted = ["waiting"] * (4 - ended) + ["finished"] * ended
+        assert listed == [(c.name, w) for c, w in zip(cells, wanted, strict=True)]
 
 
 def test_cells_that_fail_do_not_stop_the_others(wdprobe, tmp_path, monkeypatch):

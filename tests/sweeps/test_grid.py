@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 
@@ -24,6 +25,19 @@ def test_a_plan_is_the_same_from_text_numbers_and_order():
     ]
     assert folders[0] != folders[1]
     assert folders[2] == folders[3]
+
+
+def test_cells_stand_in_one_order_however_a_grid_is_written():
+    values = {"method": ["wd", "rwd"], "lr": [0.1, 0.01], "batch_size": [8, 16], "seeds": 2}
+    found = [
+        (o.method, o.lr, o.batch_size, o.seed)
+        for o in (cell.options for cell in Plan.of(values).cells(False))
+    ]
+    assert found == list(itertools.product(("wd", "rwd"), (0.1, 0.01), (8, 16), (0, 1)))
+    for order in itertools.permutations(values):
+        assert Plan.of({name: values[name] for name in order}).cells(False) == Plan.of(
+            values
+        ).cells(False)
 
 
 @pytest.mark.usefixtures("quick")

@@ -19,11 +19,9 @@ from ..runs.schema import RunSummary
 from ..training.checkpoint import RECOVERY
 from ..training.options import ELSEWHERE, TrainOptions
 from ..training.train import prepare, train
-from .grid import Cell, require_consent
+from .grid import AXES, Cell, require_consent
 from .ledger import Ledger
 
-#: The options that every row of a grid tells, in the order of their columns.
-AXES = ("dataset", "model", "opt", "method", "lr", "weight_decay", "seed")
 #: Lies in a cell's folder until all of its files are written.
 _INCOMPLETE = "incomplete"
 

@@ -20,8 +20,14 @@ from ..training.options import ELSEWHERE, TrainOptions, fitted, typed
 
 #: More cells than this want a word of consent.
 MANY = 10_000
+#: The options that every row of a grid tells, in the order of their columns.
+AXES = ("dataset", "model", "opt", "method", "lr", "weight_decay", "seed")
 _GRID_BYTES, _GRID_DEPTH = 16 << 10, 3
 _SEEDS = 2**31
+#: The order of the axes, the outermost first, however a grid is written.
+_NESTED = (
+    *AXES[:-1], *(field.name for field in fields(TrainOptions) if field.name not in AXES), AXES[-1],
+)  # fmt: skip
 _SHOWN = 20  # values of an axis, in a message
 
 
@@ -99,7 +105,7 @@ class Plan:
             InputError: an unknown name, a value of the wrong kind, options that do not fit.
         """
         found = {name: typed(name, value) for name, value in seeded(values).items()}
-        axes = {name: value for name, value in found.items() if isinstance(value, tuple | range)}
+        axes = {name: found[name] for name in _NESTED if isinstance(found.get(name), tuple | range)}
         for name, value in axes.items():
             if not value:
                 raise InputError(f"the grid is empty: {name} has no values")
@@ -108,7 +114,7 @@ class Plan:
         return cls(base, axes)
 
     def cells(self, consent: bool) -> tuple[Cell, ...]:
-        """Its cells, see :func:`grid`.
+        """Its cells, seeds last, see :func:`grid`.
 
         Raises:
             InputError: too many without consent, or options that do not fit.
@@ -201,8 +207,11 @@ def _parsed(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, plan: Plan, cells: Sequence[Cell]) -> Iterator[None]:
+def claimed(folder: Path, plan: Plan, cells: Sequence[Cell]) -> Iterator[Sequence[Cell]]:
     """A folder taken by one grid, and by one process at a time.
+
+    Yields:
+        The cells, in the order that the folder's first command gave them.
 
     Raises:
         InputError: another grid's folder, one that another process writes to, or one that cannot
@@ -210,24 +219,11 @@ def claimed(folder: Path, plan: Plan, cells: Sequence[Cell]) -> Iterator[None]:
     """
     with Lock(folder, "sweep"):
         try:
-            _record(folder / "sweep.json", plan, cells)
+            names = _recorded(folder, plan, cells)
         except OSError as error:
             raise unwritable(folder, error) from error
-        yield
-
-
-def _record(file: Path, plan: Plan, cells: Sequence[Cell]) -> None:
-    values = plan.values()
-    if file.exists():
-        _compare(file, values)
-        return
-    record = {
-        "command": "sweep",
-        "axes": {name: found for name, found in values.items() if name in plan.axes},
-        "options": {name: found[0] for name, found in values.items() if name not in plan.axes},
-        "cells": [cell.name for cell in cells],
-    }
-    write_whole(file, dumps(record, indent=2) + "\n")
+        places = {name: number for number, name in enumerate(names)}
+        yield sorted(cells, key=lambda cell: places.get(cell.name, len(places)))
 
 
 class _Record(Contents):
@@ -239,8 +235,24 @@ class _Record(Contents):
     cells: Items[str] = None
 
 
-def _compare(file: Path, values: Mapping[str, list[Any]]) -> None:
-    record = read_json(file, _Record)
+def _recorded(folder: Path, plan: Plan, cells: Sequence[Cell]) -> Sequence[str]:
+    """The names of the cells in the folder's ``sweep.json``, which is written if there is none."""
+    file, values, names = folder / "sweep.json", plan.values(), [cell.name for cell in cells]
+    if file.exists():
+        record = read_json(file, _Record)
+        _compare(folder, record, values)
+        return record.get("cells") or names
+    record = {
+        "command": "sweep",
+        "axes": {name: found for name, found in values.items() if name in plan.axes},
+        "options": {name: found[0] for name, found in values.items() if name not in plan.axes},
+        "cells": names,
+    }
+    write_whole(file, dumps(record, indent=2) + "\n")
+    return names
+
+
+def _compare(folder: Path, record: Mapping[str, Any], values: Mapping[str, list[Any]]) -> None:
     there = {name: [value] for name, value in (record.get("options") or {}).items()}
     for name, found in (record.get("axes") or {}).items():
         there[name] = found if isinstance(found, list) else [found]
@@ -253,7 +265,7 @@ def _compare(file: Path, values: Mapping[str, list[Any]]) -> None:
     if differing:
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise InputError(
-            f"{file.parent} holds another grid: {'; '.join(differing[:3])}{more}; choose another "
+            f"{folder} holds another grid: {'; '.join(differing[:3])}{more}; choose another "
             "--output"
         )
 

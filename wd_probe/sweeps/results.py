@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .cells import AXES, Summary, other_axes, rows
-from .grid import Cell
+from .cells import Summary, other_axes, rows
+from .grid import AXES, Cell
 
 Basis = Literal["validation", "test"]
 #: By what the best setting is chosen, and what is then told of it: paths in a cell's summary.
