@@ -158,6 +158,12 @@ def test_scans_of_fig3a_are_kept(output):
     assert len(stamps) == 2
     reproduce("fig3a", options, Silent())
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+    cut, kept = stamps
+    cut.with_name("summary.json").unlink()  # killed before its end
+    reproduce("fig3a", options, Silent())
+    assert cut.with_name("summary.json").exists()
+    assert cut.stat().st_mtime_ns > stamps[cut]
+    assert kept.stat().st_mtime_ns == stamps[kept]
 
 
 def test_bad_input(output):

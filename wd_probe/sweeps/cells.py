@@ -183,7 +183,7 @@ def _trained(options: TrainOptions, own: Path, lock: Lock) -> Summary:
         with contextlib.suppress(InputError):
             summary = train(options, _Quiet(), resume=True, lock=lock)
     if summary is None:
-        _empty(own)
+        empty(own)
         summary = train(options, _Quiet(), lock=lock)
     if "write_failure" in summary:
         raise RunError(f"files could not be written: {summary['write_failure']}")
@@ -191,8 +191,8 @@ def _trained(options: TrainOptions, own: Path, lock: Lock) -> Summary:
     return summary
 
 
-def _empty(own: Path) -> None:
-    """Take away what is left of a cell that was cut short."""
+def empty(own: Path) -> None:
+    """Take away what is left of a cell, or of its scan, that was cut short; under its lock."""
     for path in own.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

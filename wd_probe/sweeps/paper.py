@@ -23,7 +23,7 @@ from ..training.options import ZeroshotOptions
 from ..training.scan import Listener as ScanListener
 from ..training.scan import scan
 from . import paper_figures
-from .cells import Runner, SweepListener, sweep
+from .cells import Runner, SweepListener, empty, sweep
 from .grid import Cell, grid
 from .options import PaperOptions
 from .results import (
@@ -407,6 +407,8 @@ def _scanned(run: Path, folder: Path, context: _Context) -> Mapping[str, Any]:
         kept = read_run(folder).summary
         if kept is not None:
             return kept
+    with Lock(folder):
+        empty(folder)
     o = context.options.setting
     options = ZeroshotOptions(
         run=run, batch_size=o.batch_size, device=o.device, distortion=False, output=folder,
