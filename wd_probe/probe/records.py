@@ -69,6 +69,11 @@ def fields(row: Iterable[float]) -> list[Any]:
     return [kind(value) for kind, value in zip(_KINDS, row, strict=True)]
 
 
+def _columns(values: NDArray[np.float64]) -> list[list[Any]]:
+    """The same of many rows: of each field all values."""
+    return [column.astype(kind).tolist() for kind, column in zip(_KINDS, values.T, strict=True)]
+
+
 def summed(
     groups: Layers, names: Sequence[str], values: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -148,20 +153,14 @@ class StepRecord:
     @cached_property
     def tensors(self) -> Mapping[str, Tally]:
         """The tally of each tensor by its name."""
-        return {
-            name: Tally(*fields(row))
-            for name, row in zip(self.names, self.values.tolist(), strict=True)
-        }
+        return dict(zip(self.names, map(Tally, *_columns(self.values)), strict=True))
 
     @cached_property
     def layers(self) -> tuple[LayerTally, ...]:
         """The tally of each layer, shallow to deep."""
-        return tuple(
-            LayerTally(*(*fields(row), layer.index, layer.name))
-            for layer, row in zip(
-                self.groups, summed(self.groups, self.names, self.values).tolist(), strict=True
-            )
-        )
+        values = summed(self.groups, self.names, self.values)
+        indices, names = ([getattr(x, name) for x in self.groups] for name in ("index", "name"))
+        return tuple(map(LayerTally, *_columns(values), indices, names))
 
 
 @dataclass(frozen=True, slots=True)

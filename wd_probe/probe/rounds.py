@@ -123,7 +123,7 @@ class _Round:
         self._profiles: list[NDArray[np.float64] | None] = []
 
     def add(self, counted: Counted, found: Doubles, names: tuple[str, ...], layers: Layers) -> None:
-        """Add what one optimizer's step came to."""
+        """Add one optimizer's step."""
         self._names, self._layers = names, layers
         sizes = np.array([float(size) for size in counted.sizes])[counted.penalties]
         settle(found, sizes, np.array(counted.opposes, dtype=bool)[counted.penalties])

@@ -1,5 +1,5 @@
 /* The probe's passes over float32 weights: remembering them, whole or in half as many bytes, and
-   counting (penalty.tally) against what was remembered, or against what the optimizer's state tells
+   counting (formulas.tally) against what was remembered, or against what the optimizer's state tells
    of them. */
 #include <float.h>
 #include <math.h>
@@ -203,7 +203,7 @@ void wd_probe_tally_half(int64_t blocks, const uint16_t *const *a, const float *
         tally_block(HALF, (source){.a = a[k], .b = b[k]}, sizes[k], c[k], out + FIELDS * k);
 }
 
-/* The same, with the weights before had again from those after and the optimizer's state; v is null
+/* The same, with the weights before recovered from those after and the optimizer's state; v is null
    where there is no second moment. */
 void wd_probe_tally_state(int64_t blocks, const float *const *m, const float *const *b,
                           const int64_t *sizes, int threads, const float *const *v,
