@@ -55,7 +55,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     with pytest.raises(InputError, match=r"file/run cannot be written to \(Not a directory\)"):
         RunFolder(tmp_path / "file/run")
     with pytest.raises(InputError, match="a run is resumed in its own folder"):
-        RunFolder(tmp_path / "none", again=True)
+        RunFolder(tmp_path / "file/run", again=True)
 
 
 def test_of_several_processes_the_first_alone_writes(tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ class RunFolder:
         lock: of this process on it; it is kept when this is closed. Default one of its own.
 
     Raises:
-        InputError: it cannot be written to, or holds a run, or with ``again`` holds none.
+        InputError: it cannot be written to, or holds a run without ``again``.
         Busy: another process is writing to it.
     """
 
