@@ -14,9 +14,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each worker, and for what 
     torch.set_num_threads(1)
 
 
-if os.environ.get("CI"):  # the same cases at every run, however slow the machine
-    hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
-    hypothesis.settings.load_profile("ci")
+# However slow the machine; in CI the same cases at every run.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)

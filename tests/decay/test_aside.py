@@ -148,6 +148,7 @@ def test_random_numbers_are_those_of_a_run_without_a_method(name, method):
     assert states(optimizer) == before
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # by older versions
 def test_spam_trains_as_without_a_probe():
     """Its constructor draws masks, and its doubles are made by its constructor."""
     spam = pytest.importorskip("pytorch_optimizer").SPAM
