@@ -1,11 +1,13 @@
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
+from torch import nn
 
-from tests.small import LR, RATE, adamw, loss_of, small, train
-from wd_probe import InputError, OpposingPenaltyProbe, WeightDecay
+from tests.small import LR, RATE, adamw, batch, loss_of, small, train
+from wd_probe import InputError, OpposingPenaltyProbe, WdProbeWarning, WeightDecay
 from wd_probe.decay.methods import attached
 from wd_probe.hooks import ForwardHooks, StepHooks, hooked
 
@@ -150,3 +152,243 @@ def test_copies_and_pickles_carry_no_probe():
     train(model, optimizer, 1)
     assert len(probe.records) == 1
     assert all(map(torch.equal, model.parameters(), copied_model.parameters()))
+
+
+# --- what a step is given, and how it ends --------------------------------------------------------
+
+
+def with_step(step):
+    """SGD whose step takes what ``step`` takes, and gives what it gives."""
+
+    class Taking(torch.optim.SGD):
+        pass
+
+    Taking.step = step
+    return Taking
+
+
+@torch.no_grad()
+def take(optimizer, closure=None):
+    """SGD's step."""
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                p.sub_(p.grad, alpha=group["lr"])
+    return loss
+
+
+def by_loss(self, loss):
+    take(self)
+    return loss
+
+
+def by_options(self, options=None, *more, closure=None, scale=1.0):
+    take(self, closure)
+    return options, more, scale
+
+
+def anything(self, *args, **kwargs):
+    take(self, *(one for one in args if callable(one)), **kwargs)
+    return args
+
+
+def named(self, **kwargs):
+    take(self, kwargs.get("closure"))
+    return kwargs
+
+
+def second(self, loss, closure=None):
+    take(self, closure)
+    return loss
+
+
+def torchs(self, closure=None, extra=None):
+    take(self, closure if callable(closure) else None)
+    return closure, extra
+
+
+class Module(nn.Linear):
+    """Callable, and no closure."""
+
+
+LOSS, MODULE = torch.zeros(()), Module(2, 2)
+CALLS = {
+    "a loss": (by_loss, (LOSS,), {}),
+    "a loss by name": (by_loss, (), {"loss": LOSS}),
+    "a module": (by_loss, (MODULE,), {}),
+    "options": (by_options, ({"a": 1},), {}),
+    "options, and more": (by_options, ({"a": 1}, 2, 3), {"scale": 2.0}),
+    "none": (torchs, (None,), {}),
+    "none by name": (torchs, (), {"closure": None}),
+    "a loss where a closure goes": (torchs, (LOSS,), {}),
+    "options where a closure goes": (torchs, ({"a": 1}, 2), {}),
+    "anything": (anything, (LOSS, 1), {}),
+    "names": (named, (), {"loss": LOSS}),
+}
+
+
+def attached(model, optimizer, what):
+    if what == "probe":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", WdProbeWarning)
+            OpposingPenaltyProbe(model, optimizer, exact=True)
+    elif what:
+        WeightDecay(model, optimizer, what, rate=0.5)
+
+
+@pytest.mark.parametrize("what", ["probe", "l2", "wd", "rwd", "pwd"])
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_no_closure_is_passed_on_untouched(name, what):
+    step, args, kwargs = CALLS[name]
+    model = small()
+    optimizer = with_step(step)(model.parameters(), lr=0.1)
+    attached(model, optimizer, what)
+    plain = with_step(step)([nn.Parameter(torch.zeros(2))], lr=0.1)
+    before = [p.detach().clone() for p in model.parameters()]
+    model(batch(0)[0]).sum().backward()
+    given, expected = optimizer.step(*args, **kwargs), plain.step(*args, **kwargs)
+    for one, other in zip(leaves(given), leaves(expected), strict=True):
+        assert one is other
+    assert not any(map(torch.equal, before, model.parameters()))
+
+
+def leaves(given):
+    """What was passed on, itself."""
+    if isinstance(given, tuple):
+        return [leaf for one in given for leaf in leaves(one)]
+    return list(given.values()) if isinstance(given, dict) else [given]
+
+
+class Counting:
+    """A closure that is an object."""
+
+    def __init__(self, model, optimizer):
+        self.model, self.optimizer, self.calls = model, optimizer, 0
+
+    def __call__(self):
+        self.calls += 1
+        self.optimizer.zero_grad()
+        loss = self.model(batch(0, torch.float64)[0]).square().mean()
+        loss.backward()
+        return loss
+
+
+WAYS = {
+    "by place": (torchs, lambda o, c: o.step(c)),
+    "by name": (torchs, lambda o, c: o.step(closure=c)),
+    "anything": (anything, lambda o, c: o.step(c)),
+    "keyword only": (by_options, lambda o, c: o.step({}, closure=c)),
+    "second": (second, lambda o, c: o.step(LOSS, c)),
+    "second by name": (second, lambda o, c: o.step(LOSS, closure=c)),
+    "names": (named, lambda o, c: o.step(closure=c)),
+}
+
+
+@pytest.mark.parametrize("method", ["l1", "l2", "wd", "rwd", "pwd"])
+@pytest.mark.parametrize("way", WAYS)
+def test_closures_wherever_a_step_takes_them(way, method):
+    step, call = WAYS[way]
+    runs = []
+    for closed in (True, False):
+        model = small(torch.float64)
+        optimizer = with_step(step)(model.parameters(), lr=0.1)
+        WeightDecay(model, optimizer, method, rate=0.5)
+        closure = Counting(model, optimizer)
+        for _ in range(3):
+            if closed:
+                call(optimizer, closure)
+            else:
+                closure()
+                call(optimizer, None)
+        assert closure.calls == 3
+        runs.append(list(model.parameters()))
+    for p, q in zip(*runs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", ["l1", "l2"])
+def test_a_closure_called_twice_sees_the_gradients_it_left(method):
+    """One that accumulates: λθ is not in them."""
+    seen = []
+
+    class Twice(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure=None):
+            for _ in range(2):
+                with torch.enable_grad():
+                    closure()
+            return take(self)
+
+    p = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = Twice([p], lr=0.1)
+    WeightDecay(nn.ParameterList([p]), optimizer, method, rate=0.5)
+    p.grad = own = torch.zeros(2)
+
+    def closure():
+        assert p.grad is own
+        p.grad += 1
+        seen.append(p.grad.clone())
+
+    optimizer.step(closure)
+    assert torch.equal(torch.stack(seen), torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
+    assert p.grad is own
+    penalty = torch.tensor([1.0, -2.0]) if method == "l2" else torch.tensor([1.0, -1.0])
+    expected = torch.tensor([1.0, -2.0]) - 0.1 * (2 + 0.5 * penalty)
+    torch.testing.assert_close(p.detach(), expected)
+
+
+def test_an_inner_step_that_raises_and_is_caught():
+    """As one that falls back on a plain step: it is one step all the same."""
+    calls = []
+
+    class Inner(torch.optim.SGD):
+        def step(self, closure=None):
+            raise RuntimeError("out of order")
+
+    class Outer(Inner):
+        def step(self, closure=None):
+            with pytest.raises(RuntimeError):
+                super().step()
+            return take(self)
+
+    p = nn.Parameter(torch.ones(2))
+    optimizer = Outer([p], lr=0.1)
+    StepHooks(optimizer, lambda _: calls.append("before"), lambda: calls.append("after"))
+    for _ in range(2):
+        optimizer.step()
+    assert calls == ["before", "after"] * 2
+
+
+def test_a_step_that_stopped_is_told_once():
+    calls = []
+    p = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    hooks = StepHooks(
+        optimizer, lambda _: calls.append("before"), lambda: calls.append("after"),
+        stopped=lambda returned: calls.append(returned),
+    )  # fmt: skip
+    optimizer.register_step_pre_hook(lambda *_: hooks.settle())  # while it is under way
+    optimizer.step()
+    hooks.settle()
+    assert calls == ["before", "after"]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    ahead = optimizer.register_step_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    ahead.remove()
+    optimizer.step()
+    assert calls[2:] == ["before", False, "before", "after"]
+    behind = optimizer.register_step_post_hook(stop)
+    optimizer._optimizer_step_post_hooks.move_to_end(behind.id, last=False)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    hooks.settle()
+    hooks.settle()
+    assert calls[6:] == ["before", True]

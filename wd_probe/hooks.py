@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from inspect import signature
 from types import FrameType
 from typing import Any
 
@@ -66,9 +68,11 @@ class StepHooks:
     """Calls ``before``, ``graded`` and ``after`` around every outermost ``optimizer.step()``.
 
     ``before(has_closure)`` comes first, ``graded()`` once the gradient is there (at once, or after
-    every call of the closure), ``after()`` last. A subclass that calls ``super().step()`` fires
-    torch's hooks twice, and a step that raises fires the first and not the second; both are told
-    apart by whether the earlier call is still on the stack.
+    every call of the closure, each of which ``ungraded()`` precedes), ``after()`` last. A subclass
+    that calls ``super().step()`` fires torch's hooks twice, and a step that raises fires the first
+    and not the second; both are told apart by whether the earlier call is still on the stack. A
+    step that has not come to its end is told to ``stopped(returned)`` ahead of the next one, or
+    when `settle` is called: ``returned`` is whether the optimizer itself had done its work.
     """
 
     def __init__(
@@ -78,10 +82,14 @@ class StepHooks:
         after: Callable[[], None],
         *,
         graded: Callable[[], None] | None = None,
+        ungraded: Callable[[], None] | None = None,
+        stopped: Callable[[bool], None] | None = None,
         outermost: bool = False,
     ) -> None:
         """Attach; ``outermost`` runs before every other hook, and after every other one."""
         self._before, self._graded, self._after = before, graded, after
+        self._ungraded, self._stopped = ungraded, stopped
+        self._closure = _closure_name(type(optimizer).step)
         self._frame: FrameType | None = None
         self._depth = 0
         pre = optimizer.register_step_pre_hook(_untraced(self._pre))
@@ -99,36 +107,74 @@ class StepHooks:
         if self._frame is not None and _on_stack(self._frame, caller):
             self._depth += 1
             return None
+        self.settle()
         self._frame, self._depth = caller, 1
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        self._before(closure is not None)
+        place = self._closure_place(args, kwargs)
+        self._before(place is not None)
         graded = self._graded
         if graded is None:
             return None
-        if closure is None:
+        if place is None:
             graded()
             return None
+        if isinstance(place, str):
+            return args, {**kwargs, place: self._then_graded(kwargs[place], graded)}
+        closure = self._then_graded(args[place], graded)
+        return (*args[:place], closure, *args[place + 1 :]), kwargs
 
-        def then_graded() -> Any:
-            loss = closure()
+    def _closure_place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str | None:
+        """Where among a step's arguments its closure is, if it was given one."""
+        name, place = self._closure or ("", 0)
+        if callable(kwargs.get(name)):
+            return name
+        return place if 0 < place < len(args) and callable(args[place]) else None
+
+    def _then_graded(
+        self, closure: Callable[..., Any], graded: Callable[[], None]
+    ) -> Callable[..., Any]:
+        @wraps(closure)
+        def then_graded(*args: Any, **kwargs: Any) -> Any:
+            if self._ungraded is not None:
+                self._ungraded()
+            loss = closure(*args, **kwargs)
             graded()
             return loss
 
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": then_graded}
-        return (args[0], then_graded, *args[2:]), kwargs
+        return then_graded
 
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth -= 1
-        if self._depth == 0:
-            self._frame = None
-            self._after()
+        if self._depth and _stepping(sys._getframe(1)) is not self._frame:
+            return
+        self._after()
+        self._frame = None
+
+    def settle(self) -> None:
+        """Tell ``stopped`` of a step that is over, and has not come to its end; once of each."""
+        frame = self._frame
+        if frame is None or _on_stack(frame, sys._getframe(1)):
+            return
+        if self._stopped is not None:
+            self._stopped("out" in frame.f_locals)  # what the optimizer has returned, in torch
+        self._frame = None
 
     def remove(self) -> None:
         """Detach; safe to call twice."""
         for handle in self._handles:
             handle.remove()
         self._frame = None
+
+
+def _closure_name(step: Callable[..., Any]) -> tuple[str, int] | None:
+    """Under which name, and in which place, a step takes a closure; place 0 if by name alone."""
+    for place, parameter in enumerate(signature(step).parameters.values()):
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return "closure", place
+        if parameter.kind is parameter.VAR_KEYWORD:
+            return "closure", 0
+        if "closure" in parameter.name:
+            return parameter.name, 0 if parameter.kind is parameter.KEYWORD_ONLY else place
+    return None
 
 
 def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:

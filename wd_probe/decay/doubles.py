@@ -19,6 +19,8 @@ from .undecayed import set_rate
 
 T = TypeVar("T")
 
+_LEAST, _USUAL, _MOST = 1e-4, 1e-3, 10.0  # of learning rates
+
 
 @dataclass(frozen=True, slots=True)
 class Double:
@@ -167,3 +169,11 @@ def random_like(weights: Tensor, generator: torch.Generator) -> Tensor:
     values = torch.rand(weights.shape, generator=generator, dtype=torch.float64) + 0.5
     signs = torch.randint(0, 2, weights.shape, generator=generator) * 2 - 1
     return (values * signs).to(weights)
+
+
+def visible(group: dict[str, Any]) -> float | None:
+    """A learning rate at which a step stands clear of rounding: the group's, if it does."""
+    lr = group.get("lr")
+    if lr is None:
+        return None
+    return live if _LEAST <= (live := float(lr)) <= _MOST else _USUAL

@@ -3,7 +3,7 @@
 A method is two choices: *when* a share of a weight is taken off, and *how strongly* in each layer.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, Self, get_args
@@ -19,6 +19,10 @@ from ..errors import InputError, Teller, shown
 from ..hooks import ForwardHooks, StepHooks, hooked_all
 from ..layering import Layers, chosen_parameters, layers_or, layerwise_rates
 from ..sharding import local, refuse_flat
+from .moments import AfterStep, AheadOfForward, InGradient, WithStep
+from .moments import Moment as AtMoment
+from .moments import voided as voided
+from .updates import Updates
 
 #: When it is taken off: in the gradient, with the step, after the update, before the forward pass.
 Moment = Literal["never", "gradient", "step", "update", "forward"]
@@ -110,31 +114,33 @@ class WeightDecay:
         _check_held(self._names, set(self._held()))
         self._rate = check_rate(rate)
         self._check_live_rates()
-        #: The optimizers whose step the next training-mode forward pass is the first after, with 1
-        #: where that step was void.
-        self._due: dict[Optimizer, Tensor | None] = dict.fromkeys(self.optimizers)
         self._tell = Teller()
-        self._snapshot: dict[Optimizer, list[tuple[Tensor, Tensor, Any]]] = {}
-        self._plain: dict[Optimizer, list[tuple[Tensor, Tensor, Tensor, int]]] = {}
-        self._idle: set[Optimizer] = set()  # whose last step came after no forward pass
-        self._ahead: set[Optimizer] = set()  # decayed for a step that has not come to its end
-        into_gradient = self._into_gradient if self.moment == "gradient" else None
-        self._hooks: list[StepHooks | ForwardHooks] = [
-            StepHooks(
-                one,
-                partial(self._before, one),
-                partial(self._after, one),
-                graded=into_gradient and partial(into_gradient, one),
-            )
-            for one in self.optimizers
+        self._updates = Updates()
+        self._try_updates()
+        self._moments = {one: self._made(one) for one in self.optimizers}
+        self._hooks = [self._around(one, moment) for one, moment in self._moments.items()]
+        self._loading = [
+            one.register_load_state_dict_post_hook(partial(_forget, moment))
+            for one, moment in self._moments.items()
         ]
+        self._forwards = None
         if self.moment == "forward":
-            self._hooks.append(ForwardHooks(model, self._before_forward))
+            self._forwards = ForwardHooks(model, self._before_forward)
         for one in self.optimizers:
             _ATTACHED[one] = ref(self)
 
     def _held(self) -> Iterator[Tensor]:
         return (p for one in self.optimizers for group in one.param_groups for p in group["params"])
+
+    def _try_updates(self) -> None:
+        """Find out what steps depend on before the first of them."""
+        updates = self._updates
+        asks = {"step": updates.reads_weights, "gradient": updates.climbs}
+        for ask in (asks[self.moment],) if self.moment in asks else ():
+            for one in self.optimizers:
+                for group in one.param_groups:
+                    for p in group["params"]:
+                        ask(one, group, p)
 
     def _choose(self) -> None:
         """Which parameters decay, and their layers' shares of λ."""
@@ -189,7 +195,7 @@ class WeightDecay:
 
     def took_nothing(self, optimizer: Optimizer) -> bool:
         """Whether no forward pass, and so no decay of pwd and lpwd, came before its last step."""
-        return optimizer in self._idle
+        return self._moments[optimizer].idle
 
     def _factor(self, parameter: Tensor, group: dict[str, Any]) -> float | Tensor:
         rate = self.rate * self._shares[parameter]
@@ -246,13 +252,24 @@ class WeightDecay:
 
     # --- when it is taken off -----------------------------------------------------------------
 
-    def _jobs(
+    def jobs(
         self, optimizer: Optimizer, needs_grad: bool = True
-    ) -> Iterator[tuple[float | Tensor, list[Tensor]]]:
-        """Every factor and the parameters it falls on."""
+    ) -> Iterator[tuple[float | Tensor, list[Tensor], dict[str, Any]]]:
+        """Every c, the parameters that it falls on, and their group."""
         for group in optimizer.param_groups:
             for _, chosen in self._by_share(group, needs_grad):
-                yield self.factor(chosen[0], group), chosen
+                yield self.factor(chosen[0], group), chosen, group
+
+    def penalties(self, optimizer: Optimizer) -> Iterator[tuple[float, list[Tensor]]]:
+        """What times θ or its sign goes into which gradients: −λ where steps follow gradients."""
+        for group in optimizer.param_groups:
+            for share, chosen in self._by_share(group):
+                rate = self.rate * share
+                yield (-rate if self._updates.climbs(optimizer, group, chosen[0]) else rate), chosen
+
+    def reads_weights(self, optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> bool:
+        """Whether the optimizer's step depends on the weights, beside their gradient."""
+        return self._updates.reads_weights(optimizer, group, p)
 
     def _by_share(
         self, group: dict[str, Any], needs_grad: bool = True
@@ -265,74 +282,57 @@ class WeightDecay:
                 found.setdefault(self._shares[p], []).append(p)
         return found.items()
 
-    def _take_off(self, optimizer: Optimizer, void: Tensor | None, needs_grad: bool = True) -> None:
-        for c, chosen in self._jobs(optimizer, needs_grad):
-            kept = 1 - c if void is None else 1 - c * (1 - void)
-            torch._foreach_mul_([local(p) for p in chosen], kept)
+    def _made(self, optimizer: Optimizer) -> AtMoment:
+        if self.moment == "gradient":
+            return InGradient(optimizer, self, signs=self.method == "l1")
+        kinds: dict[Moment, type[AtMoment]] = {
+            "never": AtMoment,
+            "step": WithStep,
+            "update": AfterStep,
+            "forward": AheadOfForward,
+        }
+        return kinds[self.moment](optimizer, self)
+
+    def _around(self, optimizer: Optimizer, moment: AtMoment) -> StepHooks:
+        graded, ungraded = None, None
+        if isinstance(moment, InGradient):
+            graded, ungraded = _quietly(moment.graded), moment.ungraded
+        return StepHooks(
+            optimizer,
+            partial(self._before, optimizer),
+            partial(self._after, optimizer),
+            graded=graded,
+            ungraded=ungraded,
+            stopped=_quietly(moment.stopped),
+        )
 
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, has_closure: bool) -> None:
         self._take_in(optimizer)
-        self._snapshot.pop(optimizer, None)
-        for p, g, ours, version in self._plain.pop(optimizer, ()):  # a step before this one raised
-            if p.grad is ours and ours._version == version:
-                p.grad = g
-        if self.moment != "step" or optimizer in self._ahead:
-            return
-        if has_closure:  # the gradient is yet to be taken, and is to be taken at θ
-            self._snapshot[optimizer] = [
-                (p, local(p).clone(), c)
-                for c, chosen in self._jobs(optimizer, needs_grad=False)
-                for p in chosen
-            ]
-        else:
-            self._take_off(optimizer, voided(optimizer))
-            self._ahead.add(optimizer)
-
-    @torch.no_grad()
-    def _into_gradient(self, optimizer: Optimizer) -> None:
-        """Give the optimizer g + λθ, or g + λ·sign(θ), in the place of g."""
-        scale = getattr(optimizer, "grad_scale", None)  # of gradients not yet unscaled
-        kept = self._plain.setdefault(optimizer, [])
-        for group in optimizer.param_groups:
-            for share, chosen in self._by_share(group):
-                # one by one: torch 2.7 has no sign of several DTensors
-                terms = chosen if self.method == "l2" else [p.sign() for p in chosen]
-                if scale is not None:
-                    terms = list(torch._foreach_mul(terms, scale))
-                plain = [p.grad for p in chosen if p.grad is not None]
-                added = torch._foreach_add(plain, terms, alpha=self.rate * share)
-                for p, g, ours in zip(chosen, plain, added, strict=True):
-                    p.grad = ours
-                    kept.append((p, g, ours, ours._version))
+        self._moments[optimizer].before(has_closure)
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer) -> None:
-        for p, theta, c in self._snapshot.pop(optimizer, ()):
-            if p.grad is not None:
-                local(p).sub_(theta * c)
-        for p, g, ours, _ in self._plain.pop(optimizer, ()):
-            if p.grad is ours:
-                p.grad = g
-        self._ahead.discard(optimizer)
-        void = voided(optimizer)
-        if self.moment == "update":
-            self._take_off(optimizer, void)
-        self._idle.discard(optimizer)
-        if self.moment == "forward" and optimizer in self._due and self.rate:
-            self._idle.add(optimizer)
+        moment = self._moments[optimizer]
+        moment.after()
+        if moment.idle and self.rate:
             self._tell(
                 f"{self.method} took nothing off in this step: no forward pass of the model in "
                 "training mode came before it; attach to the module that the loop calls"
             )
-        self._due[optimizer] = void
 
     @torch.no_grad()
     def _before_forward(self) -> None:
-        while self._due:
-            optimizer, void = self._due.popitem()
-            self._take_in(optimizer)
-            self._take_off(optimizer, void, needs_grad=False)
+        self._settle()
+        for optimizer, moment in self._moments.items():
+            if moment.due:
+                self._take_in(optimizer)
+                moment.forward()
+
+    def _settle(self) -> None:
+        """See to the steps that have stopped before their end."""
+        for hooks in self._hooks:
+            hooks.settle()
 
     @property
     def has_other_moment(self) -> bool:
@@ -347,10 +347,11 @@ class WeightDecay:
         bit for bit, on leaving; do not step inside.
         """
         kept: list[tuple[Tensor, Tensor]] = []
+        self._settle()
         try:
             with torch.no_grad():
                 for one in self.optimizers if self.has_other_moment else ():
-                    for c, chosen in self._jobs(one, needs_grad=False):
+                    for c, chosen, _ in self.jobs(one, needs_grad=False):
                         parts = [local(p) for p in chosen]
                         kept += [(part, part.clone()) for part in parts]
                         factor = 1 - c if self.moment == "forward" else 1 / (1 - c)
@@ -365,12 +366,16 @@ class WeightDecay:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs; plain values."""
+        self._settle()
+        ahead = {p for moment in self._moments.values() for p in moment.taken_ahead()}
+        names = [name for name, p in self._names.items() if p in ahead]
         return {
             "method": self.method,
             "scale": self.scale,
             "convention": self.convention,
             "rate": self.rate,
-            "due": [k for k, one in enumerate(self.optimizers) if one in self._due],
+            "due": [k for k, one in enumerate(self.optimizers) if self._moments[one].due],
+            **({"ahead": names} if names else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -386,13 +391,20 @@ class WeightDecay:
                     f"{getattr(self, name)!r}"
                 )
         self.rate = state["rate"]
-        self._due = dict.fromkeys(self.optimizers[k] for k in state["due"])
+        for number, moment in enumerate(self._moments.values()):
+            moment.forget()
+            moment.due = number in state["due"]
+            moment.given = {self._names[name] for name in state.get("ahead", ())}
 
     def detach(self) -> None:
         """Stop decaying; safe to call twice."""
+        self._settle()
         for hooks in self._hooks:
             hooks.remove()
-        self._snapshot.clear()
+        for handle in self._loading:
+            handle.remove()
+        if self._forwards is not None:
+            self._forwards.remove()
         for one in self.optimizers:
             if attached(one) is self:
                 del _ATTACHED[one]
@@ -449,7 +461,11 @@ def attached(optimizer: Optimizer) -> WeightDecay | None:
     return None if found is None else found()
 
 
-def voided(optimizer: Optimizer) -> Tensor | None:
-    """1 where `GradScaler` found an overflow that makes a fused optimizer skip this step."""
-    found: Tensor | None = getattr(optimizer, "found_inf", None)
-    return None if found is None else local(found)
+def _forget(moment: AtMoment, _: Optimizer) -> None:
+    """The optimizer has loaded another state: what a stopped step has left is of no account."""
+    moment.forget()
+
+
+def _quietly(call: Callable[..., None]) -> Callable[..., None]:
+    """The call, without gradients."""
+    return torch.no_grad()(call)
