@@ -231,7 +231,7 @@ CALLS = {
 }
 
 
-def attached(model, optimizer, what):
+def attach(model, optimizer, what):
     if what == "probe":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", WdProbeWarning)
@@ -246,7 +246,7 @@ def test_what_is_no_closure_is_passed_on_untouched(name, what):
     step, args, kwargs = CALLS[name]
     model = small()
     optimizer = with_step(step)(model.parameters(), lr=0.1)
-    attached(model, optimizer, what)
+    attach(model, optimizer, what)
     plain = with_step(step)([nn.Parameter(torch.zeros(2))], lr=0.1)
     before = [p.detach().clone() for p in model.parameters()]
     model(batch(0)[0]).sum().backward()

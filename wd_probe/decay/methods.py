@@ -21,7 +21,6 @@ from ..layering import Layers, chosen_parameters, layers_or, layerwise_rates
 from ..sharding import local, refuse_flat
 from .moments import AfterStep, AheadOfForward, InGradient, WithStep
 from .moments import Moment as AtMoment
-from .moments import voided as voided
 from .updates import Updates
 
 #: When it is taken off: in the gradient, with the step, after the update, before the forward pass.

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..decay.methods import attached, voided
+from ..decay.methods import attached
+from ..decay.moments import voided
 from ..decay.undecayed import undecayed
 from ..errors import Teller, first_line
 from ..sharding import Shards, local
