@@ -239,6 +239,7 @@ def test_ctrl_c_leaves_what_was_measured(trained, tmp_path):
     assert [row["step"] for row in rows(tmp_path / "z/curve.csv")] == ["0", "1", "2", "3"]
 
 
+@pytest.mark.filterwarnings("always::wd_probe.WdProbeWarning")
 def test_the_head_is_replaced_only_when_asked(wdprobe, trained, tmp_path):
     seven = timm.create_model("test_convnext", num_classes=7).state_dict()
     save_file(seven, str(tmp_path / "seven.safetensors"))
@@ -250,6 +251,7 @@ def test_the_head_is_replaced_only_when_asked(wdprobe, trained, tmp_path):
     code, out, err = wdprobe(*given, "--reset-head", "--json")
     assert code == 0, err
     assert json.loads(out)["classes"] == 10
+    assert "warning: the head head.fc starts anew" in err
 
 
 BAD = {
