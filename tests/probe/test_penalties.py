@@ -350,3 +350,48 @@ def test_each_optimizers_own_rule():
     assert record.tensors["0.weight"].total_penalty > 0
     assert record.tensors["2.weight"].total_penalty > 0
     assert record.tensors["3.weight"].penalized == 0
+
+
+def flipped(optimizer):
+    optimizer.param_groups[0]["decoupled_weight_decay"] ^= True
+
+
+def loaded(optimizer):
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][0]["decoupled_weight_decay"] ^= True
+    optimizer.load_state_dict(state)
+
+
+def reordered(optimizer):
+    optimizer.param_groups.reverse()
+
+
+def replaced(optimizer):
+    group = optimizer.param_groups.pop()
+    del optimizer.param_groups[0]
+    optimizer.add_param_group(group)
+
+
+@pytest.mark.filterwarnings("ignore:Adam")
+@pytest.mark.parametrize("change", [flipped, loaded, reordered, replaced])
+def test_a_groups_rule_is_that_of_its_options_as_they_stand(change):
+    def run(changed_ahead):
+        model = small()
+        matrices = [p for p in model.parameters() if p.ndim > 1]
+        groups = [{"params": matrices[::2]}, {"params": matrices[1::2]}]
+        groups[1]["decoupled_weight_decay"] = True
+        optimizer = torch.optim.Adam(groups, lr=0.1, weight_decay=2.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", WdProbeWarning)
+            probe = OpposingPenaltyProbe(model, optimizer)
+            train(model, optimizer, 2)
+            change(optimizer)
+            if changed_ahead:
+                probe.close()
+                probe = OpposingPenaltyProbe(model, optimizer)
+            train(model, optimizer, 2)
+        return probe.records[-2:]
+
+    attached, fresh = run(False), run(True)
+    assert [r.tensors for r in attached] == [r.tensors for r in fresh]
+    assert all(r.penalized for r in fresh)

@@ -1,7 +1,9 @@
 """What a step takes off each weight: an attached WeightDecay says it, or an optimizer's effect."""
 
+import inspect
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -137,7 +139,8 @@ class Penalties:
     ) -> None:
         self._optimizer, self._exact, self._reading = optimizer, exact, reading
         self._effects, self._tell = effects, tell
-        self._own_effects: dict[tuple[int, int], Effect] = {}
+        self._own_effects: dict[tuple[Any, ...], Effect] = {}
+        self._telling = _telling(optimizer)
         self._steps_twice = exact is not False
 
     def of(self, live: Sequence[Sequence[Tensor]]) -> Penalized:
@@ -227,7 +230,8 @@ class Penalties:
         return Penalty(way, c, rate, group)
 
     def _effect(self, number: int, group: dict[str, Any], like: Tensor) -> Effect:
-        key = (number, like.ndim)
+        momentum = bool(group.get("momentum"))
+        key = (number, like.ndim, momentum, *map(group.get, self._telling))
         if key in self._own_effects:
             return self._own_effects[key]
         known = (*_options(self._optimizer, group), like.ndim, like.dtype, like.device)
@@ -246,6 +250,22 @@ class Penalties:
                 '"wd", rate=...) for the paper\'s decay'
             )
         return effect
+
+
+def _telling(optimizer: Optimizer) -> tuple[str, ...]:
+    """Options that may tell by which rule a group decays, whenever they change.
+
+    Flags, and what the class is made with, but for what schedules move: η, λ and the momenta.
+    """
+    made_with = inspect.signature(type(optimizer)).parameters
+    options = {name: value for group in optimizer.param_groups for name, value in group.items()}
+    return tuple(
+        name
+        for name, value in options.items()
+        if isinstance(value, bool)
+        or (name in made_with and isinstance(value, NoneType | int | float | str))
+        if name not in ("lr", "weight_decay", "momentum") and not name.startswith("beta")
+    )
 
 
 def _options(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:
