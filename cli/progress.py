@@ -157,7 +157,7 @@ class SweepProgress(ScanProgress):
         self._show()
 
     def cell_ended(self, cell: Any, summary: Any) -> None:
-        """One is done; say so if it came to nothing."""
+        """One is done; say so if it failed."""
         self._running, self._ended = self._running - 1, self._ended + 1
         status = summary["status"]
         if status in self._lost:

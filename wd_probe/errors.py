@@ -23,7 +23,7 @@ class Interrupted(RunError):
     """A run that was ended by Ctrl-C; what was measured is kept.
 
     Attributes:
-        resumes: whether the same command goes on with it.
+        resumes: whether the same command resumes it.
     """
 
     def __init__(self, message: str, *, resumes: bool = False) -> None:

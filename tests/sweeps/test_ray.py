@@ -125,7 +125,7 @@ def test_ctrl_c_ends_what_runs_on_ray(tmp_path):
     finally:
         process.kill()
     assert process.returncode == 1, err
-    assert "interrupted: 0 of 3 cells are in s; the same command goes on with the rest" in err
+    assert "interrupted: 0 of 3 cells are in s; the same command resumes the rest" in err
     wait_for(lambda: not workers(mark), 20)
 
 

@@ -59,7 +59,7 @@ def _chosen(run: Run, key: str) -> object:
 
 
 def results(run: Run) -> tuple[str, ...]:
-    """What a run came to: steps, top-1, mean R_op, half-life, status."""
+    """A run's results: steps, top-1, mean R_op, half-life, status."""
     scan = is_scan(run)
     first = (run.curve.get("top1") or [math.nan])[0]
     return (

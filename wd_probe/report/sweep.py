@@ -58,7 +58,7 @@ class Sweep:
         return settings(*zip(*known, strict=True)) if known else []
 
     def counts(self) -> dict[str, int]:
-        """How many cells came to each end."""
+        """How many cells ended in each way."""
         ends = [str(summary["status"]) for _, summary in self.cells]
         return dict(Counter(ends + [status for status, _ in self.without.values()]))
 
@@ -96,7 +96,7 @@ def _without_result(folder: Path, summary: Summary | None) -> tuple[str, str] | 
         return "failed", str(summary.get("error"))
     ended = summary is not None and summary["status"] in ("finished", "diverged")
     if not ended or (folder / "incomplete").exists():
-        return "unfinished", "the sweep's own command goes on with it"
+        return "unfinished", "the sweep's own command resumes it"
     return None
 
 
@@ -149,7 +149,7 @@ class Group:
         return found
 
     def top1(self, setting: Setting) -> float:
-        """Its test top-1, mean over seeds; NaN where no seed came to a usable model."""
+        """Its test top-1, mean over seeds; NaN where no seed gave a usable model."""
         return setting.mean(*TOP1[self.basis])
 
     def best(self) -> dict[str, Setting]:
@@ -211,7 +211,7 @@ def _shown(group: Group) -> dict[str, Any]:
 def _findings(group: Group) -> list[str]:
     best = group.best()
     if not best:
-        return [f"{group.title}: no setting came to a usable model."]
+        return [f"{group.title}: no setting gave a usable model."]
     found = [f"{group.title}: {_lead(group, best)}."]
     moves = {m: move for m, s in best.items() if (move := _change(group, s, 10)) is not None}
     if moves:
@@ -259,7 +259,7 @@ def _spread(group: Group, setting: Setting) -> str:
 
 
 def _kept(setting: Setting) -> str:
-    """The seeds that came to a usable model."""
+    """The seeds that gave a usable model."""
     count = len(setting.cells)
     return f"{count - setting.diverged} of {count}" if setting.diverged else f"{count}"
 

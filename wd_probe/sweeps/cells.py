@@ -1,4 +1,4 @@
-"""Grids of training runs: one run folder a cell, to be killed and gone on with at any time."""
+"""Grids of training runs: one run folder a cell, to be killed and resumed at any time."""
 
 import contextlib
 import gc
@@ -38,7 +38,7 @@ class SweepListener(Protocol):
         """A cell is begun."""
 
     def cell_ended(self, cell: Cell, summary: Summary) -> None:
-        """A cell came to its end, whatever that was."""
+        """A cell has ended, in whatever way."""
 
 
 class Runner(Protocol):
@@ -106,7 +106,7 @@ def sweep(
         ended = sum(summary["status"] != "failed" for summary in done.values())
         raise Interrupted(
             f"interrupted: {ended} of {len(cells)} cells are in {folder}; the same command "
-            "goes on with the rest",
+            "resumes the rest",
             resumes=True,
         ) from None
     return [done[cell.name] for cell in cells]

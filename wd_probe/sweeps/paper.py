@@ -86,7 +86,7 @@ def _published(dataset: str, model: str, opt: str, method: str, table: str) -> s
 
 @dataclass(slots=True)
 class Result:
-    """What an experiment came to: rows of a table, lines that say how they came about, figures."""
+    """The result of an experiment: rows of a table, lines that say how they were made, figures."""
 
     columns: tuple[str, ...] = ()
     rows: list[tuple[str, ...]] = field(default_factory=list)
@@ -100,7 +100,7 @@ class PaperListener(SweepListener, ScanListener, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """An experiment, its grid, and what the grid came to."""
+    """An experiment, its grid, and the grid's results."""
 
     name: str
     options: PaperOptions
@@ -164,7 +164,7 @@ def reproduce(
     Raises:
         InputError: an unknown experiment, or options, data or models that cannot be used.
         Busy: another process is writing to the folder.
-        RunError: interrupted, or no cell came to anything.
+        RunError: interrupted, or no cell gave a result.
     """
     check_choice(name, "experiment", EXPERIMENTS)
     cells = paper_grid(EXPERIMENTS[name], options)

@@ -60,7 +60,7 @@ class Setting:
 
     @property
     def diverged(self) -> int:
-        """How many of the cells came to no usable model."""
+        """How many of the cells gave no usable model."""
         return sum(cell["status"] != "finished" for cell in self.cells)
 
 
@@ -254,7 +254,7 @@ def merit(setting: Setting, by: Basis) -> tuple[float, ...]:
 def change(chosen: Setting, other: Setting, *path: str) -> float:
     """By how much a figure's mean over seeds differs in another setting from the chosen one's.
 
-    It goes to 0 where a seed of the other came to no usable model.
+    It goes to 0 where a seed of the other gave no usable model.
     """
     return (0.0 if other.diverged else other.mean(*path)) - chosen.mean(*path)
 
