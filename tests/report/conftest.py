@@ -4,16 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.small import Silent
 from wd_probe.sweeps import cells as sweeps
 from wd_probe.sweeps import grid
 from wd_probe.training import scan as zeroshot
 from wd_probe.training.options import TrainOptions
 from wd_probe.training.train import train
-
-
-class Silent:
-    def __getattr__(self, _):
-        return lambda *_: None
 
 
 @pytest.fixture(scope="session")
