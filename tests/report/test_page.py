@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,22 @@ def test_the_command(wdprobe, folders, copy, tmp_path):
     assert re.fullmatch(r"runs/report-2-runs-[\d-]+\.html", result["page"])
     assert [r["kind"] for r in result["runs"]] == ["rop", "rop"]
     assert (tmp_path / result["page"]).is_file()
+
+
+def test_a_page_loads_neither_torch_nor_timm(tmp_path):
+    code = (
+        "import sys\n"
+        "from wd_probe.cli.main import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print({'torch', 'timm', 'jinja2'} & set(sys.modules))"
+    )
+    runs = [OLD / "rop", OLD / "sweep", "--output", tmp_path / "page.html"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "report", *runs], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "{'jinja2'}"
 
 
 @pytest.mark.parametrize("several", [False, True])

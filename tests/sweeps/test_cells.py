@@ -19,8 +19,8 @@ from tests.sweeps.conftest import AXES, BASE, TINY, Told, quick_train, stamps, w
 from wd_probe import InputError, RunError
 from wd_probe.report.sweep import groups, read_sweep
 from wd_probe.sweeps.cells import failure, finished, run_cell, sweep
-from wd_probe.sweeps.cells import rows as told
 from wd_probe.sweeps.grid import grid
+from wd_probe.sweeps.ledger import rows as told
 from wd_probe.sweeps.results import settings
 from wd_probe.training.options import TrainOptions
 

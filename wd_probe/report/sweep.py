@@ -12,8 +12,7 @@ from ..errors import InputError, printable, shown_line
 from ..runs import figures
 from ..runs.reading import read_json
 from ..runs.schema import Contents, RunConfig, RunSummary
-from ..sweeps.cells import Summary
-from ..sweeps.grid import Cell
+from ..sweeps.grid import Cell, Summary
 from ..sweeps.results import (
     CHOICE,
     TOP1,

@@ -4,8 +4,8 @@ import contextlib
 import gc
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,15 +17,13 @@ from ..runs.locks import LOCK, Lock
 from ..runs.reading import read_json
 from ..runs.schema import RunSummary
 from ..training.checkpoint import RECOVERY
-from ..training.options import ELSEWHERE, TrainOptions
+from ..training.options import TrainOptions
 from ..training.train import prepare, train
-from .grid import AXES, Cell, require_consent
-from .ledger import Ledger
+from .grid import AXES, Cell, Summary, require_consent
+from .ledger import Ledger, figures, rows
 
 #: Lies in a cell's folder until all of its files are written.
 _INCOMPLETE = "incomplete"
-
-Summary = Mapping[str, Any]
 
 
 class SweepListener(Protocol):
@@ -230,45 +228,3 @@ def failure(cell: Cell, folder: Path, reason: str, seconds: float) -> Summary:
             return done
         write_whole(own / "summary.json", dumps(failed, indent=2) + "\n")
     return failed
-
-
-# --- a row for each cell --------------------------------------------------------------------------
-
-
-def rows(cells: Sequence[Cell], summaries: Sequence[Summary | None]) -> list[dict[str, Any]]:
-    """What ``cells.csv`` says of each cell: its place in the grid, status and main figures.
-
-    Args:
-        cells: of a grid.
-        summaries: of each; None for a cell that is not finished.
-    """
-    others = other_axes(cells)
-    return [
-        {
-            "cell": cell.name,
-            **{name: getattr(cell.options, name) for name in (*AXES, *others)},
-            "lr": cell.options.learning_rate,
-            **figures(summary),
-        }
-        for cell, summary in zip(cells, summaries, strict=True)
-    ]
-
-
-def figures(summary: Summary | None) -> dict[str, Any]:
-    """Status and main figures of a run; None where it has none."""
-    of = summary or {"status": "waiting"}
-    return {
-        "status": of["status"],
-        "top1": of.get("top1"),
-        "best10": (of.get("best10") or {}).get("mean"),
-        "val_top1": of.get("val_top1"),
-        "R_op": (of.get("rate") or {}).get("mean"),
-        "seconds": of.get("seconds"),
-        "error": of.get("error"),
-    }
-
-
-def other_axes(cells: Sequence[Cell]) -> list[str]:
-    """The options besides the usual ones in which cells differ."""
-    names = [f.name for f in fields(TrainOptions) if f.name not in (*AXES, *ELSEWHERE)]
-    return [name for name in names if len({getattr(c.options, name) for c in cells}) > 1]

@@ -30,6 +30,9 @@ _NESTED = (
 )  # fmt: skip
 _SHOWN = 20  # values of an axis, in a message
 
+#: What a cell's run ended with; see `runs.schema.RunSummary`.
+Summary = Mapping[str, Any]
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -64,6 +67,12 @@ def grid(base: TrainOptions, axes: Mapping[str, Sequence[Any]]) -> tuple[Cell, .
         cell = _cell(options)
         found[cell.name] = cell
     return tuple(found.values())
+
+
+def other_axes(cells: Sequence[Cell]) -> list[str]:
+    """The options besides the usual ones in which cells differ."""
+    names = [f.name for f in fields(TrainOptions) if f.name not in (*AXES, *ELSEWHERE)]
+    return [name for name in names if len({getattr(c.options, name) for c in cells}) > 1]
 
 
 def _cell(options: TrainOptions) -> Cell:

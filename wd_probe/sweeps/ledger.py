@@ -1,4 +1,4 @@
-"""A CSV file that is rewritten in one move whenever a row changes."""
+"""``cells.csv``: a row for each cell of a grid, rewritten in one move whenever one changes."""
 
 import csv
 import io
@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import WdProbeWarning
 from ..runs.folder import write_whole
+from .grid import AXES, Cell, Summary, other_axes
 
 
 class Ledger:
@@ -55,3 +56,36 @@ def _line(values: Any) -> str:
         ["" if isinstance(v, float) and not math.isfinite(v) else v for v in values]
     )
     return text.getvalue()
+
+
+def rows(cells: Sequence[Cell], summaries: Sequence[Summary | None]) -> list[dict[str, Any]]:
+    """What ``cells.csv`` says of each cell: its place in the grid, status and main figures.
+
+    Args:
+        cells: of a grid.
+        summaries: of each; None for a cell that is not finished.
+    """
+    others = other_axes(cells)
+    return [
+        {
+            "cell": cell.name,
+            **{name: getattr(cell.options, name) for name in (*AXES, *others)},
+            "lr": cell.options.learning_rate,
+            **figures(summary),
+        }
+        for cell, summary in zip(cells, summaries, strict=True)
+    ]
+
+
+def figures(summary: Summary | None) -> dict[str, Any]:
+    """Status and main figures of a run; None where it has none."""
+    of = summary or {"status": "waiting"}
+    return {
+        "status": of["status"],
+        "top1": of.get("top1"),
+        "best10": (of.get("best10") or {}).get("mean"),
+        "val_top1": of.get("val_top1"),
+        "R_op": (of.get("rate") or {}).get("mean"),
+        "seconds": of.get("seconds"),
+        "error": of.get("error"),
+    }

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import InputError, RunError, shown, shown_line
-from .cells import Summary, SweepListener, failure, run_cell
-from .grid import Cell
+from .cells import SweepListener, failure, run_cell
+from .grid import Cell, Summary
 
 #: How often a cell whose worker died is begun anew.
 RETRIES = 3

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .cells import Summary, other_axes, rows
-from .grid import AXES, Cell
+from .grid import AXES, Cell, Summary, other_axes
+from .ledger import rows
 
 Basis = Literal["validation", "test"]
 #: By what the best setting is chosen, and what is then told of it: paths in a cell's summary.
