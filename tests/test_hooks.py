@@ -12,7 +12,7 @@ from wd_probe.decay.methods import attached
 from wd_probe.hooks import ForwardHooks, StepHooks, hooked
 
 
-def test_the_outermost_hooks_run_before_and_after_all_others():
+def test_the_outermost_hooks_run_around_all_others():
     model = small()
     optimizer = adamw(model.parameters())
     seen = []
@@ -29,15 +29,40 @@ def test_the_outermost_hooks_run_before_and_after_all_others():
     optimizer.register_step_pre_hook(lambda *_: seen.append("pre"))
     optimizer.register_step_post_hook(lambda *_: seen.append("post"))
     both = hooks("inner"), hooks("outer", outermost=True)
-    train(model, optimizer, 1)
-    ahead = ["before outer", "graded outer", "pre", "before inner", "graded inner"]
-    assert seen == [*ahead, "after inner", "post", "after outer"]
+    optimizer.register_step_pre_hook(lambda *_: seen.append("late pre"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("late post"))
+    ahead = ["before outer", "pre", "before inner", "late pre", "graded outer", "graded inner"]
+    for _ in range(2):
+        seen.clear()
+        train(model, optimizer, 1)
+        assert seen == [*ahead, "after inner", "after outer", "post", "late post"]
     for one in both:
         one.remove()
         one.remove()
     seen.clear()
     train(model, optimizer, 1)
-    assert seen == ["pre", "post"]
+    assert seen == ["pre", "late pre", "post", "late post"]
+
+
+def test_a_step_that_a_hook_stops_leaves_nothing_for_the_next():
+    model, seen = small(), []
+    optimizer = adamw(model.parameters())
+    StepHooks(optimizer, lambda _: None, lambda: None, graded=lambda: seen.append(1))
+    stopping = [True]
+
+    def stop(*_):
+        if stopping.pop():
+            raise ArithmeticError
+
+    once = []
+    optimizer.register_step_pre_hook(stop)
+    once.append(optimizer.register_step_pre_hook(lambda *_: once.pop().remove() if once else None))
+    with pytest.raises(ArithmeticError):
+        optimizer.step()
+    stopping += [False] * 2
+    optimizer.step()
+    optimizer.step()
+    assert seen == [1, 1]
 
 
 @pytest.mark.parametrize("name", ["_base_optimizer", "base_optimizer", "optimizer"])

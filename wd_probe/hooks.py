@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
 from types import FrameType
@@ -17,6 +18,9 @@ from .errors import InputError
 
 #: Under these names wrappers (timm's Lookahead, accelerate, SAM) keep the optimizer they wrap.
 _INNER = ("_base_optimizer", "base_optimizer", "optimizer")
+
+#: The numbers of the hooks that come first of all after a step.
+_FIRST: set[int] = set()
 
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -67,12 +71,14 @@ def hooked_all(optimizers: Optimizer | Iterable[Optimizer]) -> tuple[Optimizer, 
 class StepHooks:
     """Calls ``before``, ``graded`` and ``after`` around every outermost ``optimizer.step()``.
 
-    ``before(has_closure)`` comes first, ``graded()`` once the gradient is there (at once, or after
-    every call of the closure, each of which ``ungraded()`` precedes), ``after()`` last. A subclass
-    that calls ``super().step()`` fires torch's hooks twice, and a step that raises fires the first
-    and not the second; both are told apart by whether the earlier call is still on the stack. A
-    step that has not come to its end is told to ``stopped(returned)`` ahead of the next one, or
-    when `settle` is called: ``returned`` is whether the optimizer itself had done its work.
+    ``before(has_closure)`` comes first, ``graded()`` once the gradient is there as the optimizer
+    will see it (when every other hook has seen to it, or after every call of the closure, each of
+    which ``ungraded()`` precedes), ``after()`` when the optimizer has done its work, ahead of what
+    other hooks do to the weights. A subclass that calls ``super().step()`` fires torch's hooks
+    twice, and a step that raises fires the first and not the second; both are told apart by whether
+    the earlier call is still on the stack. A step that has not come to its end is told to
+    ``stopped(returned)`` ahead of the next one, or when `settle` is called: ``returned`` is whether
+    the optimizer itself had done its work.
     """
 
     def __init__(
@@ -86,7 +92,7 @@ class StepHooks:
         stopped: Callable[[bool], None] | None = None,
         outermost: bool = False,
     ) -> None:
-        """Attach; ``outermost`` runs before every other hook, and after every other one."""
+        """Attach; ``outermost`` is around those that are not: before them, and after them."""
         self._before, self._graded, self._after = before, graded, after
         self._ungraded, self._stopped = ungraded, stopped
         self._closure = _closure_name(type(optimizer).step)
@@ -95,13 +101,23 @@ class StepHooks:
         pre = optimizer.register_step_pre_hook(_untraced(self._pre))
         post = optimizer.register_step_post_hook(_untraced(self._post))
         self._handles = (pre, post)
-        moved = pre if outermost else post
-        hooks = moved.hooks_dict_ref()
-        assert hooks is not None
-        hooks.move_to_end(moved.id, last=False)
+        pres, posts = (handle.hooks_dict_ref() for handle in self._handles)
+        assert pres is not None
+        assert posts is not None
+        posts.move_to_end(post.id, last=False)
+        if not outermost:
+            _FIRST.add(post.id)
+            return
+        pres.move_to_end(pre.id, last=False)
+        for inner in [number for number in reversed(posts) if number in _FIRST]:
+            posts.move_to_end(inner, last=False)
 
     def _pre(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        optimizer: Optimizer,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        is_traced: bool = False,
     ) -> _Arguments | None:
         caller = _stepping(sys._getframe(1))
         if self._frame is not None and _on_stack(self._frame, caller):
@@ -115,12 +131,27 @@ class StepHooks:
         if graded is None:
             return None
         if place is None:
-            graded()
+            self._when_ready(graded, caller, is_traced)
             return None
         if isinstance(place, str):
             return args, {**kwargs, place: self._then_graded(kwargs[place], graded)}
         closure = self._then_graded(args[place], graded)
         return (*args[:place], closure, *args[place + 1 :]), kwargs
+
+    def _when_ready(self, graded: Callable[[], None], step: FrameType, is_traced: bool) -> None:
+        """Call it when the last of the hooks ahead of a step has run."""
+        hooks = self._handles[0].hooks_dict_ref()
+        assert hooks is not None
+        last = next(reversed(hooks))
+        hook = hooks[last]
+        if isinstance(hook, _Last) and hook.step is not step:  # that one was stopped
+            hook = hooks[last] = hook.hook
+        if isinstance(hook, _Last):
+            hook.then.append(graded)
+        elif last == self._handles[0].id or is_traced:
+            graded()  # to a compiled step, hooks are what they were when it began
+        else:
+            hooks[last] = _Last(hook, [graded], step, hooks, last)
 
     def _closure_place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str | None:
         """Where among a step's arguments its closure is, if it was given one."""
@@ -142,7 +173,7 @@ class StepHooks:
 
         return then_graded
 
-    def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _post(self, *_: Any) -> None:
         self._depth -= 1
         if self._depth and _stepping(sys._getframe(1)) is not self._frame:
             return
@@ -165,6 +196,25 @@ class StepHooks:
         self._frame = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """The last hook ahead of one step, in whose place this stands, and what is to follow it."""
+
+    hook: Callable[..., Any]
+    then: list[Callable[[], None]]
+    step: FrameType
+    hooks: dict[int, Callable[..., Any]]
+    number: int
+
+    def __call__(self, *arguments: Any) -> Any:
+        result = self.hook(*arguments)
+        if self.number in self.hooks:
+            self.hooks[self.number] = self.hook
+        for call in self.then:
+            call()
+        return result
+
+
 def _closure_name(step: Callable[..., Any]) -> tuple[str, int] | None:
     """Under which name, and in which place, a step takes a closure; place 0 if by name alone."""
     for place, parameter in enumerate(signature(step).parameters.values()):
@@ -182,7 +232,7 @@ def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
-            return _outside_the_graph(hook, *arguments)
+            return _outside_the_graph(hook, *arguments, True)
         return hook(*arguments)
 
     return call

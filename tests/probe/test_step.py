@@ -471,3 +471,41 @@ def test_steps_inside_a_cuda_graph_are_told(monkeypatch):
     with pytest.warns(WdProbeWarning, match="a CUDA graph replays its steps without hooks"):
         train(model, optimizer, 2)
     assert not probe.records
+
+
+@pytest.mark.filterwarnings("ignore:SGD", "ignore:l2 goes")
+@pytest.mark.parametrize("kind", ["own", "attached"])
+@pytest.mark.parametrize("late", [False, True])
+def test_hooks_that_clip_gradients_are_seen_by_the_copy_and_later_clamps_are_not(kind, late):
+    def run(hooked):
+        model, clamped = small(), []
+        rate = 0.3 if kind == "own" else 0.0
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9, weight_decay=rate)
+
+        def clip(*_):
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+
+        def clamp(*_):
+            for p in model.parameters():
+                clamped.append(p.detach().clone())
+                p.detach().clamp_(-0.2, 0.2)
+
+        def hook():
+            if hooked:
+                optimizer.register_step_pre_hook(clip)
+                optimizer.register_step_post_hook(clamp)
+
+        if not late:
+            hook()
+        if kind == "attached":
+            WeightDecay(model, optimizer, "l2", rate=0.3)
+        probe = OpposingPenaltyProbe(model, optimizer, exact=True)
+        if late:
+            hook()
+        if hooked:
+            train(model, optimizer, 4)
+        else:
+            train(model, optimizer, 4, clip, clamp)
+        return probe.records
+
+    assert run(True) == run(False)
