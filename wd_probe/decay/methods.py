@@ -296,6 +296,8 @@ class WeightDecay:
         graded, ungraded = None, None
         if isinstance(moment, InGradient):
             graded, ungraded = _quietly(moment.graded), moment.ungraded
+        elif isinstance(moment, WithStep):
+            graded = _quietly(moment.graded)
         return StepHooks(
             optimizer,
             partial(self._before, optimizer),

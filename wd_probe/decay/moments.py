@@ -173,7 +173,17 @@ class WithStep(Moment):
         self._has_closure = False
 
     def before(self, has_closure: bool) -> None:
+        """Keep θ where the gradient is yet to be taken."""
+        self._has_closure, self._kept, self._owed = has_closure, [], []
+        if has_closure:
+            self._prepare(has_closure)
+
+    def graded(self) -> None:
         """Keep θ, or take cθ off, but for what a stopped step has taken off already."""
+        if not self._has_closure:
+            self._prepare(has_closure=False)
+
+    def _prepare(self, has_closure: bool) -> None:
         done, left = self.taken_ahead(), self._ahead
         kept, ahead = [], []
         for c, weights, group in self.rates.jobs(self.optimizer, needs_grad=not has_closure):
@@ -187,7 +197,7 @@ class WithStep(Moment):
                 kept.append((c, keep, [local(p).clone() for p in keep]))
             if take:
                 ahead.append(_Share(c, take))
-        self._has_closure, self._kept, self._owed = has_closure, kept, []
+        self._kept = kept
         self._marks, self._ahead = None, [*left, *ahead]
         for share in ahead:
             share.take(voided(self.optimizer))
