@@ -1,6 +1,8 @@
 """What is prepared for a step holds as long as it may."""
 
+import math
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests import reference
-from tests.small import batch
-from wd_probe import OpposingPenaltyProbe, WeightDecay, layers
+from tests.small import LR, batch
+from wd_probe import OpposingPenaltyProbe, WdProbeWarning, WeightDecay, layers
 
 
 def test_weights_reshaped_in_place():
@@ -89,7 +91,7 @@ def changes(draw, model, optimizer, decay):
     }
 
 
-@pytest.mark.filterwarnings("ignore:AdamW has weight_decay=0")
+@pytest.mark.filterwarnings("ignore:AdamW has weight_decay=0", "ignore:bfloat16 rounds decay")
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("keep", ["whole", "half", "nothing"])
 def test_what_is_kept_from_step_to_step_follows_every_change(seed, keep):
@@ -117,3 +119,40 @@ def test_what_is_kept_from_step_to_step_follows_every_change(seed, keep):
     for one, other in zip(probe.records, forgetful.records, strict=True):
         assert np.array_equal(one.values, other.values)
     assert probe.total.penalized > 1000
+
+
+@pytest.mark.parametrize("way", ["foreach", "for-loop", "fused", "wd", "rwd", "pwd"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("relative", [0.2, 0.7, 1.5])
+def test_decay_that_is_rounded_away_penalizes_nothing(way, dtype, relative):
+    """Fact 27: (1 - c)θ is θ again where c is small beside half a unit in the last place."""
+    c = relative * torch.finfo(dtype).eps / 2
+    attached = way in ("wd", "rwd", "pwd")
+    torch.manual_seed(0)
+    model = nn.Linear(40, 50).to(dtype)
+    rate = c / LR
+    kind = {"fused": way == "fused", "foreach": way == "foreach"}
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LR, weight_decay=0.0 if attached else rate, eps=1e-3, **kind
+    )
+    if attached:
+        WeightDecay(model, optimizer, way, rate=rate)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", WdProbeWarning)
+        probe = OpposingPenaltyProbe(model, optimizer)
+        before = [p.detach().clone() for p in model.parameters()]
+        model(torch.randn(8, 40, dtype=dtype)).square().mean().backward()
+        optimizer.step()
+    if way == "rwd":
+        before = [p.detach() for p in model.parameters()]
+    moved = [p * (1 - c) != p for p in before]
+    penalized = int(sum(m.sum() for m in moved)) if way != "fused" else 2050
+    (record,) = probe.records
+    assert record.penalized == pytest.approx(penalized, abs=30 if way in ("rwd", "pwd") else 0)
+    assert (record.total.flipped > 0) == (record.penalized > 0)
+    texts = [str(one.message) for one in told if "rounds decay" in str(one.message)]
+    assert len(texts) == (way != "fused" and relative < 1)
+    if relative < 0.5 and way != "fused":
+        assert record.penalized == 0
+        assert math.isnan(record.rate)
+        assert f"on all from {rate / relative:.2g}" in texts[0]

@@ -49,12 +49,21 @@ _EXACTLY = (
 
 @dataclass(frozen=True, slots=True)
 class Penalty:
-    """What is taken off tensors that are alike."""
+    """What is taken off tensors that are alike.
+
+    Attributes:
+        way: how it is found.
+        c: the share.
+        rate: λ.
+        group: of the optimizer.
+        is_stored: whether decay and the step's own move are rounded one by one.
+    """
 
     way: Way
     c: float | Tensor
-    rate: float  # λ
+    rate: float
     group: dict[str, Any]
+    is_stored: bool = True
 
     @property
     def factor(self) -> float | Tensor:
@@ -155,6 +164,7 @@ class Penalties:
                     known[kind] = None
                     one = self._penalty(decay, number, p)
                     if one is not None and (one.way != "exact" or self._steps_twice):
+                        self._tell_rounding(one, p.dtype)
                         known[kind] = len(found.penalties)
                         found.penalties.append(one)
                 at = known[kind]
@@ -227,7 +237,23 @@ class Penalties:
             return None
         way = "exact" if self._exact else _OWN_WAYS[effect.rule]
         c = 0.0 if way == "exact" else effect.factor(group)
-        return Penalty(way, c, rate, group)
+        return Penalty(way, c, rate, group, is_stored=not group.get("fused"))
+
+    def _tell_rounding(self, one: Penalty, dtype: torch.dtype) -> None:
+        """Say where numbers of 16 bits are too coarse for what decay takes off (theory fact 27)."""
+        if dtype.itemsize != 2 or not one.is_stored or one.way == "exact":
+            return
+        half = torch.finfo(dtype).eps / 2
+        if isinstance(one.c, Tensor) or not 0 < one.c < half:
+            return
+        name = str(dtype).removeprefix("torch.")
+        share = "every weight" if one.c < half / 2 else "some weights"
+        acting = half / one.c * one.rate
+        self._tell(
+            f"{name} rounds decay by c = {one.c:.2g} away from {share}, not penalized: at this "
+            f"learning rate λ acts on some from {acting / 2:.2g} on, and on all from {acting:.2g}",
+            about=f"rounding of {name}",
+        )
 
     def _effect(self, number: int, group: dict[str, Any], like: Tensor) -> Effect:
         momentum = bool(group.get("momentum"))

@@ -37,13 +37,16 @@ class Plan:
         self.rows = rows
         self._weights, self._ways, self._version = penalized.weights, _ways(penalized), version
         self._places = places(self._weights)
-        falls_after = penalized.of_each([one.falls_after for one in penalized.penalties])
         self._pairs: list[tuple[Tensor | Moved, Tensor]] = []
-        for p, before, turned in zip(self._weights, befores, falls_after, strict=True):
-            if turned and isinstance(before, Tensor):
-                self._pairs.append((local(p), before))
-            else:
-                self._pairs.append((before, local(p)))
+        self._coarse: list[tuple[int, Tensor, Tensor, bool]] = []
+        penalties = penalized.of_each(penalized.penalties)
+        for k, (p, before, one) in enumerate(zip(self._weights, befores, penalties, strict=True)):
+            pair: tuple[Tensor | Moved, Tensor] = before, local(p)
+            if p.dtype.itemsize == 2 and one.is_stored and isinstance(before, Tensor):
+                self._coarse.append((k, before, local(p), one.falls_after))
+            elif one.falls_after and isinstance(before, Tensor):
+                pair = (local(p), before)
+            self._pairs.append(pair)
         self._tally = kernel.Tallying([a for a, _ in self._pairs], [b for _, b in self._pairs])
 
     def holds(self, penalized: Penalized, version: int) -> bool:
@@ -55,7 +58,9 @@ class Plan:
         )
 
     def tally(self, penalized: Penalized) -> Tensor:
-        """The float64 (weights, sums.WIDTH) sums."""
+        """The float64 (weights, sums.WIDTH) sums; writes over copies, so it comes last."""
+        for k, before, after, turned in self._coarse:
+            _leave_out(before, after, penalized.penalties[penalized.numbers[k]].c, turned)
         return self._tally(penalized.of_each([one.factor for one in penalized.penalties]))
 
     def profile(self, penalized: Penalized, rates: Sequence[float]) -> Tensor:
@@ -70,5 +75,16 @@ class Plan:
         return torch.stack(rows) if rows else torch.zeros(0, len(rates), dtype=torch.float64)
 
 
-def _ways(penalized: Penalized) -> list[str]:
-    return penalized.of_each([one.way for one in penalized.penalties])
+def _leave_out(before: Tensor, after: Tensor, c: float | Tensor, turned: bool) -> None:
+    """Put 0 for weights that decay does not move, as (1 − c)θ is rounded to θ (theory fact 27).
+
+    Where it falls after the step, what stands after it goes there too, with the sign from before.
+    """
+    if turned:
+        signed = torch.copysign(after.abs(), before)
+        before.copy_(torch.where(before == 0, after, signed))
+    before.masked_fill_((before * (1 - c) == before) & before.isfinite(), 0)
+
+
+def _ways(penalized: Penalized) -> list[tuple[str, bool]]:
+    return penalized.of_each([(one.way, one.is_stored) for one in penalized.penalties])

@@ -144,14 +144,14 @@ class WatchedOptimizer:
         self._live = []
         closed, exact = found.parted(self._u_hat)
         plan = self._planned(closed)
+        profile = None
+        if profile_rates and all(one.way == "beside" for one in found.penalties):
+            profile = shards.sum(closed.weights, plan.profile(closed, profile_rates))
         sums = [plan.tally(closed)] if closed.weights or not exact.weights else []
         for p in exact.weights:
             counted = formulas.tally_exact(self._copies[p], local(self._u_hat[p]), local(p))
             sums.append(counted.unsqueeze(0))
         self._u_hat = {}
-        profile = None
-        if profile_rates and all(one.way == "beside" for one in found.penalties):
-            profile = shards.sum(closed.weights, plan.profile(closed, profile_rates))
         return Counted(
             np.concatenate([plan.rows, self._numbered(exact.weights)]),
             np.array(closed.numbers + exact.numbers, dtype=np.int64),
