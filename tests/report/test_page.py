@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -7,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from markupsafe import Markup
 
 from tests.pages import Page, written
+from tests.strangers import READ, SLOW, mistyped, outcome, spoiled
 from wd_probe import InputError, WdProbeWarning
 from wd_probe.report import page
 from wd_probe.report.page import report
@@ -86,14 +90,14 @@ def test_names_are_text_and_never_markup(copy, tmp_path):
     assert len(shown.figures) == 4 + 3
 
 
-def spoiled(value):
+def as_markup(value):
     """What a template shows, with markup in the place of every text."""
     if isinstance(value, str):
         return value if isinstance(value, Markup) else EVIL
     if isinstance(value, dict):
-        return {key: spoiled(item) for key, item in value.items()}
+        return {key: as_markup(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(spoiled, value))
+        return type(value)(map(as_markup, value))
     if isinstance(value, page._Part):
         return dataclasses.replace(value, title=EVIL)
     return value
@@ -103,7 +107,7 @@ def test_every_template_escapes(folders, tmp_path, monkeypatch):
     rendered, shown = page._rendered, {}
 
     def spoiling(name, values):
-        shown[name] = rendered(name, spoiled(values))
+        shown[name] = rendered(name, as_markup(values))
         return rendered(name, values)
 
     monkeypatch.setattr(page, "_rendered", spoiling)
@@ -177,6 +181,53 @@ def test_a_page_that_cannot_be_written(folders, tmp_path):
     with pytest.raises(InputError, match=r"page.html cannot be written \(.*choose another"):
         report([folders / "two"], tmp_path / "file" / "page.html")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken"]
+
+
+def test_a_page_is_not_written_through_a_link(copy, tmp_path):
+    folder = copy("one")
+    (tmp_path / "mine").write_text("kept")
+    for name in ("report.html", "report.html.partial", f"report.html.{os.getpid()}.partial"):
+        (folder / name).symlink_to(tmp_path / "mine")
+    report([folder])
+    assert (tmp_path / "mine").read_text() == "kept"
+    assert "<title>" in (folder / "report.html").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:Glyph", "ignore:.*identical low and high")
+@pytest.mark.parametrize("kind", ["run", "scan"])
+def test_pages_of_spoiled_runs(copy, tmp_path, kind):
+    folder = copy("one" if kind == "run" else kind)
+    good = {n: (folder / n).read_text() for of, n in READ if of == kind}
+    values = {n: json.loads(good[n]) for n in good if "json" in n}
+
+    @SLOW
+    @given(st.data())
+    def check(drawn):
+        for n in good:
+            (folder / n).write_text(good[n])
+        n = drawn.draw(st.sampled_from(sorted(good)))
+        if n in values:
+            (folder / n).write_text(json.dumps(drawn.draw(mistyped(values[n]))))
+        else:
+            (folder / n).write_bytes(drawn.draw(spoiled(good[n].encode())))
+        with pytest.MonkeyPatch.context() as patch:
+            told = []
+            patch.setattr("warnings.warn", lambda message, *_, **__: told.append(str(message)))
+            outcome(lambda: report([folder], tmp_path / "page.html"), "spoiled")
+        assert all(line.isprintable() for line in told)
+
+    check()
+
+
+def test_tables_that_make_no_grid_take_no_memory(copy, tmp_path):
+    folder = copy("one")
+    config = json.loads((folder / "config.json").read_text())
+    config["layers"] = [{"index": k, "name": f"{k}"} for k in range(1, 20_001)]
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = "".join(f"{k},{k},0.1\n" for k in range(1, 20_001))
+    (folder / "layers.csv").write_text("step,index,rate\n" + rows)
+    with pytest.raises(InputError, match="20000 values make no grid of 20000 × 20000"):
+        report([folder], tmp_path / "page.html")
 
 
 # --- in a browser ---------------------------------------------------------------------------------
