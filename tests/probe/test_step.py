@@ -509,3 +509,28 @@ def test_hooks_that_clip_gradients_are_seen_by_the_copy_and_later_clamps_are_not
         return probe.records
 
     assert run(True) == run(False)
+
+
+@pytest.mark.filterwarnings("ignore:R_op is not measured while a learning rate is negative")
+@pytest.mark.parametrize("lr", [0.0, -LR, math.nan, math.inf])
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_a_learning_rate_that_tells_nothing_spoils_its_own_steps_alone(lr, kind):
+    model = small()
+    optimizer = torch.optim.AdamW(model.parameters(), kind(LR), weight_decay=RATE, foreach=False)
+    probe = OpposingPenaltyProbe(model, optimizer)
+    train(model, optimizer, 3)
+    before = probe.total
+    weights = [p.detach().clone() for p in model.parameters()]
+    optimizer.param_groups[0]["lr"] = kind(lr)
+    train(model, optimizer, 1)
+    assert math.isnan(probe.records[-1].rate)
+    assert math.isnan(probe.records[-1].mass)
+    assert (probe.total.rate, probe.total.mass) == (before.rate, before.mass)
+    with torch.no_grad():
+        for p, was in zip(model.parameters(), weights, strict=True):
+            p.copy_(was)
+    optimizer.param_groups[0]["lr"] = kind(LR)
+    train(model, optimizer, 1)
+    assert probe.records[-1].penalized == 212
+    assert probe.total.penalized == before.penalized + 212
+    assert 0 <= probe.total.mass <= 1

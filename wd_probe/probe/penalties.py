@@ -165,6 +165,8 @@ class Penalties:
                     one = self._penalty(decay, number, p)
                     if one is not None and (one.way != "exact" or self._steps_twice):
                         self._tell_rounding(one, p.dtype)
+                        if not isinstance(one.c, Tensor) and one.c < 0:
+                            self._tell("R_op is not measured while a learning rate is negative")
                         known[kind] = len(found.penalties)
                         found.penalties.append(one)
                 at = known[kind]

@@ -47,9 +47,11 @@ def settle(found: Doubles, sizes: Doubles, opposes: NDArray[np.bool_]) -> None:
 
     Args:
         found: (tensors, WIDTH), changed in place.
-        sizes: of each tensor Σ|P| in units of what the pass has added up.
+        sizes: of each tensor Σ|P| in units of what the pass has added up; where it is no number
+            above 0 nothing was taken off that could be told (η = 0, say, or NaN).
         opposes: of each whether its penalty can oppose.
     """
-    found[:, _OF_PENALTY] *= sizes[:, None]
+    is_taken = (sizes > 0) & np.isfinite(sizes)
+    found[:, _OF_PENALTY] *= np.where(is_taken, sizes, 0.0)[:, None]
     found[np.ix_(~opposes, _OF_OPPOSING)] = 0
-    found[np.ix_(sizes == 0, _NOT_ALWAYS)] = 0  # nothing was taken off: η = 0, say
+    found[np.ix_(~is_taken, _NOT_ALWAYS)] = 0
