@@ -104,6 +104,34 @@ def test_parameters_that_join_later_are_measured_and_decayed(method):
     assert probe.total.penalized == sum(record.penalized for record in probe.records)
 
 
+def test_replaced_parameters_are_let_go_and_their_sums_go_on():
+    """As where a model is densified: other tensors, of other shapes, under the same names."""
+    model = small()
+    optimizer = adamw(model.parameters())
+    probe = OpposingPenaltyProbe(model, optimizer)
+    alive = []
+    for wide in (16, 20, 24, 28):
+        if wide > 16:
+            model[0], model[2] = nn.Linear(8, wide), nn.Linear(wide, 4)
+            optimizer.state.clear()
+            optimizer.param_groups[0]["params"] = list(model.parameters())
+        alive.append(weakref.ref(model[0].weight))
+        train(model, optimizer, 2)
+    gc.collect()
+    assert [one() is None for one in alive] == [True, True, True, False]
+    names = tuple(name for name, _ in model.named_parameters())
+    assert probe.names == names
+    assert dict(probe.named_parameters()) == dict(model.named_parameters())
+    assert [r.penalized for r in probe.records] == [
+        13 * w + 4 for w in (16, 20, 24, 28) for _ in "ab"
+    ]
+    assert probe.total.penalized == sum(t.penalized for t in probe.total.tensors.values())
+    assert probe.total.penalized == sum(r.penalized for r in probe.records)
+    again = OpposingPenaltyProbe(model, optimizer)
+    again.load_state_dict(probe.state_dict())
+    assert again.total == probe.total
+
+
 def test_strangers_are_told_once():
     model, other = small(), nn.Linear(2, 2)
     optimizer = adamw([*model.parameters(), *other.parameters()])

@@ -113,7 +113,8 @@ def test_optimizers_of_different_pace():
 
 
 @pytest.mark.parametrize("method", ["own", "wd", "rwd", "lpwd", "l2"])
-def test_an_optimizer_for_each_tensor_in_the_backward_pass(method):
+@pytest.mark.parametrize("every", [1, 3])
+def test_an_optimizer_for_each_tensor_in_the_backward_pass(method, every):
     """The same weights and counts as one optimizer after it."""
 
     def run(in_backward):
@@ -136,7 +137,7 @@ def test_an_optimizer_for_each_tensor_in_the_backward_pass(method):
             WeightDecay(model, several, method, rate=RATE)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", WdProbeWarning)
-            probe = OpposingPenaltyProbe(model, several)
+            probe = OpposingPenaltyProbe(model, several, every=every)
         for step in range(8):
             loss_of(model, step).backward()
             if not in_backward:
@@ -146,7 +147,7 @@ def test_an_optimizer_for_each_tensor_in_the_backward_pass(method):
 
     (plain, expected), (weights, records) = run(False), run(True)
     assert all(map(torch.equal, plain, weights))
-    assert [record.step for record in records] == list(range(1, 9))
+    assert [record.step for record in records] == list(range(1, 9, every))
     for one, other in zip(expected, records, strict=True):
         assert dict(one.tensors) == dict(other.tensors)
 

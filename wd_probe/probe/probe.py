@@ -181,14 +181,17 @@ class OpposingPenaltyProbe:
             yield next((tail for tail in tails if tail in own), name), p
 
     def _take_in(self, named: Iterable[tuple[str, Tensor]]) -> None:
-        """Give every new parameter a row, after those there are."""
+        """Give every new parameter a row: its name's, if free, or one after those there are."""
         names = list(self.names)
+        taken = set(self._row.values())
+        free = {name: row for row, name in enumerate(names) if row not in taken}
         for name, p in named:
             if p.is_complex():
                 self._tell(f"{name} is complex, and R_op leaves it out")
             elif p not in self._row:
-                self._row[p] = len(names)
-                names.append(name)
+                self._row[p] = free.pop(name, len(names))
+                if self._row[p] == len(names):
+                    names.append(name)
         self.names = tuple(names)
         self._shards = Shards(self._row)
 
@@ -243,7 +246,9 @@ class OpposingPenaltyProbe:
         return [[p for p in params if p in self._row] for params in groups]
 
     def _look_through(self, watched: WatchedOptimizer, held: list[Tensor]) -> None:
-        """Take in the parameters that have joined an optimizer."""
+        """Take in the parameters that have joined an optimizer, and let go of those replaced."""
+        if watched in self._held:
+            self._let_go()
         new = {p for p in held if p not in self._row and p not in self._strangers}
         if new:
             self._take_in(item for item in named_parameters(self._model) if item[1] in new)
@@ -258,6 +263,18 @@ class OpposingPenaltyProbe:
                 about="strangers",
             )
         self._held[watched] = held
+
+    def _let_go(self) -> None:
+        """Free what is kept of parameters that neither the model nor an optimizer has any more."""
+        kept = {p for watched in self._watched for p in watched.held()}
+        self._strangers &= kept
+        kept.update(p for _, p in named_parameters(self._model))
+        gone = self._row.keys() - kept
+        for p in gone:
+            del self._row[p]
+        for watched in self._watched if gone else ():
+            watched.close()
+        self._shards = Shards(self._row)
 
     def _count(self, watched: WatchedOptimizer) -> None:
         measured = (self.steps - 1) // self.every
@@ -274,7 +291,7 @@ class OpposingPenaltyProbe:
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The measured parameters by the names the records use."""
-        return zip(self.names, self._row, strict=False)  # a copy of a probe has none
+        return ((self.names[row], p) for p, row in self._row.items())
 
     @property
     def records(self) -> tuple[StepRecord, ...]:
