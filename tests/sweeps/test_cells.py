@@ -192,7 +192,7 @@ def test_a_real_sweep_is_stopped_in_mid_cell_and_goes_on(tmp_path, wdprobe, numb
     finally:
         process.kill()
     if number == signal.SIGTERM:
-        assert process.returncode == 1
+        assert process.returncode == 130
         assert "interrupted: 1 of 2 cells are in s; the same command resumes the rest" in err
         assert [r["status"] for r in rows(tmp_path / "s/cells.csv")] in (
             ["finished", "interrupted"], ["finished", "waiting"],
