@@ -9,7 +9,7 @@ from torch import nn
 from tests.small import LR, RATE, adamw, batch, loss_of, small, train
 from wd_probe import InputError, OpposingPenaltyProbe, WdProbeWarning, WeightDecay
 from wd_probe.decay.methods import attached
-from wd_probe.hooks import ForwardHooks, StepHooks, hooked
+from wd_probe.hooks import ForwardHooks, StepHooks, hooked, hooked_all
 
 
 def test_the_outermost_hooks_run_around_all_others():
@@ -65,7 +65,7 @@ def test_a_step_that_a_hook_stops_leaves_nothing_for_the_next():
     assert seen == [1, 1]
 
 
-@pytest.mark.parametrize("name", ["_base_optimizer", "base_optimizer", "optimizer"])
+@pytest.mark.parametrize("name", ["_base_optimizer", "base_optimizer", "optimizer", "optim", "any"])
 def test_a_wrapper_is_seen_through(name):
     class Wrapper(torch.optim.Optimizer):
         def __init__(self, inner):
@@ -260,9 +260,8 @@ def attach(model, optimizer, what):
     if what == "probe":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", WdProbeWarning)
-            OpposingPenaltyProbe(model, optimizer, exact=True)
-    elif what:
-        WeightDecay(model, optimizer, what, rate=0.5)
+            return OpposingPenaltyProbe(model, optimizer, exact=True)
+    return WeightDecay(model, optimizer, what, rate=0.5)
 
 
 @pytest.mark.parametrize("what", ["probe", "l2", "wd", "rwd", "pwd"])
@@ -271,7 +270,7 @@ def test_what_is_no_closure_is_passed_on_untouched(name, what):
     step, args, kwargs = CALLS[name]
     model = small()
     optimizer = with_step(step)(model.parameters(), lr=0.1)
-    attach(model, optimizer, what)
+    kept = attach(model, optimizer, what)
     plain = with_step(step)([nn.Parameter(torch.zeros(2))], lr=0.1)
     before = [p.detach().clone() for p in model.parameters()]
     model(batch(0)[0]).sum().backward()
@@ -279,6 +278,7 @@ def test_what_is_no_closure_is_passed_on_untouched(name, what):
     for one, other in zip(leaves(given), leaves(expected), strict=True):
         assert one is other
     assert not any(map(torch.equal, before, model.parameters()))
+    assert kept.optimizers == (optimizer,)
 
 
 def leaves(given):
@@ -417,3 +417,218 @@ def test_a_step_that_stopped_is_told_once():
     hooks.settle()
     hooks.settle()
     assert calls[6:] == ["before", True]
+
+
+# --- optimizers that leave the step to another ----------------------------------------------------
+
+
+class SharpnessAware(torch.optim.Optimizer):
+    """As SAM's authors write it: climbs, and leaves the step to another optimizer."""
+
+    def __init__(self, params, base, rho=0.05, **options):
+        super().__init__(params, {"rho": rho, **options})
+        self.base_optimizer = base(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self):
+        norm = torch.stack([p.grad.norm() for p in self.params()]).norm()
+        for p in self.params():
+            self.state[p]["old"] = p.data.clone()
+            p.add_(p.grad, alpha=self.param_groups[0]["rho"] / float(norm))
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self):
+        for p in self.params():
+            p.data = self.state[p]["old"]
+        self.base_optimizer.step()
+        self.zero_grad()
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        closure = torch.enable_grad()(closure)
+        self.first_step()
+        closure()
+        self.second_step()
+
+    def params(self):
+        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+
+def sharp(model, optimizer, steps, by_closure=False):
+    for step in range(steps):
+        loss_of(model, step).backward()
+        if by_closure:
+            optimizer.step(lambda: loss_of(model, step).backward())  # noqa: B023
+        else:
+            optimizer.first_step()
+            loss_of(model, step).backward()
+            optimizer.second_step()
+
+
+@pytest.mark.parametrize("by_closure", [False, True])
+@pytest.mark.parametrize("method", ["l2", "wd", "rwd", "pwd"])
+def test_sharpness_aware_steps_are_decayed_and_measured_at_the_one_that_steps(method, by_closure):
+    model, twin = small(torch.float64), small(torch.float64)
+    optimizer = SharpnessAware(model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9)
+    decay = WeightDecay(model, optimizer, method, rate=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WdProbeWarning)
+        probe = OpposingPenaltyProbe(model, optimizer)
+    assert decay.optimizers == probe.optimizers == (optimizer.base_optimizer,)
+    sharp(model, optimizer, 4, by_closure)
+    assert [record.step for record in probe.records] == [1, 2, 3, 4]
+    assert {record.penalized for record in probe.records} == {212}
+    by_hand = SharpnessAware(twin.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9)
+    weights = list(twin.parameters())
+    for step in range(4):
+        if method == "pwd":  # once, ahead of the first of the two forward passes
+            with torch.no_grad():
+                torch._foreach_mul_(weights, 1 - 0.05)
+        loss_of(twin, step).backward()
+        by_hand.first_step()
+        loss_of(twin, step).backward()
+        with torch.no_grad():
+            theta = [by_hand.state[p]["old"].clone() for p in weights]
+            if method == "l2":
+                torch._foreach_add_([p.grad for p in weights], theta, alpha=0.5)
+            by_hand.second_step()
+            if method == "wd":
+                torch._foreach_add_(weights, theta, alpha=-0.05)
+            if method == "rwd":
+                torch._foreach_mul_(weights, 1 - 0.05)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+
+
+def test_its_own_decay_is_found_at_the_one_that_steps():
+    model = small()
+    optimizer = SharpnessAware(model.parameters(), torch.optim.AdamW, lr=0.05, weight_decay=0.3)
+    probe = OpposingPenaltyProbe(model, optimizer)
+    sharp(model, optimizer, 3)
+    assert [record.penalized for record in probe.records] == [212] * 3
+    with pytest.raises(InputError, match="decays by itself"):
+        WeightDecay(model, optimizer, "wd", rate=0.1)
+
+
+class Plain:
+    """A wrapper that is no optimizer, as Lightning's."""
+
+    def __init__(self, optimizer):
+        self._optimizer = optimizer
+
+
+class Both(torch.optim.Optimizer):
+    """One for matrices, and one for the rest."""
+
+    def __init__(self, params):
+        params = list(params)
+        super().__init__(params, {})
+        self.inner = [
+            torch.optim.SGD([p for p in params if p.ndim > 1], lr=0.1),
+            torch.optim.Adam([p for p in params if p.ndim < 2], lr=0.1),
+        ]
+
+    def step(self, closure=None):
+        for one in self.inner:
+            one.step()
+
+
+def test_wrappers_of_several_kinds():
+    accelerate = pytest.importorskip("accelerate")
+    package = pytest.importorskip("pytorch_optimizer")
+    model = small()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    for wrapper in (
+        accelerate.Accelerator().prepare_optimizer(inner),
+        package.Lookahead(inner),
+        package.OrthoGrad(inner),
+        Plain(inner),
+        Plain(package.Lookahead(inner)),
+    ):
+        assert hooked(wrapper) is inner
+    both = Both(model.parameters())
+    assert hooked_all(both) == tuple(both.inner)
+    with pytest.raises(InputError, match=r"Both holds several that step \(SGD, Adam\)"):
+        hooked(both)
+    with WeightDecay(model, both, "wd", rate=0.5):
+        probe = OpposingPenaltyProbe(model, both)
+        train(model, both, 3)
+    assert [record.penalized for record in probe.records] == [212] * 3
+
+
+def test_an_optimizer_that_steps_more_than_it_leaves_to_another_is_hooked_itself():
+    class Partly(torch.optim.SGD):
+        def __init__(self, params):
+            params = list(params)
+            super().__init__(params, lr=0.1)
+            self.helper = torch.optim.SGD(params[:1], lr=0.1)
+
+    partly = Partly(small().parameters())
+    assert hooked(partly) is partly
+
+
+# --- steps that are never seen --------------------------------------------------------------------
+
+
+def unseen(model, steps, every=1):
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(steps):
+        loss_of(model, step).backward()
+        if step % every == every - 1:
+            other.step()
+            other.zero_grad()
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("what", ["probe", "wd", "rwd", "l2", "pwd"])
+def test_weights_that_move_without_a_step_are_told_once(what, every):
+    model = small()
+    idle = torch.optim.SGD(model.parameters(), lr=0.1)
+    kept = attach(model, idle, what)
+    said = "R_op is not measured" if what == "probe" else f"{what} takes nothing off"
+    match = rf"the weights move, and in \d+ backward passes no step\(\) of SGD was seen: {said}"
+    with pytest.warns(WdProbeWarning, match=match) as told:
+        unseen(model, 6 * every, every)
+    assert len(told) == 1
+    assert kept.optimizers == (idle,)
+
+
+@pytest.mark.parametrize("read", [lambda probe: probe.records, lambda probe: probe.close()])
+def test_two_steps_that_are_not_seen_are_told_when_the_probe_is_read(read):
+    model = small()
+    probe = OpposingPenaltyProbe(model, adamw(model.parameters()))
+    unseen(model, 2)
+    with pytest.warns(WdProbeWarning, match=r"no step\(\) of AdamW was seen"):
+        read(probe)
+    decay = WeightDecay(model, torch.optim.SGD(model.parameters()), "wd", rate=0.1)
+    unseen(model, 2)
+    with pytest.warns(WdProbeWarning, match="wd takes nothing off"):
+        decay.detach()
+
+
+def test_weights_that_move_for_other_reasons_are_not_told():
+    """Loaded ahead of training, by SAM's climb, in a copy that trains elsewhere."""
+    model = small()
+    saved = copy.deepcopy(model.state_dict())
+    optimizer = SharpnessAware(model.parameters(), torch.optim.AdamW, lr=0.05, weight_decay=0.3)
+    probe = OpposingPenaltyProbe(model, optimizer)
+    with torch.no_grad():
+        next(model.parameters()).zero_()
+    model.load_state_dict(saved)
+    for _ in range(6):  # climbs at every one, to come back
+        loss_of(model, 0).backward()
+        grads = [p.grad.clone() for p in model.parameters()]
+        optimizer.first_step()
+        loss_of(model, 1).backward()
+        with torch.no_grad():
+            for p, g in zip(model.parameters(), grads, strict=True):
+                p.data = optimizer.state[p]["old"]
+                p.grad += g
+    assert not probe.records
+    unseen(copy.deepcopy(model), 6)
+    optimizer.base_optimizer.step()
+    assert len(probe.records) == 1
+    unseen(model, 6)  # a step was seen
+    pickle.loads(pickle.dumps(probe)).close()

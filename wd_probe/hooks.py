@@ -1,23 +1,27 @@
 """Being called around every step of an optimizer, and ahead of a model's forward passes."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
 from types import FrameType
 from typing import Any
+from weakref import WeakMethod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim import optimizer as optimizer_module
 
 from .arguments import check_type
 from .errors import InputError
+from .sharding import local
 
-#: Under these names wrappers (timm's Lookahead, accelerate, SAM) keep the optimizer they wrap.
-_INNER = ("_base_optimizer", "base_optimizer", "optimizer")
+#: It steps another over its part of the weights, and hands the others' parts round afterwards.
+_STEPS_ITSELF = {"ZeroRedundancyOptimizer"}
+
+_LOOKED_AT, _MOVES = 16, 3  # numbers of a weight; places that it was seen at
 
 #: The numbers of the hooks that come first of all after a step.
 _FIRST: set[int] = set()
@@ -26,46 +30,77 @@ _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def hooked(optimizer: Optimizer) -> Optimizer:
-    """The optimizer whose step hooks fire: itself, or the one a wrapper holds.
+    """The optimizer that steps, and whose hooks fire: itself, or the one that it holds.
 
     Raises:
-        InputError: it is no optimizer, or its hooks would never fire, or it is LBFGS, which moves
-            the weights many times in one step.
+        InputError: it is no optimizer, or its hooks would never fire, or it holds several that
+            step, or it is LBFGS, which moves the weights many times in one step.
     """
-    check_type(optimizer, "optimizer", Optimizer, "a torch.optim.Optimizer")
+    found = _followed(optimizer)
+    if len(found) > 1:
+        name = type(optimizer).__name__
+        raise InputError(f"{name} holds several that step ({classes(found)}): give one of them")
+    return found[0]
+
+
+def hooked_all(optimizers: Optimizer | Iterable[Optimizer]) -> tuple[Optimizer, ...]:
+    """As :func:`hooked`, of one optimizer or several, each of which may hold several.
+
+    Raises:
+        InputError: as there; or there is none, or one is given twice.
+    """
+    if not isinstance(optimizers, Iterable):
+        return _followed(optimizers)
+    given = optimizers.values() if isinstance(optimizers, Mapping) else optimizers
+    found = tuple(inner for optimizer in given for inner in _followed(optimizer))
+    if not found:
+        raise InputError("the list of optimizers is empty")
+    if len(set(found)) < len(found):
+        raise InputError("an optimizer is given twice")
+    return found
+
+
+def classes(optimizers: Sequence[Optimizer]) -> str:
+    """What they are called, of the first three."""
+    names = [type(one).__name__ for one in optimizers[:3]]
+    return ", ".join([*names, "..."] if len(optimizers) > 3 else names)
+
+
+def _followed(optimizer: Optimizer) -> tuple[Optimizer, ...]:
+    """Those that step: SAM, Lookahead, accelerate's and their like leave it to one they hold."""
+    held = _held(optimizer)
+    if not held:
+        check_type(optimizer, "optimizer", Optimizer, "a torch.optim.Optimizer")
     if isinstance(optimizer, LBFGS):
         raise InputError("LBFGS moves the weights several times in one step: it has no single û")
-    base = vars(optimizer).get(_INNER[0])
-    if isinstance(base, Optimizer):  # Lookahead: copying one hooks its own steps too
-        return hooked(base)
     # torch marks a step as hooked in Optimizer.__init__, which some wrappers never call.
-    if getattr(type(optimizer).step, "hooked", False):
-        return optimizer
-    for name in _INNER:
-        inner = vars(optimizer).get(name)
-        if isinstance(inner, Optimizer):
-            return hooked(inner)
+    fires = getattr(getattr(type(optimizer), "step", None), "hooked", False)
+    inner = {p for one in held for p in _parameters(one)}
+    leaves_it = held and inner >= _parameters(optimizer)
+    if fires and not (leaves_it and type(optimizer).__name__ not in _STEPS_ITSELF):
+        return (optimizer,)
+    if held:
+        return tuple({found: None for one in held for found in _followed(one)})
     raise InputError(
         f"{type(optimizer).__name__} does not call torch's step hooks (does its __init__ call "
         "super().__init__?); attach to the optimizer it wraps"
     )
 
 
-def hooked_all(optimizers: Optimizer | Iterable[Optimizer]) -> tuple[Optimizer, ...]:
-    """As :func:`hooked`, of one optimizer or several.
+def _held(wrapper: Any) -> list[Optimizer]:
+    """The optimizers among its attributes, and in lists and dicts there."""
+    found: dict[Optimizer, None] = {}
+    for value in getattr(wrapper, "__dict__", {}).values():
+        several = value.values() if isinstance(value, dict) else value
+        for one in several if isinstance(several, list | tuple | ValuesView) else (value,):
+            if isinstance(one, Optimizer) and one is not wrapper:
+                found[one] = None
+    return list(found)
 
-    Raises:
-        InputError: as there; or there is none, or one is given twice.
-    """
-    if not isinstance(optimizers, Iterable):
-        return (hooked(optimizers),)
-    given = optimizers.values() if isinstance(optimizers, Mapping) else optimizers
-    found = tuple(hooked(optimizer) for optimizer in given)
-    if not found:
-        raise InputError("the list of optimizers is empty")
-    if len(set(found)) < len(found):
-        raise InputError("an optimizer is given twice")
-    return found
+
+def _parameters(optimizer: Any) -> set[Tensor]:
+    groups = getattr(optimizer, "param_groups", ())
+    return {p for group in groups for p in group["params"]}
 
 
 class StepHooks:
@@ -316,3 +351,68 @@ def _inert(*_: Any) -> None:
 
 def _inert_hook() -> Callable[..., None]:
     return _inert
+
+
+class Missing:
+    """Calls ``missing(passes)`` once where weights move and no step that moves them is seen.
+
+    A backward pass gives the largest of the weights its gradient, and is taken to see whether it
+    has moved since the one before: until the first step, which calls `seen`. Weights that come back
+    to where they were (SAM's) are not moved.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], missing: Callable[[int], None]) -> None:
+        """Attach."""
+        self._missing, self._passes = missing, 0
+        self._places: list[bytes] = []  # since it stood where it stood at first
+        free = [p for p in weights if p.requires_grad and p.is_leaf and local(p).numel()]
+        self._p = max(free, key=Tensor.numel, default=None)
+        hook = weakly(self._graded)
+        self._handle = None if self._p is None else self._p.register_post_accumulate_grad_hook(hook)
+
+    def _graded(self, _: Tensor) -> None:
+        """A backward pass has reached the weight."""
+        self._passes += 1
+        place = self._place()
+        if self._places and place == self._places[0]:
+            del self._places[1:]
+        elif place not in self._places:
+            self._places.append(place)
+        if len(self._places) > _MOVES:
+            self.remove()
+            self._missing(self._passes)
+
+    def _place(self) -> bytes:
+        """Where some of its numbers stand."""
+        assert self._p is not None
+        part = local(self._p).detach()
+        corner = part[(0,) * (part.ndim - 1)][:_LOOKED_AT] if part.ndim else part
+        return corner.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+    def look(self) -> None:
+        """See whether the weight has moved, as no other pass may come."""
+        if self._handle is not None and self._places and self._place() != self._places[0]:
+            self.remove()
+            self._missing(self._passes)
+
+    def remove(self) -> None:
+        """A step is seen, or none is to be looked for any more; safe to call twice."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def __reduce__(self) -> tuple[type["Missing"], tuple[tuple[()], Callable[..., None]]]:
+        """A copy or pickle misses nothing."""
+        return Missing, ((), _inert)
+
+
+def weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """A method that is called only while its object lives, and does not keep it alive."""
+    found = WeakMethod(method)
+
+    def call(*arguments: Any) -> None:
+        alive = found()
+        if alive is not None:
+            alive(*arguments)
+
+    return call

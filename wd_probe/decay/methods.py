@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ..arguments import check_choice, check_rate
 from ..choices import METHODS, Convention, Method, Scale
 from ..errors import InputError, Teller, shown
-from ..hooks import ForwardHooks, StepHooks, hooked_all
+from ..hooks import ForwardHooks, Missing, StepHooks, classes, hooked_all, weakly
 from ..layering import Layers, chosen_parameters, layers_or, layerwise_rates
 from ..sharding import local, refuse_flat
 from .moments import AfterStep, AheadOfForward, InGradient, WithStep
@@ -125,6 +125,7 @@ class WeightDecay:
         self._forwards = None
         if self.moment == "forward":
             self._forwards = ForwardHooks(model, self._before_forward)
+        self._missing = Missing(self._names.values(), weakly(self._miss))
         for one in self.optimizers:
             _ATTACHED[one] = ref(self)
 
@@ -314,12 +315,21 @@ class WeightDecay:
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer) -> None:
+        self._missing.remove()
         moment = self._moments[optimizer]
         moment.after()
         if moment.idle and self.rate:
             self._tell(
                 f"{self.method} took nothing off in this step: no forward pass of the model in "
                 "training mode came before it; attach to the module that the loop calls"
+            )
+
+    def _miss(self, passes: int) -> None:
+        if self.rate and self.moment != "never":
+            self._tell(
+                f"the weights move, and in {passes} backward passes no step() of "
+                f"{classes(self.optimizers)} was seen: {self.method} takes nothing off; attach to "
+                "the optimizer whose step() the loop, or what it calls, calls"
             )
 
     @torch.no_grad()
@@ -400,6 +410,8 @@ class WeightDecay:
     def detach(self) -> None:
         """Stop decaying; safe to call twice."""
         self._settle()
+        self._missing.look()
+        self._missing.remove()
         for hooks in self._hooks:
             hooks.remove()
         for handle in self._loading:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..arguments import check_choice, check_count, check_rate, check_type
 from ..errors import InputError, Teller, first_line
-from ..hooks import StepHooks, hooked_all
+from ..hooks import Missing, StepHooks, classes, hooked_all, weakly
 from ..layering import Layers, clean_name, layers, layers_or, named_parameters
 from ..sharding import Shards, refuse_flat
 from .copies import Keep, same
@@ -157,16 +157,17 @@ class OpposingPenaltyProbe:
             watched.penalties.check_rules()
         if self._shards:
             self._shards.meet(self._tell)
-        self._hooks = self._attach()
+        self._missing = Missing(self._row, weakly(self._miss))
+        self._hooks: list[StepHooks | Missing] = [*self._attach(), self._missing]
         weakref.finalize(self, _remove, self._hooks).atexit = False
 
     def _attach(self) -> list[StepHooks]:
         return [
             StepHooks(
                 watched.optimizer,
-                partial(_weakly(self._before), watched),
-                partial(_weakly(self._after), watched),
-                graded=partial(_weakly(self._graded), watched),
+                partial(weakly(self._before), watched),
+                partial(weakly(self._after), watched),
+                graded=partial(weakly(self._graded), watched),
                 outermost=True,
             )
             for watched in self._watched
@@ -208,11 +209,19 @@ class OpposingPenaltyProbe:
         if (self._next(watched) - 1) % self.every == 0:
             self._safely(watched, lambda: watched.remember(self._known(watched), has_closure))
 
+    def _miss(self, passes: int) -> None:
+        self._tell(
+            f"the weights move, and in {passes} backward passes no step() of "
+            f"{classes(self.optimizers)} was seen: R_op is not measured; attach to the optimizer "
+            "whose step() the loop, or what it calls, calls"
+        )
+
     def _graded(self, watched: WatchedOptimizer) -> None:
         self._safely(watched, watched.graded)
 
     @torch.no_grad()
     def _after(self, watched: WatchedOptimizer) -> None:
+        self._missing.remove()
         step = self._next(watched)
         if step > self.steps:
             self._stepped.clear()
@@ -298,11 +307,13 @@ class OpposingPenaltyProbe:
         """The measured steps, oldest first, the newest last; steps that a GradScaler voided are
         left out. All of them, up to ``history``.
         """  # fmt: skip
+        self._missing.look()
         return self._rounds.records()
 
     @property
     def total(self) -> StepRecord:
         """All measured steps together: exact sums over every one, and the number of the last."""
+        self._missing.look()
         values = self._rounds.total(len(self.names))
         return StepRecord(self.steps, values, self.names, self.layers)
 
@@ -343,6 +354,7 @@ class OpposingPenaltyProbe:
 
     def close(self) -> None:
         """Detach and free the copies; the records stay. Safe to call twice."""
+        self._missing.look()
         _remove(self._hooks)
         self.flush()
         self._rounds.finish()
@@ -358,10 +370,8 @@ class OpposingPenaltyProbe:
 
     def __repr__(self) -> str:
         """What is watched, and what came of it so far."""
-        names = ", ".join(type(one).__name__ for one in self.optimizers[:3])
-        more = ", ..." if len(self.optimizers) > 3 else ""
-        total = self.total.total
-        return f"OpposingPenaltyProbe({names}{more}, steps={self.steps}, rate={total.rate:.6g})"
+        names, rate = classes(self.optimizers), self.total.total.rate
+        return f"OpposingPenaltyProbe({names}, steps={self.steps}, rate={rate:.6g})"
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -372,18 +382,6 @@ class OpposingPenaltyProbe:
         self.close()
 
 
-def _weakly(method: Callable[..., None]) -> Callable[..., None]:
-    """A method that is called only while its object lives, and does not keep it alive."""
-    found = weakref.WeakMethod(method)
-
-    def call(*arguments: Any) -> None:
-        alive = found()
-        if alive is not None:
-            alive(*arguments)
-
-    return call
-
-
-def _remove(hooks: Sequence[StepHooks]) -> None:
+def _remove(hooks: Sequence[StepHooks | Missing]) -> None:
     for one in hooks:
         one.remove()
