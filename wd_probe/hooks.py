@@ -399,7 +399,7 @@ class Missing:
         """A step is seen, or none is to be looked for any more; safe to call twice."""
         if self._handle is not None:
             self._handle.remove()
-            self._handle = None
+            self._handle = self._p = None
 
     def __reduce__(self) -> tuple[type["Missing"], tuple[tuple[()], Callable[..., None]]]:
         """A copy or pickle misses nothing."""
