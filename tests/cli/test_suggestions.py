@@ -1,5 +1,12 @@
+import re
+
 import pytest
 from wd_probe.cli.suggestions import _MEANT
+
+
+def plain(err):
+    """What is said in the box, without the quotes and stops of one version of click or another."""
+    return " ".join(re.sub(r"[╭─╮│╰╯':.]", "", err).split())
 
 
 @pytest.mark.parametrize(
@@ -18,21 +25,24 @@ from wd_probe.cli.suggestions import _MEANT
 def test_an_option_of_another_name_gets_the_right_suggestion(wdprobe, command, typed, meant):
     code, _, err = wdprobe(command, typed, 1)
     assert code == 2
-    assert f"No such option: {typed} (Possible options: {meant})" in err or (
-        f"No such option: {typed} Did you mean {meant}?" in err
+    assert plain(err).endswith(
+        (
+            f"No such option {typed} (Possible options {meant})",
+            f"No such option {typed} Did you mean {meant}?",
+        )
     )
 
 
 def test_a_schedule_is_told_to_be_none(wdprobe):
     code, _, err = wdprobe("rop", "--sched", "cosine")
     assert code == 2
-    assert "No such option: --sched (the learning rate is constant, as in the paper)" in err
+    assert "No such option --sched (the learning rate is constant, as in the paper)" in plain(err)
 
 
 @pytest.mark.parametrize("command", ["layers", "audit"])
 def test_only_options_that_the_command_has_are_suggested(wdprobe, command):
     _, _, err = wdprobe(command, "-e", 1)
-    assert "No such option: -e" in err
+    assert "No such option -e" in plain(err)
     assert "--epochs" not in err
 
 

@@ -148,7 +148,8 @@ def test_random_numbers_are_those_of_a_run_without_a_method(name, method):
     assert states(optimizer) == before
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # by older versions
+# pytorch_optimizer steps a schedule in its own way, and torch before 2.9 warns of it.
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler", "ignore:The epoch parameter")
 def test_spam_trains_as_without_a_probe():
     """Its constructor draws masks, and its doubles are made by its constructor."""
     spam = pytest.importorskip("pytorch_optimizer").SPAM

@@ -122,9 +122,9 @@ BAD = {
     "module": ("nowhere.Adam", {}, "unknown optimizer 'nowhere.Adam': No module named 'nowhere'"),
     "class": ("torch.optim.SDG", {}, "torch.optim has no 'SDG'; did you mean SGD"),
     "function": (
-        "torch.optim.functional",
+        "torch.nn.functional.relu",
         {},
-        "torch.optim.functional is no torch.optim.Optimizer",
+        "torch.nn.functional.relu is no torch.optim.Optimizer",
     ),
     "options": ("adamw", {"options": {"speed": 9}}, "adamw cannot be built here: TypeError: "),
     "of a class": (
