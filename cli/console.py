@@ -27,7 +27,7 @@ class _Console(Console):
     def size(self) -> ConsoleDimensions:
         """That of the terminal, or of ``$COLUMNS``; wide where there is neither."""
         found = super().size
-        if self.is_terminal or self._width is not None:
+        if self.is_terminal or self._width is not None or "COLUMNS" in self._environ:
             return found
         return ConsoleDimensions(_WIDE, found.height)
 
