@@ -159,6 +159,48 @@ def test_timms(name):
         assert found.multiplier == pytest.approx(multiplier)
 
 
+TINY = {
+    "adam": (torch.optim.Adam, "l2"),
+    "rmsprop": (torch.optim.RMSprop, "l2"),
+    "nadam": (torch.optim.NAdam, "l2"),
+    "radam": (torch.optim.RAdam, "l2"),
+    "adagrad": (torch.optim.Adagrad, "l2"),
+    "momentum": (lambda ps, **k: torch.optim.SGD(ps, momentum=0.9, **k), "l2"),
+    "adamw": (torch.optim.AdamW, "wd"),
+    "fused": (lambda ps, **k: torch.optim.Adam(ps, fused=True, **k), "l2"),
+    "a tensor": (lambda ps, lr, **k: torch.optim.Adam(ps, lr=torch.tensor(lr), **k), "l2"),
+    "laprop": (timm.optim.LaProp, "rwd"),
+}
+
+
+@pytest.mark.parametrize("lr", [1e-6, 1e-8, 1e-30, 1e4])
+@pytest.mark.parametrize("name", TINY)
+def test_rules_are_those_of_a_learning_rate_that_shows_them(name, lr):
+    make, rule = TINY[name]
+    optimizer = make([weights()], lr=lr, weight_decay=0.01)
+    found = effect(optimizer)
+    assert found.rule == rule
+    if rule != "l2":
+        assert found.factor(optimizer.param_groups[0]) == pytest.approx(lr * 0.01)
+
+
+def test_steps_too_small_to_tell_do_not_change_nothing():
+    """Whose size the optimizer chooses itself, below what is seen at any learning rate."""
+
+    class Creeping(Bent):
+        def step(self, closure=None):
+            (group,) = self.param_groups
+            (p,) = group["params"]
+            with torch.no_grad():
+                p.sub_(1e-14 * (p.grad + group["weight_decay"] * p).sign() * p.grad.abs())
+
+    found = effect(Creeping([weights()], CLOSED["none"][0]))
+    assert (found.rule, found.why) == ("other", "its steps are too small to tell")
+    package = pytest.importorskip("pytorch_optimizer")
+    found = effect(package.DAdaptSGD([weights()], lr=0.1, weight_decay=0.01))
+    assert found.rule == "l2"
+
+
 def test_why_nothing_is_known():
     w = weights()
     adopt = timm.optim.create_optimizer_v2([w], "adoptw", lr=0.1, weight_decay=0.01)

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..hooks import hooked
 from ..layering import named_parameters, unwrap
 from .methods import WeightDecay, attached
-from .rules import Effect, Rule, decay_effect, decay_share, is_adaptive
+from .rules import Effect, Rule, decay_share, effect_at_work, is_adaptive
 
 _SAMPLE = 4096  # weights of a tensor that are looked at
 _Kind = tuple[int, int]  # parameter group and number of dimensions
@@ -29,9 +29,9 @@ class TensorAudit:
         group: index of its parameter group.
         shape: its shape.
         dtype: how it is stored.
-        weight_decay: λ as configured.
+        weight_decay: λ as configured, under whatever name; NaN where it is unknown.
         lr: η, live.
-        expected: ηλ.
+        expected: ηλ; NaN where λ is unknown.
         factor: c as the rule has it at these η and λ; 0 where nothing decays, NaN where the rule
             has none ("l2", "other").
         observed: the mean share that a step really takes off a sample of the stored weights: of û
@@ -167,9 +167,9 @@ class _Audit:
                     )
 
     def _own(self, number: int, group: dict[str, Any], p: Tensor) -> TensorAudit:
-        lr, rate = _number(group.get("lr")), _number(group.get("weight_decay", 0.0))
-        effect = self._effect(number, group, p) if rate else Effect("none", 0.0, 1, lr)
+        lr, effect = _number(group.get("lr")), self._effect(number, group, p)
         decays = effect.rule != "none"
+        rate = effect.rate(group) if decays else _number(group.get("weight_decay", 0.0))
         return TensorAudit(
             self.names[p],
             number,
@@ -179,22 +179,33 @@ class _Audit:
             lr,
             lr * rate,
             float(effect.factor(group)) if decays and effect.multiplier else 0.0,
-            decay_share(self.optimizer, group, _sample(p), effect.rule) if decays else 0.0,
+            self._share(group, p, effect) if decays else 0.0,
             effect.rule,
             effect.power,
         )
+
+    def _share(self, group: dict[str, Any], p: Tensor, effect: Effect) -> float:
+        return decay_share(self.optimizer, group, _sample(p), effect.rule, effect.name)
+
+    def effect(self, tensor: TensorAudit) -> Effect:
+        """By what the tensor decays."""
+        return self.effects[tensor.group, len(tensor.shape)]
 
     def _effect(self, number: int, group: dict[str, Any], p: Tensor) -> Effect:
         kind = (number, p.ndim)
         if kind not in self.effects:
             self.likes[kind] = p
-            effect = decay_effect(self.optimizer, group, p)
+            effect = effect_at_work(self.optimizer, group, p)
             if effect.rule == "other":
-                later = decay_effect(self.optimizer, group, p, first_step=2)
+                later = effect_at_work(self.optimizer, group, p, first_step=2)
                 self.late |= later.rule != "other"
                 effect = later
             self.effects[kind] = effect
         return self.effects[kind]
+
+    def option(self, tensor: TensorAudit) -> str:
+        """The name of the option that holds the tensor's rate; "" if there is none."""
+        return "weight_decay" if self.decay is not None else self.effect(tensor).name
 
     def is_adaptive_l2(self) -> bool:
         return any(
@@ -311,12 +322,12 @@ def _share(tensor: TensorAudit) -> float:
     return c / (1 + c) if tensor.rule == "proximal" else c
 
 
-def _too_strong(_: _Audit, tensors: Sequence[TensorAudit]) -> Iterator[str]:
+def _too_strong(audited: _Audit, tensors: Sequence[TensorAudit]) -> Iterator[str]:
     strong = [t for t in tensors if t.factor >= 1]
     if strong:
         yield (
             f"c = {max(t.factor for t in strong):.3g} in {_some(strong)}: a step takes off the "
-            "whole weight or more; lower weight_decay or the learning rate"
+            f"whole weight or more; lower {audited.option(strong[0]) or 'it'} or the learning rate"
         )
 
 
@@ -334,21 +345,38 @@ def _other_power(_: _Audit, tensors: Sequence[TensorAudit]) -> Iterator[str]:
         )
 
 
-def _other_multiple(_: _Audit, tensors: Sequence[TensorAudit]) -> Iterator[str]:
-    odd = [t for t in tensors if t.power == 1 and t.factor > 0]
+def _other_multiple(audited: _Audit, tensors: Sequence[TensorAudit]) -> Iterator[str]:
+    odd = [t for t in tensors if t.power == 1 and t.factor > 0 and t.expected > 0]
     odd = [t for t in odd if not math.isclose(t.factor, t.expected, rel_tol=1e-3)]
     if odd:
         yield (
             f"c is {odd[0].factor / odd[0].expected:.3g} times ηλ in {_some(odd)}; divide "
-            "weight_decay by that for the usual strength"
+            f"{audited.option(odd[0])} by that for the usual strength"
         )
 
 
 def _unknown(audited: _Audit, tensors: Sequence[TensorAudit]) -> Iterator[str]:
-    other = [t for t in tensors if t.rule == "other"]
+    other = [t for t in tensors if t.rule == "other" and audited.option(t)]
     if other:
-        why = audited.effects[other[0].group, len(other[0].shape)].why
+        why = audited.effect(other[0]).why
         yield f"{why} in {_some(other)}: no closed rule; attach wd_probe.WeightDecay for one"
+
+
+def _under_another_name(audited: _Audit, tensors: Sequence[TensorAudit]) -> Iterator[str]:
+    decayed = [t for t in tensors if t.decays] if audited.decay is None else []
+    named = [t for t in decayed if audited.option(t) not in ("", "weight_decay")]
+    for name in sorted({audited.option(t) for t in named}):
+        some = [t for t in named if audited.option(t) == name]
+        yield (
+            f"{audited.title} decays by its option {name}={some[0].weight_decay:g}, not by "
+            f"weight_decay, in {_some(some)}"
+        )
+    unnamed = [t for t in decayed if not audited.option(t)]
+    if unnamed:
+        yield (
+            f"{audited.title} decays, rate unknown, in {_some(unnamed)}: none of its options ends "
+            "that; attach wd_probe.WeightDecay to an optimizer that does not decay"
+        )
 
 
 def _starts_late(audited: _Audit, _: Sequence[TensorAudit]) -> Iterator[str]:
@@ -380,10 +408,12 @@ def _against_the_model(audited: _Audit, tensors: Sequence[TensorAudit]) -> Itera
         )
 
 
-def _norms_and_biases(_: _Audit, tensors: Sequence[TensorAudit]) -> Iterator[str]:
+def _norms_and_biases(audited: _Audit, tensors: Sequence[TensorAudit]) -> Iterator[str]:
     small = [t for t in tensors if t.decays and len(t.shape) <= 1]
     if small:
-        yield f"norms and biases decay: {_some(small)}; give them a group with weight_decay=0"
+        name = audited.option(small[0])
+        advice = f"; give them a group with {name}=0" if name else ""
+        yield f"norms and biases decay: {_some(small)}{advice}"
 
 
 _CHECKS: tuple[Callable[[_Audit, Sequence[TensorAudit]], Iterator[str]], ...] = (
@@ -395,6 +425,7 @@ _CHECKS: tuple[Callable[[_Audit, Sequence[TensorAudit]], Iterator[str]], ...] = 
     _other_power,
     _other_multiple,
     _unknown,
+    _under_another_name,
     _starts_late,
     _layer_decay,
     _against_the_model,

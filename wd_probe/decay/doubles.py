@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
@@ -177,3 +178,18 @@ def visible(group: dict[str, Any]) -> float | None:
     if lr is None:
         return None
     return live if _LEAST <= (live := float(lr)) <= _MOST else _USUAL
+
+
+def maximizes(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    """What an optimizer says of whether its steps follow the gradient."""
+    holders = (group, vars(optimizer), optimizer.defaults)
+    return next((bool(one["maximize"]) for one in holders if "maximize" in one), False)
+
+
+def judged_near(group: dict[str, Any]) -> int | None:
+    """The order of magnitude of the learning rate at which doubles of a group are stepped."""
+    lr = group.get("lr")
+    if isinstance(lr, Tensor) and not lr.is_cpu:  # to look would wait for the device
+        return None
+    live = visible(group)
+    return None if live is None else round(math.log10(live))

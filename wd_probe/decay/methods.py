@@ -21,6 +21,7 @@ from ..layering import Layers, chosen_parameters, layers_or, layerwise_rates
 from ..sharding import local, refuse_flat
 from .moments import AfterStep, AheadOfForward, InGradient, WithStep
 from .moments import Moment as AtMoment
+from .rules import effect_at_work, options_of
 from .updates import Updates
 
 #: When it is taken off: in the gradient, with the step, after the update, before the forward pass.
@@ -103,8 +104,7 @@ class WeightDecay:
         self.scale: Scale | None = scale or ("max2" if method == "lpwd" else None)
         refuse_flat(model)
         self.optimizers = hooked_all(optimizer)
-        for one in self.optimizers:
-            _check_free(one)
+        _check_free(self.optimizers)
         self._model, self._parameters, self._groups = model, parameters, groups
         self._names: dict[str, nn.Parameter] = {}
         self._shares: dict[Tensor, float] = {}
@@ -436,15 +436,32 @@ class WeightDecay:
         self.detach()
 
 
-def _check_free(optimizer: Optimizer) -> None:
-    for number, group in enumerate(optimizer.param_groups):
-        if group.get("weight_decay", 0):
-            raise InputError(
-                f"the optimizer decays by itself (weight_decay={group['weight_decay']} in "
-                f"parameter group {number}); build it with weight_decay=0"
-            )
-    if attached(optimizer) is not None:
-        raise InputError("this optimizer has a WeightDecay already; detach() that one first")
+def _check_free(optimizers: Iterable[Optimizer]) -> None:
+    """Refuse those that have a WeightDecay, or decay by themselves: as they say, or by effect."""
+    seen = set()
+    for optimizer in optimizers:
+        if attached(optimizer) is not None:
+            raise InputError("this optimizer has a WeightDecay already; detach() that one first")
+        for number, group in enumerate(optimizer.param_groups):
+            rate = group.get("weight_decay", 0)
+            if rate:
+                raise InputError(_not_free(f"weight_decay={rate}", number, "weight_decay"))
+            for like in {p.ndim: p for p in group["params"]}.values():
+                kind = (*options_of(optimizer, group), like.ndim, like.device)
+                if kind in seen:  # as of one optimizer for each tensor
+                    continue
+                seen.add(kind)
+                effect = effect_at_work(optimizer, group, like)
+                if effect.rule != "none":
+                    said = (
+                        f"{effect.name}={effect.rate(group):g}" if effect.name else "rate unknown"
+                    )
+                    raise InputError(_not_free(said, number, effect.name))
+
+
+def _not_free(said: str, number: int, name: str) -> str:
+    advice = f"build it with {name}=0" if name else "none of its options ends that; take another"
+    return f"the optimizer decays by itself ({said} in parameter group {number}); {advice}"
 
 
 def _check_held(chosen: dict[str, nn.Parameter], held: set[Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,15 +13,18 @@ from .aside import HOOKS, NOT_COPIED, generators_of, random_kept, unhooked
 
 
 @torch.no_grad()
-def undecayed(optimizer: Optimizer) -> dict[Tensor, Tensor]:
+def undecayed(
+    optimizer: Optimizer, rates: Iterable[str] = ("weight_decay",)
+) -> dict[Tensor, Tensor]:
     """û of every parameter with a gradient: where this step would put it without weight decay.
 
-    Copies weights, gradients and state, sets ``weight_decay`` to 0 and steps the copy; the random
+    Copies weights, gradients and state, sets decay rates to 0 and steps the copy; the random
     numbers it draws are those that the step itself will draw. Costs the step again, and memory for
     all that is copied.
 
     Args:
         optimizer: about to step.
+        rates: the options that hold decay rates.
 
     Returns:
         For each parameter that has a gradient the weights after the copy's step.
@@ -39,14 +43,31 @@ def undecayed(optimizer: Optimizer) -> dict[Tensor, Tensor]:
     own = {name: value for name, value in vars(optimizer).items() if name not in NOT_COPIED}
     twin.__dict__.update(copy.deepcopy(own, memo))
     twin.__dict__.update({name: OrderedDict() for name in HOOKS})
-    set_rate(twin, 0.0)
+    for name in rates:
+        set_rate(twin, 0.0, name)
     with random_kept(generators), unhooked():
         twin.step()
     return {p: copied.detach() for p, copied in copies.items()}
 
 
 def set_rate(optimizer: Optimizer, rate: float, name: str = "weight_decay") -> None:
-    """Give the option this value wherever an optimizer may look it up."""
-    for holder in (*optimizer.param_groups, optimizer.defaults, vars(optimizer)):
+    """Give an option this value wherever an optimizer may look it up."""
+    for holder in holders(optimizer):
         if name in holder:
-            holder[name] = rate
+            was = holder[name]
+            holder[name] = torch.full_like(was, rate) if isinstance(was, Tensor) else rate
+    if isinstance(getattr(type(optimizer), name, None), int | float):
+        vars(optimizer)[name] = rate
+
+
+def holders(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The dictionaries in which an optimizer may look up its options."""
+    own = vars(optimizer)
+    held = (value if isinstance(value, dict) else _settings(value) for value in own.values())
+    return [*optimizer.param_groups, own, *held]
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    """The attributes of a plain object, such as a configuration."""
+    is_more = isinstance(value, Tensor | torch.nn.Module | Optimizer) or callable(value)
+    return {} if is_more else getattr(value, "__dict__", {})

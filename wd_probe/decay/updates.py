@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .doubles import Double, random_like, scratch, shapes, tried, visible
+from .doubles import Double, maximizes, random_like, scratch, shapes, tried, visible
 
 _STEPS = 8  # and so past the periods of most built-in lookaheads
 _KEPT = (0.9, 0.4)
@@ -108,5 +108,4 @@ def _climbs(optimizer: Optimizer, group: dict[str, Any], like: Tensor) -> bool:
         found = tried(optimizer, group, scratch(shapes(like.ndim)[0], like.device, dtype), along)
         if not isinstance(found, str) and found:
             return found > 0
-    holders = (group, vars(optimizer), optimizer.defaults)
-    return any(bool(holder["maximize"]) for holder in holders if "maximize" in holder)
+    return maximizes(optimizer, group)

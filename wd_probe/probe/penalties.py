@@ -1,7 +1,8 @@
 """What a step takes off each weight: an attached WeightDecay says it, or an optimizer's effect."""
 
 import inspect
-from collections.abc import Container, Sequence
+import math
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Literal, NamedTuple
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..decay.doubles import judged_near
 from ..decay.methods import Moment, WeightDecay, attached
-from ..decay.rules import Effect, Rule, decay_effect
+from ..decay.places import looks_like_a_rate, rate_held
+from ..decay.rules import Effect, Rule, effect_at_work, options_of
 from ..errors import Teller
 
 #: Which penalty Eq. 10 asks about where pwd decays before the forward pass (theory fact 9).
@@ -37,8 +40,8 @@ _ATTACHED_WAYS: dict[Moment, Way] = {
     "gradient": "exact",
 }
 _WHY_NOT: dict[Rule, str] = {
-    "none": "its weight_decay changes nothing",
-    "l2": "its weight_decay is L2 regularization (the gradient becomes g + λθ)",
+    "none": "its {name} changes nothing",
+    "l2": "its {name} is L2 regularization (the gradient becomes g + λθ)",
     "other": "its decay rule is not known",
 }
 _EXACTLY = (
@@ -54,7 +57,7 @@ class Penalty:
     Attributes:
         way: how it is found.
         c: the share.
-        rate: λ.
+        rate: λ; NaN where it is unknown.
         group: of the optimizer.
         is_stored: whether decay and the step's own move are rounded one by one.
     """
@@ -149,7 +152,7 @@ class Penalties:
         self._optimizer, self._exact, self._reading = optimizer, exact, reading
         self._effects, self._tell = effects, tell
         self._own_effects: dict[tuple[Any, ...], Effect] = {}
-        self._telling = _telling(optimizer)
+        self._telling, self._rates = _telling(optimizer), _rates(optimizer)
         self._steps_twice = exact is not False
 
     def of(self, live: Sequence[Sequence[Tensor]]) -> Penalized:
@@ -183,13 +186,22 @@ class Penalties:
         if decay is not None:
             forced = bool(self._exact) and decay.moment in ("step", "update")
             return decay.rate > 0 and (forced or decay.moment == "gradient")
-        return any(
-            rule != "none" and (bool(self._exact) or _OWN_WAYS[rule] == "exact")
-            for number, group in enumerate(self._optimizer.param_groups)
-            if group.get("weight_decay", 0)
-            for like in {p.ndim: p for p in group["params"]}.values()
-            for rule in (self._effect(number, group, like).rule,)
-        )
+        return any(self._way(effect) == "exact" for effect in self._all_effects())
+
+    def rates(self) -> set[str]:
+        """The options whose zero ends the decay of a step."""
+        return {"weight_decay"} | {effect.name for effect in self._all_effects() if effect.name}
+
+    def _all_effects(self) -> Iterator[Effect]:
+        for number, group in enumerate(self._optimizer.param_groups):
+            for like in {p.ndim: p for p in group["params"]}.values():
+                yield self._effect(number, group, like)
+
+    def _way(self, effect: Effect) -> Way | None:
+        """How what it takes off is found; None where it cannot be, or there is nothing."""
+        if effect.rule == "none" or (effect.rule == "other" and not effect.name):
+            return None
+        return "exact" if self._exact and effect.name else _OWN_WAYS[effect.rule]
 
     def give_up_second_step(self, why: str) -> None:
         """Measure nothing against a second step from now on, and say so."""
@@ -210,7 +222,8 @@ class Penalties:
         for number, group in enumerate(groups):
             for p in group["params"]:
                 self._own(number, group, p)
-        if not any(group.get("weight_decay", 0) for group in groups):
+        free = (effect.rule == "none" for effect in self._all_effects())
+        if not any(group.get("weight_decay", 0) for group in groups) and all(free):
             self._tell(
                 f"{type(self._optimizer).__name__} has weight_decay=0 in every group and no "
                 "wd_probe.WeightDecay: nothing is penalized, so R_op is undefined (NaN)"
@@ -231,14 +244,14 @@ class Penalties:
         return Penalty(way, 0.0 if idle else decay.factor(p, group), decay.rate, group)
 
     def _own(self, number: int, group: dict[str, Any], p: Tensor) -> Penalty | None:
-        rate = float(group.get("weight_decay", 0))
-        if not rate:
-            return None
         effect = self._effect(number, group, p)
-        if effect.rule == "none":
+        way = self._way(effect)
+        if way is None:
             return None
-        way = "exact" if self._exact else _OWN_WAYS[effect.rule]
-        c = 0.0 if way == "exact" else effect.factor(group)
+        rate = rate_held(self._optimizer, group, effect.name) if effect.name else math.nan
+        if rate == 0:
+            return None
+        c = 0.0 if way == "exact" else effect.factor(group, self._optimizer)
         return Penalty(way, c, rate, group, is_stored=not group.get("fused"))
 
     def _tell_rounding(self, one: Penalty, dtype: torch.dtype) -> None:
@@ -251,33 +264,46 @@ class Penalties:
         name = str(dtype).removeprefix("torch.")
         share = "every weight" if one.c < half / 2 else "some weights"
         acting = half / one.c * one.rate
+        acts = f"λ acts on some from {acting / 2:.2g} on, and on all from {acting:.2g}"
+        if math.isnan(acting):  # the rate is unknown
+            acts = "it acts on none but a few"
         self._tell(
             f"{name} rounds decay by c = {one.c:.2g} away from {share}, not penalized: at this "
-            f"learning rate λ acts on some from {acting / 2:.2g} on, and on all from {acting:.2g}",
+            f"learning rate {acts}",
             about=f"rounding of {name}",
         )
 
     def _effect(self, number: int, group: dict[str, Any], like: Tensor) -> Effect:
-        momentum = bool(group.get("momentum"))
-        key = (number, like.ndim, momentum, *map(group.get, self._telling))
+        own = vars(self._optimizer)
+        rates = [bool(holder.get(name)) for holder in (group, own) for name in self._rates]
+        key = (number, like.ndim, judged_near(group), *map(group.get, self._telling), *rates)
         if key in self._own_effects:
             return self._own_effects[key]
-        known = (*_options(self._optimizer, group), like.ndim, like.dtype, like.device)
+        known = (*options_of(self._optimizer, group), like.ndim, like.dtype, like.device)
         if known not in self._effects:
             # ZeroRedundancyOptimizer leaves the stepping to another, over its part of the weights.
             stepping = getattr(self._optimizer, "optim", self._optimizer)
-            self._effects[known] = decay_effect(stepping, group, like)
+            self._effects[known] = effect_at_work(stepping, group, like)
         effect = self._own_effects[key] = self._effects[known]
         if effect.rule in _WHY_NOT:
-            unmeasured = effect.rule == "none" or self._exact is False
-            self._tell(
-                f"{type(self._optimizer).__name__}, parameter group {number}: "
-                f"{_WHY_NOT[effect.rule]}, so R_op is "
-                + ("not measured there; " if unmeasured else _EXACTLY)
-                + "build it with weight_decay=0 and attach wd_probe.WeightDecay(model, optimizer, "
-                '"wd", rate=...) for the paper\'s decay'
-            )
+            self._tell_why(effect, number, group)
         return effect
+
+    def _tell_why(self, effect: Effect, number: int, group: dict[str, Any]) -> None:
+        """Say what is not measured, or at what cost."""
+        if effect.rule == "none" and not group.get("weight_decay", 0):
+            return
+        title = f"{type(self._optimizer).__name__}, parameter group {number}"
+        if not effect.name:
+            self._tell(f"{title}: it decays, rate unknown, so R_op is not measured there")
+            return
+        unmeasured = effect.rule == "none" or self._exact is False
+        self._tell(
+            f"{title}: {_WHY_NOT[effect.rule].format(name=effect.name)}, so R_op is "
+            + ("not measured there; " if unmeasured else _EXACTLY)
+            + f"build it with {effect.name}=0 and attach wd_probe.WeightDecay(model, optimizer, "
+            '"wd", rate=...) for the paper\'s decay'
+        )
 
 
 def _telling(optimizer: Optimizer) -> tuple[str, ...]:
@@ -292,12 +318,13 @@ def _telling(optimizer: Optimizer) -> tuple[str, ...]:
         for name, value in options.items()
         if isinstance(value, bool)
         or (name in made_with and isinstance(value, NoneType | int | float | str))
-        if name not in ("lr", "weight_decay", "momentum") and not name.startswith("beta")
+        if name not in ("lr", "momentum") and not name.startswith("beta")
+        if not looks_like_a_rate(name)
     )
 
 
-def _options(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:
-    """What an optimizer's rule may depend on."""
-    plain = {k: v for k, v in vars(optimizer).items() if isinstance(v, bool | int | float | str)}
-    chosen = {k: v for k, v in group.items() if k not in ("params", "param_names")}
-    return type(optimizer), repr(plain), repr(chosen)
+def _rates(optimizer: Optimizer) -> tuple[str, ...]:
+    """Options that tell by whether they are zero."""
+    holders = (*optimizer.param_groups, vars(optimizer))
+    named = {name for holder in holders for name in holder if looks_like_a_rate(name)}
+    return ("momentum", *sorted(named))

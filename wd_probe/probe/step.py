@@ -126,7 +126,7 @@ class WatchedOptimizer:
         if not any(self._live) or not self.penalties.need_second_step():
             return
         try:
-            self._u_hat = undecayed(self.optimizer)
+            self._u_hat = undecayed(self.optimizer, self.penalties.rates())
         except Exception as error:  # what a copy cannot do must not end somebody's training
             self._second_step_error = first_line(error)
 
@@ -145,7 +145,8 @@ class WatchedOptimizer:
         closed, exact = found.parted(self._u_hat)
         plan = self._planned(closed)
         profile = None
-        if profile_rates and all(one.way == "beside" for one in found.penalties):
+        told = all(one.way == "beside" and one.rate > 0 for one in found.penalties)
+        if profile_rates and told:
             profile = shards.sum(closed.weights, plan.profile(closed, profile_rates))
         sums = [plan.tally(closed)] if closed.weights or not exact.weights else []
         for p in exact.weights:

@@ -76,6 +76,7 @@ def survey(
             )
             continue
         has_decay = any("weight_decay" in group for group in optimizer.param_groups)
+        has_decay |= report.rule != "none"
         remarks = _remarks(report) if has_decay else ("it has no weight_decay",)
         yield Surveyed(name, _rules(report), _multiple(report), remarks, "")
 
@@ -92,7 +93,8 @@ def _rules(report: AuditReport) -> str:
 
 
 def _multiple(report: AuditReport) -> str:
-    found = {_rounded(t) for t in report.tensors if t.decays and t.observed == t.observed}
+    known = (t for t in report.tensors if t.decays and t.observed == t.observed and t.expected > 0)
+    found = {_rounded(t) for t in known}
     return " to ".join(f"{value:g}" for value in sorted({min(found), max(found)})) if found else ""
 
 

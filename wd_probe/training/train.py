@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .. import ranks
 from ..decay.methods import WeightDecay
-from ..decay.rules import decay_effect
+from ..decay.rules import effect_at_work
 from ..errors import first_line
 from ..layering import Layers, decayed_parameters, layers
 from ..probe.probe import OpposingPenaltyProbe
@@ -83,14 +83,15 @@ class Training:
         """The rule at work: the attached method, or the optimizer's own by its effect."""
         if self.decay is not None:
             return self.decay.method
-        decaying = [
-            (group, max(group["params"], key=lambda p: p.ndim))
-            for group in self.optimizer.param_groups
-            if group.get("weight_decay")
-        ]
-        if not decaying:
-            return "baseline"
-        return decay_effect(self.optimizer, *decaying[0]).rule
+        groups = self.optimizer.param_groups
+        decaying = [group for group in groups if group.get("weight_decay")]
+        for group in decaying or groups:
+            rule = effect_at_work(
+                self.optimizer, group, max(group["params"], key=lambda p: p.ndim)
+            ).rule
+            if decaying or rule != "none":
+                return rule
+        return "baseline"
 
 
 def train(
