@@ -246,6 +246,20 @@ def test_the_audit_disturbs_nothing():
     assert torch.equal(torch.get_rng_state(), drawn)
 
 
+def test_learning_rates_that_are_none():
+    net = tiny_model()
+    for lr in (-0.1, math.nan):
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+        optimizer.param_groups[0]["lr"] = lr
+        report = audit(optimizer, net)
+        assert report.rule == "wd"
+        assert line(report, f"the learning rate of 6 tensors (e.g. conv.weight) is {lr:g}")
+    for rate in (0.0, 0.1):
+        own_pace = torch.optim.AdamW(net.parameters(), weight_decay=rate)
+        own_pace.param_groups[0]["lr"] = None
+        assert audit(own_pace, net).rule == ("other" if rate else "none")
+
+
 def test_no_optimizer():
     with pytest.raises(InputError, match=r"a torch\.optim\.Optimizer is needed, got Linear"):
         audit(nn.Linear(2, 2))

@@ -684,6 +684,71 @@ def test_a_rate_that_flips_signs_is_refused_with_the_largest_allowed(method):
         WeightDecay(model, sgd, method, rate=2.0, convention="rate")
 
 
+@pytest.mark.parametrize("held", ["a number", "a tensor"])
+@pytest.mark.parametrize("method", DECAYING)
+def test_learning_rates_that_are_none_are_refused(method, held):
+    """At once, and at the step that has them; 0 is one."""
+
+    def of(lr):
+        return torch.tensor(lr) if held == "a tensor" else lr
+
+    for lr, said in (
+        (-0.1, r"is -0\.1, with which decay would push weights away .* take maximize=True"),
+        (math.nan, "is nan"),
+        (math.inf, "is inf"),
+    ):
+        model = small()
+        sgd = torch.optim.SGD(model.parameters(), lr=of(0.1))
+        sgd.param_groups[0]["lr"] = of(lr)
+        said = "the learning rate of parameter group 0 " + said
+        before = copy.deepcopy(model)
+        if method not in ("l1", "l2"):
+            with pytest.raises(InputError, match=said):
+                WeightDecay(model, sgd, method, rate=0.5)
+        sgd.param_groups[0]["lr"] = of(0.1)
+        WeightDecay(model, sgd, method, rate=0.5)
+        sgd.param_groups[0]["lr"] = of(lr)
+        with pytest.raises(InputError, match=said):
+            train(model, sgd, 2)
+        if method not in ("pwd", "lpwd"):
+            assert same(model, before)
+    model = small()
+    sgd = torch.optim.SGD(model.parameters(), lr=of(0.0))
+    before = copy.deepcopy(model)
+    WeightDecay(model, sgd, method, rate=0.5)
+    train(model, sgd, 2)
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("method", SHRINKING)
+def test_a_convention_without_a_learning_rate_needs_none(method):
+    """Where c = λ, it may be negative, or the optimizer's own affair."""
+    for lr in (-0.1, None):
+        model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        sgd.param_groups[0]["lr"] = lr
+        WeightDecay(model, sgd, method, rate=0.5, convention="rate", scale="mean")
+        if lr is None:
+            sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+            sgd.param_groups[0]["lr"] = lr
+            with pytest.raises(InputError, match=r"group 0 is .*own affair \(lr=None\).*'rate'"):
+                WeightDecay(model, sgd, method, rate=0.5)
+
+
+def test_rwd_that_leaves_nothing_has_no_other_moment():
+    model = small()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    decay = WeightDecay(model, sgd, "rwd", rate=10.0)
+    train(model, sgd, 1)
+    assert not any(p.any() for p in model.parameters())
+    with pytest.raises(InputError, match="rwd with c = 1 leaves nothing but zeros"):  # noqa: SIM117
+        with decay.at_other_moment():
+            pass
+    decay.rate = 9.0
+    with decay.at_other_moment():
+        assert all(p.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("method", ["l1", "l2"])
 def test_penalties_in_the_gradient_have_no_largest_rate(method):
     model = small()

@@ -331,6 +331,13 @@ def _too_strong(audited: _Audit, tensors: Sequence[TensorAudit]) -> Iterator[str
         )
 
 
+def _no_rate(audited: _Audit, tensors: Sequence[TensorAudit]) -> Iterator[str]:
+    groups = audited.optimizer.param_groups
+    odd = [t for t in tensors if not t.lr >= 0 and groups[t.group].get("lr") is not None]
+    if odd:
+        yield f"the learning rate of {_some(odd)} is {odd[0].lr:g}; give them one above zero"
+
+
 def _other_power(_: _Audit, tensors: Sequence[TensorAudit]) -> Iterator[str]:
     powers = {t.power for t in tensors if t.decays}
     if 2 in powers:
@@ -422,6 +429,7 @@ _CHECKS: tuple[Callable[[_Audit, Sequence[TensorAudit]], Iterator[str]], ...] = 
     _l2_in_adaptive,
     _lost_to_rounding,
     _too_strong,
+    _no_rate,
     _other_power,
     _other_multiple,
     _unknown,

@@ -3,6 +3,7 @@
 A method is two choices: *when* a share of a weight is taken off, and *how strongly* in each layer.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -66,7 +67,8 @@ class WeightDecay:
 
     Raises:
         InputError: an unknown method, scale or convention; a rate that is negative or not finite,
-            or so large that c > 1 would flip signs (also later, at the step that would); an
+            or so large that c > 1 would flip signs; a learning rate that is negative or none (both
+            also later, at the step that would); an
             optimizer that decays by itself, has a WeightDecay already, lacks a parameter that is
             to decay or is LBFGS; layers of a model that has only one; sparse gradients; FSDP1.
 
@@ -184,14 +186,39 @@ class WeightDecay:
         """c, the share of this parameter that is taken off in a step, at its group's live rate.
 
         Raises:
-            InputError: it is more than 1. A learning rate on a GPU is not looked at: that would
-                wait for the device.
+            InputError: it is more than 1; or there is no learning rate, or none that c could
+                follow. One on a GPU is not looked at: that would wait for the device.
         """
+        self._check_lr(group)
         c = self._factor(parameter, group)
         seen = not isinstance(c, Tensor) or c.is_cpu
         if seen and c > 1 and self.moment != "gradient":
             raise InputError(self._too_much(parameter, float(c)))
         return c
+
+    def _check_lr(self, group: dict[str, Any]) -> None:
+        """Refuse a learning rate with which decay would not draw weights towards zero."""
+        lr = group.get("lr")
+        if self.convention == "rate" and self.moment != "gradient":
+            return
+        if lr is None:
+            if self.moment == "gradient":
+                return
+            why = "is the optimizer's own affair (lr=None), and c = ηλ needs one: "
+            why += "take convention='rate'"
+        elif (isinstance(lr, Tensor) and not lr.is_cpu) or 0 <= float(lr) < math.inf:
+            return
+        elif float(lr) < 0:
+            why = f"is {float(lr):g}, with which decay would push weights away from zero"
+            why += "; to follow the gradient, take maximize=True"
+        else:
+            why = f"is {float(lr):g}"
+        raise InputError(f"the learning rate of {self._number_of(group)} {why}")
+
+    def _number_of(self, group: dict[str, Any]) -> str:
+        """Which parameter group it is, in words."""
+        groups = (pair for one in self.optimizers for pair in enumerate(one.param_groups))
+        return next((f"parameter group {k}" for k, one in groups if one is group), "the group")
 
     def took_nothing(self, optimizer: Optimizer) -> bool:
         """Whether no forward pass, and so no decay of pwd and lpwd, came before its last step."""
@@ -225,16 +252,15 @@ class WeightDecay:
         return {parameter: by_name[name] for name, parameter in chosen.items()}
 
     def _check_live_rates(self) -> None:
-        """Find a c > 1 before the first step."""
+        """Find a c > 1, or a rate that is none, before the first step."""
         if self.moment == "gradient":
             return
-        factors = [
-            (float(self._factor(p, group)), p)
-            for one in self.optimizers
-            for group in one.param_groups
-            for p in group["params"]
-            if self.decays(p)
-        ]
+        factors = []
+        for one in self.optimizers:
+            for group in one.param_groups:
+                for p in filter(self.decays, group["params"]):
+                    self._check_lr(group)
+                    factors.append((float(self._factor(p, group)), p))
         c, parameter = max(factors, key=lambda item: item[0], default=(0.0, None))
         if parameter is not None and c > 1:
             raise InputError(self._too_much(parameter, c))
@@ -264,6 +290,7 @@ class WeightDecay:
         """What times θ or its sign goes into which gradients: −λ where steps follow gradients."""
         for group in optimizer.param_groups:
             for share, chosen in self._by_share(group):
+                self._check_lr(group)
                 rate = self.rate * share
                 yield (-rate if self._updates.climbs(optimizer, group, chosen[0]) else rate), chosen
 
@@ -356,6 +383,9 @@ class WeightDecay:
 
         For pwd and lpwd: decayed already, with the next step's c. For rwd: not yet. They are back,
         bit for bit, on leaving; do not step inside.
+
+        Raises:
+            InputError: rwd with c = 1 has left nothing that could be undone.
         """
         kept: list[tuple[Tensor, Tensor]] = []
         self._settle()
@@ -363,6 +393,11 @@ class WeightDecay:
             with torch.no_grad():
                 for one in self.optimizers if self.has_other_moment else ():
                     for c, chosen, _ in self.jobs(one, needs_grad=False):
+                        if self.moment == "update" and float(c) == 1:
+                            raise InputError(
+                                f"{self.method} with c = 1 leaves nothing but zeros: there are no "
+                                "weights before its decay to go back to"
+                            )
                         parts = [local(p) for p in chosen]
                         kept += [(part, part.clone()) for part in parts]
                         factor = 1 - c if self.moment == "forward" else 1 / (1 - c)

@@ -61,6 +61,8 @@ class Effect:
         The share of θ ("wd", "scaled") or û ("rwd") that a step takes off; "proximal" leaves
         û / (1 + c). Where no group holds λ, the optimizer does.
         """
+        if math.isnan(self.multiplier):
+            return math.nan
         rate: float | Tensor = group.get(self.name, self.rate_seen) if self.name else 1.0
         if optimizer is not None and self.name and self.name not in group:
             rate = rate_held(optimizer, group, self.name)
@@ -231,6 +233,8 @@ def decay_share(
         The share; NaN for "l2" and "other", whose share is the gradient's affair, and where no
         double can be stepped.
     """
+    if rule in ("l2", "other"):
+        return math.nan
     lr = float(group["lr"])
     generator = torch.Generator().manual_seed(0)
     size = 0.01 if name else 0.0
@@ -247,8 +251,6 @@ def decay_share(
         of = u_hat if rule in ("rwd", "proximal") else before
         return float(((u_hat - decayed) * of).sum() / of.square().sum())
 
-    if rule in ("l2", "other"):
-        return math.nan
     found = tried(optimizer, group, weights.detach().clone().requires_grad_(), share)
     return math.nan if isinstance(found, str) else found
 
