@@ -608,6 +608,22 @@ def test_two_steps_that_are_not_seen_are_told_when_the_probe_is_read(read):
         decay.detach()
 
 
+def test_a_weight_without_dimensions_is_looked_at():
+    net = nn.Module()
+    net.scale = nn.Parameter(torch.tensor(1.5))
+    idle = torch.optim.SGD(net.parameters(), lr=0.1)
+    other = torch.optim.SGD(net.parameters(), lr=0.1)
+    probe = OpposingPenaltyProbe(net, torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=RATE))
+    decay = WeightDecay(net, idle, "wd", rate=0.1)
+    with pytest.warns(WdProbeWarning, match="the weights move, and in") as told:
+        for _ in range(6):
+            net.scale.square().backward()
+            other.step()
+    assert len(told) == 2
+    assert not probe.records
+    decay.detach()
+
+
 def test_weights_that_move_for_other_reasons_are_not_told():
     """Loaded ahead of training, by SAM's climb, in a copy that trains elsewhere."""
     model = small()

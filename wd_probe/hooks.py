@@ -365,7 +365,10 @@ class Missing:
         """Attach."""
         self._missing, self._passes = missing, 0
         self._places: list[bytes] = []  # since it stood where it stood at first
-        free = [p for p in weights if p.requires_grad and p.is_leaf and local(p).numel()]
+        free = [
+            p for p in weights
+            if p.requires_grad and p.is_leaf and not p.is_meta and local(p).numel()
+        ]  # fmt: skip
         self._p = max(free, key=Tensor.numel, default=None)
         hook = weakly(self._graded)
         self._handle = None if self._p is None else self._p.register_post_accumulate_grad_hook(hook)
@@ -387,7 +390,7 @@ class Missing:
         assert self._p is not None
         part = local(self._p).detach()
         corner = part[(0,) * (part.ndim - 1)][:_LOOKED_AT] if part.ndim else part
-        return corner.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        return corner.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
     def look(self) -> None:
         """See whether the weight has moved, as no other pass may come."""

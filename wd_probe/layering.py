@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from .arguments import check_choice, check_count, check_rate, check_type
@@ -338,11 +339,13 @@ def chosen_parameters(
     """A model's parameters by clean name, or those of the given names.
 
     Raises:
-        InputError: the model has no parameter of such a name.
+        InputError: the model has no parameter of such a name, or one that is yet to be made.
     """
     check_type(model, "model", nn.Module, "a torch.nn.Module")
     own = dict(named_parameters(model))
     if names is None:
+        for name, p in own.items():
+            check_made(name, p)
         return own
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise InputError(f"parameters must be a list of names, got {shown(names)}")
@@ -355,4 +358,25 @@ def chosen_parameters(
             )
         if name not in own:
             raise InputError(f"parameters: the model has no parameter named {shown(name)}")
+        check_made(name, own[name])
     return {name: own[name] for name in wanted}
+
+
+def check_made(name: str, p: Tensor, *, with_numbers: bool = True) -> None:
+    """Refuse a parameter that is yet to be made.
+
+    Args:
+        name: of the parameter.
+        p: the parameter itself.
+        with_numbers: whether it must have numbers, beside a shape.
+
+    Raises:
+        InputError: it is of a lazy module that has seen no batch; it is on the meta device.
+    """
+    if is_lazy(p):
+        raise InputError(f"{name} has no shape yet: run a batch through the lazy modules first")
+    if with_numbers and p.is_meta:
+        raise InputError(
+            f"{name} is on the meta device, without numbers: load them first, then build the "
+            "optimizer"
+        )

@@ -260,6 +260,27 @@ def test_learning_rates_that_are_none():
         assert audit(own_pace, net).rule == ("other" if rate else "none")
 
 
+def test_a_model_without_numbers_is_audited_and_one_without_shapes_is_not():
+    with torch.device("meta"):
+        net = tiny_model()
+        report = audit(torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.01), net)
+    assert (report.rule, {t.factor for t in report.tensors}) == ("wd", {0.1 * 0.01})
+    assert math.isnan(report.factor)
+    lazy = nn.Sequential(nn.LazyLinear(4))
+    with pytest.raises(InputError, match=r"^0\.weight has no shape yet: run a batch through the l"):
+        audit(torch.optim.AdamW(lazy.parameters()), lazy)
+
+
+def test_attached_to_complex_weights_and_to_an_optimizer_of_its_own_pace():
+    net = nn.ParameterList([torch.full((3,), 1 + 2j)])
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with WeightDecay(net, optimizer, "wd", rate=0.5):
+        assert audit(optimizer, net).factor == pytest.approx(0.05)
+    optimizer.param_groups[0]["lr"] = None
+    with WeightDecay(net, optimizer, "l2", rate=0.5):
+        assert audit(optimizer, net).rule == "l2"
+
+
 def test_no_optimizer():
     with pytest.raises(InputError, match=r"a torch\.optim\.Optimizer is needed, got Linear"):
         audit(nn.Linear(2, 2))

@@ -654,6 +654,100 @@ def test_bad_input():
     sparse = nn.Sequential(nn.Embedding(4, 2, sparse=True), nn.Linear(2, 2))
     with pytest.raises(InputError, match=r"0 has sparse gradients.*sparse=False"):
         WeightDecay(sparse, torch.optim.SGD(sparse.parameters(), lr=0.1), "wd", rate=0.1)
+    with torch.inference_mode():
+        frozen = nn.Linear(2, 2)
+    with pytest.raises(InputError, match=r"^weight was made under torch\.inference_mode\(\)"):
+        WeightDecay(frozen, torch.optim.SGD(frozen.parameters(), lr=0.1), "wd", rate=0.1)
+    empty = nn.Linear(2, 2, device="meta")
+    with pytest.raises(InputError, match=r"^weight is on the meta device, without numbers"):
+        WeightDecay(empty, torch.optim.SGD(empty.parameters(), lr=0.1), "wd", rate=0.1)
+
+
+@pytest.mark.parametrize("method", ["wd", "rwd", "l1", "l2"])
+def test_sparse_gradients_that_no_module_announces(method):
+    table = nn.ParameterList([torch.ones(4, 2)])
+    sgd = torch.optim.SGD(table.parameters(), lr=0.1)
+    WeightDecay(table, sgd, method, rate=0.1)
+    F.embedding(torch.tensor([1]), table[0], sparse=True).sum().backward()
+    with pytest.raises(InputError, match=r"^0 has sparse gradients.*parameters="):
+        sgd.step()
+
+
+@pytest.mark.parametrize("method", DECAYING)
+@pytest.mark.parametrize("what", ["complex", "no dimensions", "empty", "in inference mode"])
+def test_weights_of_other_kinds(method, what):
+    """Two steps with a gradient of zero; against the same of ordinary weights."""
+    made = {
+        "complex": lambda: torch.tensor([3 + 4j]),
+        "no dimensions": lambda: torch.tensor(5.0),
+        "empty": lambda: torch.empty(0),
+        "in inference mode": lambda: torch.tensor([5.0]),
+    }
+    net = nn.ModuleList([nn.ParameterList([made[what]()]), nn.ParameterList([torch.tensor([5.0])])])
+    net.forward = lambda: None
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    with WeightDecay(net, sgd, method, rate=0.5, scale="mean" if method == "lpwd" else None):
+        for _ in range(2):
+            for p in net.parameters():
+                p.grad = torch.zeros_like(p)
+            net()
+            with torch.inference_mode(what == "in inference mode"):
+                sgd.step()
+    one, usual = net.parameters()
+    if method != "lpwd" and one.numel():
+        assert one.detach().abs().item() == pytest.approx(usual.item())
+    assert 0 < usual.item() < 5
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("method", ["wd", "rwd", "l1", "l2"])
+def test_optimizers_that_take_a_hessian(method):
+    """Which needs the weights of its graph as they were, and gradients that have one."""
+    terms = {"l1": lambda p: 0.5 * p.sign(), "l2": lambda p: 0.5 * p}
+    net, twin = small(), small()
+    decay = None
+    for one in (net, twin):
+        hessian = timm.optim.create_optimizer_v2(one, "adahessian", lr=0.1, weight_decay=0)
+        if one is net:
+            decay = WeightDecay(net, hessian, method, rate=0.5)
+        images, labels = batch(0)
+        F.cross_entropy(one(images), labels).backward(create_graph=True)
+        before = [p.detach().clone() for p in one.parameters()]
+        if one is twin and method in terms:
+            for p in one.parameters():
+                p.grad = p.grad + terms[method](p.detach())
+        hessian.step()
+        for p in one.parameters():
+            p.grad = None
+    assert decay is not None
+    for p, q, was in zip(net.parameters(), twin.parameters(), before, strict=True):
+        taken = {"wd": 0.05 * was, "rwd": 0.05 * q}.get(method, 0)
+        torch.testing.assert_close(p, q - taken)
+
+
+@pytest.mark.parametrize("chosen", [None, ["0.weight", "2.weight"]])
+@pytest.mark.parametrize("method", DECAYING)
+def test_replaced_parameters_decay_and_the_old_ones_are_let_go(method, chosen):
+    """As where a model is densified; parameters that are none of the model's come and go too."""
+    model, strange = small(), nn.Linear(2, 2)
+    sgd = torch.optim.SGD([*model.parameters(), *strange.parameters()], lr=0.1)
+    alive = []
+    decay = WeightDecay(model, sgd, method, rate=0.5, parameters=chosen)
+    for wide in (16, 20, 24):
+        model[0], model[2], strange = nn.Linear(8, wide), nn.Linear(wide, 4), nn.Linear(2, 2)
+        sgd.param_groups[0]["params"] = [*model.parameters(), *strange.parameters()]
+        alive += [weakref.ref(model[0].weight), weakref.ref(strange.weight)]
+        train(model, sgd, 1)
+        assert decay.decays(model[0].weight)
+        assert decay.decays(model[0].bias) == (chosen is None)
+        gc.collect()
+    assert [one() is None for one in alive] == [True, True, True, True, False, False]
+    model[2] = nn.Identity()
+    model.append(nn.Linear(24, 4))
+    sgd.param_groups[0]["params"] = list(model.parameters())
+    model(batch(0)[0]).sum().backward()
+    sgd.step()
+    assert decay.decays(model[0].weight)
 
 
 @pytest.mark.parametrize("method", SHRINKING)

@@ -219,6 +219,34 @@ def test_why_nothing_is_known():
     assert effect(own_pace).why == "it chooses its own learning rate"
 
 
+@pytest.mark.parametrize("when", ["always", "without decay"])
+def test_trial_steps_that_give_nan(when):
+    class Spoiled(Bent):
+        def step(self, closure=None):
+            super().step()
+            (group,) = self.param_groups
+            if when == "always" or not group["weight_decay"]:
+                group["params"][0].data.fill_(math.nan)
+
+    found = effect(Spoiled([weights()], CLOSED["wd"][0]))
+    assert (found.rule, found.why) == ("other", "its trial steps give numbers that are not finite")
+
+
+def test_rules_whatever_torch_makes_by_default():
+    """On a device without numbers, or of another precision."""
+    adamw = torch.optim.AdamW([weights()], lr=0.1, weight_decay=0.01)
+    for default in ("meta", "cpu"):
+        with torch.device(default):
+            assert effect(adamw).rule == "wd"
+    for default in (torch.float64, torch.bfloat16):
+        was = torch.get_default_dtype()
+        torch.set_default_dtype(default)
+        try:
+            assert effect(adamw).rule == "wd"
+        finally:
+            torch.set_default_dtype(was)
+
+
 def test_l2_added_to_the_gradient_in_place():
     class InPlace(torch.optim.Optimizer):
         def __init__(self, params):

@@ -175,6 +175,43 @@ def test_a_complex_parameter_is_left_out():
     oracle.agrees_with(probe.records)
 
 
+class Rounding(torch.optim.SGD):
+    """Steps whole numbers by whole numbers."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        (group,) = self.param_groups
+        for p in group["params"]:
+            if p.grad is not None and p.is_floating_point():
+                p.copy_((1 - group["lr"] * group["weight_decay"]) * p - group["lr"] * p.grad)
+            elif p.grad is not None:
+                p.sub_(p.grad)
+
+
+def test_weights_of_whole_numbers_are_left_out():
+    model = small()
+    model[0].register_parameter("whole", nn.Parameter(torch.ones(4).to(torch.int8), False))
+    whole = model[0].whole
+    optimizer = Rounding(model.parameters(), lr=LR, weight_decay=RATE)
+    probe = OpposingPenaltyProbe(model, optimizer)
+    oracle = Oracle((name, p) for name, p in model.named_parameters() if p.is_floating_point())
+
+    def before():
+        whole.grad = torch.ones_like(whole)
+        oracle.before()
+
+    train(model, optimizer, 2, before, oracle.after)
+    oracle.agrees_with(probe.records)
+
+
+def test_weights_that_are_yet_to_be_made_are_refused():
+    lazy, empty = nn.Sequential(nn.LazyLinear(2)), nn.Linear(2, 2, device="meta")
+    with pytest.raises(InputError, match=r"^0\.weight has no shape yet: run a batch through"):
+        OpposingPenaltyProbe(lazy, adamw(lazy.parameters()))
+    with pytest.raises(InputError, match=r"^weight is on the meta device, without numbers: load"):
+        OpposingPenaltyProbe(empty, adamw(empty.parameters()))
+
+
 def test_a_measuring_that_fails_does_not_end_the_training(monkeypatch):
     model, untouched = small(), small()
     optimizer = adamw(model.parameters())

@@ -7,7 +7,14 @@ import timm
 import torch
 from torch import nn
 
-from wd_probe import InputError, feature_distortion, half_life, layers, zero_shot_decay
+from wd_probe import (
+    InputError,
+    WdProbeWarning,
+    feature_distortion,
+    half_life,
+    layers,
+    zero_shot_decay,
+)
 from wd_probe.shrink.scan import ScanPoint, Shrunk
 
 
@@ -251,6 +258,74 @@ def test_bad_input():
         feature_distortion(relu_network(), [], [])
     with pytest.raises(InputError, match="was given no images"):
         feature_distortion(relu_network(), [], [0.5])
+
+
+class Quantized(nn.Module):
+    """A layer whose weights are whole numbers, times a scale of each output."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        whole = torch.randint(-5, 6, (4, 8), generator=torch.Generator().manual_seed(0))
+        self.whole = nn.Parameter(whole.to(dtype), requires_grad=False)
+        self.scale = nn.Parameter(torch.full((4,), 0.5))
+
+    def forward(self, x):
+        return x @ (self.whole.float() * self.scale[:, None]).T
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool])
+def test_whole_numbers_are_left_alone_and_told(dtype):
+    model = Quantized(dtype)
+    kept = copy.deepcopy(model.state_dict())
+    seen = []
+    told = r"^1 parameter of whole numbers \('whole' first\) cannot be scaled, and is left alone$"
+    with pytest.warns(WdProbeWarning, match=told):
+        zero_shot_decay(model, lambda m: seen.append(copy.deepcopy(m.state_dict())) or {}, 2)
+    assert [state["scale"][0].item() for state in seen] == [0.5, 0.25, 0]
+    assert all(torch.equal(state["whole"], kept["whole"]) for state in seen)
+    assert torch.equal(model.scale, kept["scale"])
+    with pytest.raises(InputError, match="Quantized has no parameters to decay"):
+        Shrunk(model, ["whole"])
+
+
+def test_numbers_of_8_bits_are_scaled():
+    model = Quantized(torch.float8_e4m3fn)
+    kept = model.whole.float()
+    with Shrunk(model) as shrunk:
+        shrunk.to(0.5)
+        assert torch.equal(model.whole.float(), kept / 2)
+    assert torch.equal(model.whole.float(), kept)
+
+
+@pytest.mark.parametrize("part", [0, 2, None])
+def test_weights_made_in_inference_mode_are_scaled_and_come_back(part):
+    with torch.inference_mode():
+        model = relu_network()
+    if part is not None:  # the others are ordinary
+        inner, model = model[part], relu_network()
+        model[part] = inner
+    kept = copy.deepcopy(model.state_dict())
+    images = torch.rand(2, 8)
+    curve = zero_shot_decay(model, lambda m: {"size": m[0].weight.detach().abs().sum().item()}, 2)
+    first = curve[0].metrics["size"]
+    assert [point.metrics["size"] for point in curve] == pytest.approx([first, first / 2, 0])
+    assert feature_distortion(model, [images], [0.5])[0].norm_ratio == pytest.approx(0.5)
+    assert all(torch.equal(t, kept[name]) for name, t in model.state_dict().items())
+    assert model.training
+
+
+def test_scans_whatever_torch_makes_by_default():
+    model, images = relu_network(bias=True), torch.rand(4, 8)
+    plain = feature_distortion(model, [images], [0.5])
+    with torch.device("meta"):
+        assert feature_distortion(model, [images], [0.5]) == plain
+
+
+def test_weights_that_are_yet_to_be_made():
+    with pytest.raises(InputError, match=r"^0\.weight has no shape yet: run a batch through"):
+        zero_shot_decay(nn.Sequential(nn.LazyLinear(2)), lambda _: {})
+    with pytest.raises(InputError, match=r"^weight is on the meta device, without numbers: load"):
+        feature_distortion(nn.Linear(2, 2, device="meta"), [torch.rand(2, 2)], [0.5])
 
 
 def test_a_positively_homogeneous_network_is_not_distorted():

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
@@ -12,7 +13,7 @@ from ..arguments import check_type
 from ..choices import Method
 from ..errors import InputError
 from ..hooks import hooked
-from ..layering import named_parameters, unwrap
+from ..layering import check_made, named_parameters, unwrap
 from .methods import WeightDecay, attached
 from .rules import Effect, Rule, decay_share, effect_at_work, is_adaptive
 
@@ -159,6 +160,7 @@ class _Audit:
     def tensors(self) -> Iterator[TensorAudit]:
         for number, group in enumerate(self.optimizer.param_groups):
             for p in group["params"]:
+                check_made(self.names[p], p, with_numbers=False)
                 if p.requires_grad:
                     yield (
                         self._own(number, group, p)
@@ -223,6 +225,7 @@ def _attached(
     c = float(decay.factor(p, group)) if decays else 0.0
     in_gradient = decay.moment == "gradient"
     weights = _sample(p).detach()
+    weights = torch.view_as_real(weights) if weights.is_complex() else weights
     taken = weights.double() - (weights * (1 - c)).double()
     share = float((taken * weights).sum() / weights.double().square().sum())
     observed = (math.nan if in_gradient else share) if decays else 0.0

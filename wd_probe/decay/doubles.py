@@ -78,10 +78,11 @@ class Double:
             theta.grad = theta.grad + (theta - theta.detach())
         with random_kept(self.generators):
             # The same numbers for every copy, and others in every step.
-            seed = int(1e6 * float(theta.detach().abs().sum()))
+            size = float(theta.detach().abs().sum())
+            seed = int(1e6 * size) % 2**32 if math.isfinite(size) else 0
             torch.default_generator.manual_seed(seed)
             random.seed(seed)
-            np.random.seed(seed % 2**32)
+            np.random.seed(seed)
             twin.step()
         theta.grad = None
         return replace(self, optimizer=twin)
@@ -161,14 +162,17 @@ def scratch(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) ->
     """Weights to step."""
     if device.type == "mps":
         dtype = torch.float32
+    if device.type == "meta":  # nothing there can be compared
+        device = torch.device("cpu")
     empty = torch.empty(shape, device=device, dtype=dtype)
     return random_like(empty, torch.Generator().manual_seed(1)).requires_grad_()
 
 
 def random_like(weights: Tensor, generator: torch.Generator) -> Tensor:
     """Numbers away from zero, of both signs."""
-    values = torch.rand(weights.shape, generator=generator, dtype=torch.float64) + 0.5
-    signs = torch.randint(0, 2, weights.shape, generator=generator) * 2 - 1
+    made: dict[str, Any] = {"generator": generator, "device": "cpu"}
+    values = torch.rand(weights.shape, dtype=torch.float64, **made) + 0.5
+    signs = torch.randint(0, 2, weights.shape, **made) * 2 - 1
     return (values * signs).to(weights)
 
 

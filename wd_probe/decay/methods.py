@@ -18,7 +18,7 @@ from ..arguments import check_choice, check_rate
 from ..choices import METHODS, Convention, Method, Scale
 from ..errors import InputError, Teller, shown
 from ..hooks import ForwardHooks, Missing, StepHooks, classes, hooked_all, weakly
-from ..layering import Layers, chosen_parameters, layers_or, layerwise_rates
+from ..layering import Layers, chosen_parameters, layers_or, layerwise_rates, named_parameters
 from ..sharding import local, refuse_flat
 from .moments import AfterStep, AheadOfForward, InGradient, WithStep
 from .moments import Moment as AtMoment
@@ -107,15 +107,16 @@ class WeightDecay:
         refuse_flat(model)
         self.optimizers = hooked_all(optimizer)
         _check_free(self.optimizers)
-        self._model, self._parameters, self._groups = model, parameters, groups
+        self._model, self._groups = model, groups
         self._names: dict[str, nn.Parameter] = {}
         self._shares: dict[Tensor, float] = {}
-        self._passed_over: set[Tensor] = set()
-        self._choose()
+        self._choose(parameters)
+        self._parameters = None if parameters is None else list(self._names)
         _check_held(self._names, set(self._held()))
         self._rate = check_rate(rate)
         self._check_live_rates()
         self._tell = Teller()
+        self._looked_through = {one: _all_of(one) for one in self.optimizers}
         self._updates = Updates()
         self._try_updates()
         self._moments = {one: self._made(one) for one in self.optimizers}
@@ -132,7 +133,7 @@ class WeightDecay:
             _ATTACHED[one] = ref(self)
 
     def _held(self) -> Iterator[Tensor]:
-        return (p for one in self.optimizers for group in one.param_groups for p in group["params"])
+        return (p for one in self.optimizers for p in _all_of(one))
 
     def _try_updates(self) -> None:
         """Find out what steps depend on before the first of them."""
@@ -144,24 +145,28 @@ class WeightDecay:
                     for p in group["params"]:
                         ask(one, group, p)
 
-    def _choose(self) -> None:
+    def _choose(self, names: Iterable[str] | None) -> None:
         """Which parameters decay, and their layers' shares of λ."""
-        chosen = chosen_parameters(self._model, self._parameters)
+        chosen = chosen_parameters(self._model, names)
         _check_dense(self._model, chosen)
+        _check_trainable(chosen)
         self.layers = None
         if self.scale is not None:
             self.layers = layers_or(self._groups, self._model)
         self._names, self._shares = chosen, self._layer_shares(chosen)
 
     def _take_in(self, optimizer: Optimizer) -> None:
-        """Parameters that have joined the optimizer decay too, unless decay was for chosen ones."""
-        if self._parameters is not None:
+        """Parameters that have joined the optimizer decay too, if they are or have been chosen.
+
+        Those that were replaced are let go.
+        """
+        held = _all_of(optimizer)
+        if held == self._looked_through[optimizer]:
             return
-        held = {p for group in optimizer.param_groups for p in group["params"]}
-        new = held - self._shares.keys() - self._passed_over
-        if new:
-            self._choose()
-            self._passed_over |= new - self._shares.keys()
+        self._looked_through[optimizer] = held
+        own = {name for name, _ in named_parameters(self._model)}
+        chosen = self._parameters
+        self._choose(chosen if chosen is None else [name for name in chosen if name in own])
 
     # --- how strongly in each layer -----------------------------------------------------------
 
@@ -226,7 +231,9 @@ class WeightDecay:
 
     def _factor(self, parameter: Tensor, group: dict[str, Any]) -> float | Tensor:
         rate = self.rate * self._shares[parameter]
-        c: float | Tensor = rate if self.convention == "rate" else group["lr"] * rate
+        if self.convention == "rate":
+            return rate
+        c: float | Tensor = math.nan if group.get("lr") is None else group["lr"] * rate
         return c
 
     def _layer_shares(self, chosen: dict[str, nn.Parameter]) -> dict[Tensor, float]:
@@ -306,6 +313,8 @@ class WeightDecay:
         for p in group["params"]:
             wanted = p.grad is not None if needs_grad else p.requires_grad
             if wanted and self.decays(p):
+                if p.grad is not None and p.grad.is_sparse:
+                    raise InputError(_sparse(next(k for k, q in self._names.items() if q is p)))
                 found.setdefault(self._shares[p], []).append(p)
         return found.items()
 
@@ -471,6 +480,10 @@ class WeightDecay:
         self.detach()
 
 
+def _all_of(optimizer: Optimizer) -> set[Tensor]:
+    return {p for group in optimizer.param_groups for p in group["params"]}
+
+
 def _check_free(optimizers: Iterable[Optimizer]) -> None:
     """Refuse those that have a WeightDecay, or decay by themselves: as they say, or by effect."""
     seen = set()
@@ -513,10 +526,22 @@ def _check_dense(model: nn.Module, chosen: dict[str, nn.Parameter]) -> None:
     parameters = set(chosen.values())
     for name, module in model.named_modules():
         if getattr(module, "sparse", False) and getattr(module, "weight", None) in parameters:
+            raise InputError(_sparse(name or type(module).__name__))
+
+
+def _sparse(name: str) -> str:
+    return (
+        f"{name} has sparse gradients, which say nothing of the weights a step leaves alone; build "
+        "it with sparse=False, or leave it out with parameters="
+    )
+
+
+def _check_trainable(chosen: dict[str, nn.Parameter]) -> None:
+    for name, p in chosen.items():
+        if p.requires_grad and p.is_inference():
             raise InputError(
-                f"{name or type(module).__name__} has sparse gradients, which say nothing of the "
-                "weights a step leaves alone; build it with sparse=False, or leave it out with "
-                "parameters="
+                f"{name} was made under torch.inference_mode(), and cannot be trained; make the "
+                "model outside of it, or leave it out with parameters="
             )
 
 

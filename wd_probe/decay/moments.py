@@ -114,6 +114,11 @@ def _versions(parts: Sequence[Tensor]) -> list[int]:
     return [part._version for part in parts]
 
 
+def _version(made: Tensor) -> int:
+    """How often it was written; what a step in inference mode makes is not counted."""
+    return 0 if made.is_inference() else made._version
+
+
 class _Marks:
     """By which to tell which weights have been written since."""
 
@@ -146,6 +151,15 @@ class _Marks:
 def _corner(part: Tensor) -> Tensor:
     """A few numbers of it, as a view."""
     return part[(0,) * (part.ndim - 1)][:8] if part.ndim else part
+
+
+def _has_graph(p: Tensor) -> bool:
+    """Whether its gradient can be differentiated again, as AdaHessian does in its step."""
+    return p.grad is not None and p.grad.requires_grad
+
+
+def _signs(p: Tensor) -> Tensor:
+    return p.sgn() if p.is_complex() else p.sign()
 
 
 def voided(optimizer: Optimizer) -> Tensor | None:
@@ -191,7 +205,8 @@ class WithStep(Moment):
             take: list[Tensor] = []
             for p in weights:
                 if p not in done:
-                    read = has_closure or self.rates.reads_weights(self.optimizer, group, p)
+                    read = has_closure or _has_graph(p)
+                    read = read or self.rates.reads_weights(self.optimizer, group, p)
                     (keep if read else take).append(p)
             if keep:
                 kept.append((c, keep, [local(p).clone() for p in keep]))
@@ -359,14 +374,16 @@ class InGradient(Moment):
         """The gradient is there."""
         for factor, weights in self.rates.penalties(self.optimizer):
             own = [p.grad for p in weights if p.grad is not None]
-            added = torch._foreach_add(own, self._terms(weights), alpha=factor)
+            with torch.set_grad_enabled(any(map(_has_graph, weights))):
+                added = torch._foreach_add(own, self._terms(weights), alpha=factor)
             for p, g, ours in zip(weights, own, added, strict=True):
-                self._swapped.append(_Swapped(p, g, ours, ours._version, factor))
+                self._swapped.append(_Swapped(p, g, ours, _version(ours), factor))
                 p.grad = ours
 
     def _terms(self, weights: list[Tensor]) -> list[Tensor]:
         # one by one: torch 2.7 has no sign of several DTensors
-        terms = [p.sign() for p in weights] if self._signs else weights
+        weights = [p.detach() for p in weights]
+        terms = list(map(_signs, weights)) if self._signs else weights
         scale = getattr(self.optimizer, "grad_scale", None)  # of gradients not yet unscaled
         return terms if scale is None else list(torch._foreach_mul(terms, scale))
 
@@ -384,7 +401,7 @@ class InGradient(Moment):
     def stopped(self, returned: bool) -> None:
         """Give them back with what has been added to them since the step stopped."""
         for item in self._swapped:
-            if item.p.grad is item.ours and item.ours._version != item.version:
+            if item.p.grad is item.ours and _version(item.ours) != item.version:
                 (term,) = self._terms([item.p])
                 item.own.copy_(item.ours - item.factor * term)
                 item.p.grad = item.own

@@ -165,6 +165,9 @@ def _effect_of(
                 why = f"it cannot be stepped alone ({found})"
                 break
             seen = [one for several in found for one in several[first_step - 1 :]]
+            if not all(one.is_finite() for one in seen):
+                why = "its trial steps give numbers that are not finite"
+                break
             effect = replace(_judged(seen, times * lr), name=name, rate_seen=rate)
             is_none &= effect.rule == "none"
             if any(one.shows(effect.rule) for one in seen) and is_none == (effect.rule == "none"):
@@ -295,6 +298,10 @@ class _Seen:
 
     def is_taken(self, expected: Tensor) -> bool:
         return torch.allclose(self.taken, expected, rtol=1e-4, atol=self._least + self._rounding)
+
+    def is_finite(self) -> bool:
+        """Whether the steps came to numbers."""
+        return bool((self.taken.isfinite() & self.u_hat.isfinite()).all())
 
     def is_none(self) -> bool:
         """Whether nothing is taken off."""

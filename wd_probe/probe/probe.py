@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ..arguments import check_choice, check_count, check_rate, check_type
 from ..errors import InputError, Teller, first_line
 from ..hooks import Missing, StepHooks, classes, hooked_all, weakly
-from ..layering import Layers, clean_name, layers, layers_or, named_parameters
+from ..layering import Layers, check_made, clean_name, layers, layers_or, named_parameters
 from ..sharding import Shards, refuse_flat
 from .copies import Keep, same
 from .penalties import Effects, Reading
@@ -187,9 +187,10 @@ class OpposingPenaltyProbe:
         taken = set(self._row.values())
         free = {name: row for row, name in enumerate(names) if row not in taken}
         for name, p in named:
+            check_made(name, p)
             if p.is_complex():
                 self._tell(f"{name} is complex, and R_op leaves it out")
-            elif p not in self._row:
+            elif p.is_floating_point() and p not in self._row:  # quantized weights do not decay
                 self._row[p] = free.pop(name, len(names))
                 if self._row[p] == len(names):
                     names.append(name)
@@ -264,7 +265,7 @@ class OpposingPenaltyProbe:
             if self._finds_layers:
                 self.layers = layers(self._model)
             self._strangers |= new - self._row.keys()
-        others = sum(not p.is_complex() for p in self._strangers)
+        others = sum(map(Tensor.is_floating_point, self._strangers))
         if others:
             self._tell(
                 f"{type(watched.optimizer).__name__} steps {others} parameters that "

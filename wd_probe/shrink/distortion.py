@@ -71,7 +71,7 @@ def feature_distortion(
     model = unwrap(model)
     groups = layers_or(groups, model)
     # (scale, layer): Σab, Σaa, Σbb in float64
-    sums = torch.zeros(len(scales), len(groups), 3, dtype=torch.float64)
+    sums = torch.zeros(len(scales), len(groups), 3, dtype=torch.float64, device="cpu")
     owners = _owners(model, groups)
     seen = False
     with Shrunk(model) as shrunk, torch.no_grad():

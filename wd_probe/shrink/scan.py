@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import check_callable, check_count, check_finite, check_rate, check_type
-from ..errors import InputError, shown
+from ..errors import InputError, Teller, counted, shown
 from ..layering import chosen_parameters
 from ..sharding import local
 
@@ -54,14 +54,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 module.train(training)
         for module, training in modes.items():  # one that keeps a mode whatever is asked
             module.training = training
-        with torch.no_grad():
-            stand = _tensors(model) if was else {}
+        stand = _tensors(model) if was else {}
+        with _writing(stand.values()):
             for name, kept in was.items():
                 stand[name].copy_(kept)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@contextmanager
+def _writing(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Weights may be written, those made under `torch.inference_mode` too."""
+    with torch.inference_mode() if any(map(Tensor.is_inference, weights)) else torch.no_grad():
+        yield
+
+
+def _is_scaled(p: Tensor) -> bool:
+    return p.is_floating_point() or p.is_complex()
 
 
 def _is_same(stands: Tensor | None, kept: Tensor) -> bool:
@@ -73,22 +84,29 @@ class Shrunk:
 
     A context manager: on leaving it, also by an exception, the weights are the ones kept on
     entering, and every module is in the mode it was in. Inside it the model is in evaluation mode.
-    Buffers (BatchNorm statistics) are never scaled.
+    Buffers (BatchNorm statistics) are never scaled, nor are parameters of whole numbers (quantized
+    weights), which a warning names.
 
     Args:
         model: any module; holds one copy of the scaled parameters while it lasts.
         parameters: names of those to scale; default all.
 
     Raises:
-        InputError: the model has no parameters, or none of such a name.
+        InputError: the model has no parameters, or none of such a name; some are yet to be made.
     """
 
     def __init__(self, model: nn.Module, parameters: Iterable[str] | None = None) -> None:
         self.model = model
         chosen = chosen_parameters(model, parameters)
         self._names = None if parameters is None else list(chosen)
-        if not chosen:
+        whole = [name for name, p in chosen.items() if not _is_scaled(p)]
+        if len(whole) == len(chosen):
             raise InputError(f"{type(model).__name__} has no parameters to decay")
+        if whole:
+            Teller()(
+                f"{counted(len(whole), 'parameter')} of whole numbers ({whole[0]!r} first) cannot "
+                "be scaled, and is left alone"
+            )
         self._weights: list[Tensor] = []
         self._kept: list[Tensor] = []
         self._mode = ExitStack()
@@ -97,19 +115,23 @@ class Shrunk:
         """Go to evaluation mode, and keep the weights that stand there."""
         self._mode.enter_context(evaluating(self.model))
         with self._mode.pop_all() as mode:  # put back if this raises
-            self._weights = list(chosen_parameters(self.model, self._names).values())
+            chosen = chosen_parameters(self.model, self._names).values()
+            self._weights = list(filter(_is_scaled, chosen))
             self._kept = [p.detach().clone() for p in self._weights]
             self._mode = mode.pop_all()
         return self
 
-    @torch.no_grad()
     def to(self, scale: float) -> None:
         """Set every scaled weight to ``scale`` times its original, always from the original."""
-        if scale == 1:
-            torch._foreach_copy_(self._weights, self._kept)
-            return
-        for weight, kept in zip(self._weights, self._kept, strict=True):
-            torch.mul(kept, scale, out=weight)
+        with _writing(self._weights):
+            if scale == 1:
+                torch._foreach_copy_(self._weights, self._kept)
+                return
+            for weight, kept in zip(self._weights, self._kept, strict=True):
+                if weight.dtype.itemsize == 1:  # torch does not multiply numbers of 8 bits
+                    weight.copy_(kept.float() * scale)
+                else:
+                    torch.mul(kept, scale, out=weight)
 
     def __exit__(self, *_: object) -> None:
         """Put weights and modes back."""
