@@ -615,10 +615,14 @@ def test_a_weight_without_dimensions_is_looked_at():
     other = torch.optim.SGD(net.parameters(), lr=0.1)
     probe = OpposingPenaltyProbe(net, torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=RATE))
     decay = WeightDecay(net, idle, "wd", rate=0.1)
-    with pytest.warns(WdProbeWarning, match="the weights move, and in") as told:
+
+    def unseen_steps():
         for _ in range(6):
             net.scale.square().backward()
             other.step()
+
+    with pytest.warns(WdProbeWarning, match="the weights move, and in") as told:
+        unseen_steps()
     assert len(told) == 2
     assert not probe.records
     decay.detach()
