@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from rich.markup import escape
 
-from wd_probe.errors import InputError
+from wd_probe.errors import InputError, counted
 from wd_probe.training.options import (
     POSITIVE,
     FilterBiasAndBn,
@@ -144,7 +144,7 @@ def _show_survey(result: dict[str, Any]) -> None:
     rows = result["optimizers"]
     audited = [row for row in rows if not row["error"]]
     out.print(
-        f"{len(audited)} of {len(rows)} optimizers audited · η {result['lr']:g} · "
+        f"{len(audited)} of {counted(len(rows), 'optimizer')} audited · η {result['lr']:g} · "
         f"λ {result['weight_decay']:g}"
     )
     table = plain_table()

@@ -53,13 +53,6 @@ out = _Console(highlight=False, soft_wrap=False, quiet=process() > 0)
 err = _Console(stderr=True, highlight=False, quiet=process() > 0)
 
 
-def share(value: float | None, digits: int | None = 3) -> str:
-    """A fraction as per cent, in scientific notation without ``digits``; a dash for none."""
-    if value is None or value != value:
-        return "–"
-    return f"{100 * value:.1e} %" if digits is None else f"{100 * value:.{digits}f} %"
-
-
 def number(value: float | None) -> str:
     """A plain number; a dash where there is none."""
     return "–" if value is None or value != value else f"{value:.3f}"

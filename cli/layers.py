@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from rich.markup import escape
 
 from wd_probe.choices import Scale
+from wd_probe.errors import counted
 from wd_probe.training.options import (
     SCALE_HELP,
     FilterBiasAndBn,
@@ -46,9 +47,9 @@ def layers(
 def _show(result: dict[str, Any]) -> None:
     """The result of `wdprobe layers` for a person."""
     out.print(
-        f"[bold]{escape(result['model'])}[/] · n = {len(result['layers'])} layers "
-        f"({result['definition']}) · {result['weights']:,} weights with {result['classes']:,} "
-        f"classes · λ {result['weight_decay']:g}, "
+        f"[bold]{escape(result['model'])}[/] · n = {counted(len(result['layers']), 'layer')} "
+        f"({result['definition']}) · {counted(result['weights'], 'weight')} with "
+        f"{counted(result['classes'], 'class', 'classes')} · λ {result['weight_decay']:g}, "
         f"scale {result['scale']}, mean λᵢ {result['mean_rate']:.4g}"
     )
     table = plain_table()

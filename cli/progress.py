@@ -15,7 +15,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from .console import err, share
+from wd_probe.errors import counted
+from wd_probe.wording import percent
+
+from .console import err
 
 _LINE_SECONDS = 10.0  # between progress lines where stderr is no terminal
 
@@ -88,8 +91,10 @@ class TrainingProgress(_Told):
         """Say what is trained, and begin."""
         self._total, self._begun = total_steps, time.monotonic()
         err.print(
-            f"{data.name}: {data.train_size:,} training and {data.test_size:,} test images, "
-            f"{data.num_classes} classes · {layer_count} layers · writing {escape(str(folder))}",
+            f"{data.name}: {data.train_size:,} training and "
+            f"{counted(data.test_size, 'test image')}, "
+            f"{counted(data.num_classes, 'class', 'classes')} · "
+            f"{counted(layer_count, 'layer')} · writing {escape(str(folder))}",
             soft_wrap=True,
         )
         if done:
@@ -103,7 +108,7 @@ class TrainingProgress(_Told):
         if self._before is None:
             self._before = step.step - 1
         pace = (step.step - self._before) / max(time.monotonic() - self._begun, 1e-9)
-        rate = "" if record is None else f"R_op {share(record.rate)} · "
+        rate = "" if record is None else f"R_op {percent(record.rate)} · "
         numbers = f"loss {step.loss:.3f} · {rate}{pace:.1f} steps/s"
         shown = numbers + (self._score if err.width >= 100 else "")
         self._bar.update(self._task, completed=step.step, numbers=shown)
@@ -115,7 +120,7 @@ class TrainingProgress(_Told):
 
     def scored(self, epoch: int, score: Any) -> None:
         """Remember the latest evaluation."""
-        self._score = f" · top-1 {100 * score.top1:.1f} %"
+        self._score = f" · top-1 {percent(score.top1, 1)}"
 
 
 class ScanProgress(_Told):
@@ -144,32 +149,33 @@ class SweepProgress(ScanProgress):
 
     def begun(self, total: int, kept: int) -> None:
         """Say how much there is to do."""
-        self._total, self._kept, self._ended, self._running = total, kept, 0, 0
+        self._total, self._kept, self._started, self._ended = total, kept, 0, 0
         self._lost = {"failed": 0, "diverged": 0}
         self._begun = time.monotonic()
         self._tasks.pop("cell", None)
         before = f", {kept} of them finished before" if kept else ""
-        self.note(f"{total} cell{'s' * (total != 1)}{before}")
+        self.note(f"{counted(total, 'cell')}{before}")
 
     def cell_started(self, cell: Any) -> None:
         """One more is running."""
-        self._running += 1
+        self._started += 1
         self._show()
 
     def cell_ended(self, cell: Any, summary: Any) -> None:
         """One is done; say so if it failed."""
-        self._running, self._ended = self._running - 1, self._ended + 1
+        self._ended += 1
         status = summary["status"]
         if status in self._lost:
             self._lost[status] += 1
             reason = summary.get("error") or f"at step {summary.get('steps')}"
             self.note(f"{status}: {cell.name} ({reason})")
-        self._show()
+        if self._kept + self._started == self._total:  # else the next is just about to start
+            self._show()
 
     def _show(self) -> None:
         done = self._kept + self._ended
         lost = [f"{count} {status}" for status, count in self._lost.items() if count]
-        numbers = " · ".join([f"{self._running} running", *lost])
+        numbers = " · ".join([f"{self._started - self._ended} running", *lost])
         left = "–"
         if self._ended:
             pace = (time.monotonic() - self._begun) / self._ended

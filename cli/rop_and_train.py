@@ -9,11 +9,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from wd_probe.errors import InputError, RunError
+from wd_probe.errors import InputError, RunError, counted
 from wd_probe.training.options import OUTPUT, Option, TrainOptions
+from wd_probe.wording import percent
 
 from .ahead import check_ahead
-from .console import err, loading, out, plain_table, share, to_stdout
+from .console import err, loading, out, plain_table, to_stdout
 from .options import Given
 from .processes import INTERRUPTED
 
@@ -99,7 +100,7 @@ def _show(summary: dict[str, Any]) -> None:
     status = "" if summary["status"] == "finished" else f" ({summary['status']})"
     out.print(
         f"\n[bold]{title}[/] · {escape(summary['model'])} on {escape(summary['dataset'])} · "
-        f"{summary['steps']} steps{status}\n"
+        f"{counted(summary['steps'], 'step')}{status}\n"
         f"{escape(summary['optimizer'])} · {summary['method']}{scale} · η {summary['lr']:g} · "
         f"λ {summary['weight_decay']:g}"
     )
@@ -122,29 +123,29 @@ def _scores(summary: dict[str, Any]) -> None:
     found = [("top-1", summary["top1"])]
     if summary["epochs"] > 1:
         best = summary["best10"]
-        found.append((f"mean of the best {best['epochs']} epochs", best["mean"]))
+        chosen = "the best " if best["epochs"] < summary["epochs"] else ""
+        found.append((f"mean of {chosen}{counted(best['epochs'], 'epoch')}", best["mean"]))
     found.append(("at the other moment", summary["other_top1"]))
     if summary["chosen"] is not None:
         where = f"at epoch {summary['chosen']['epoch']}, the best on validation"
         found.append((where, summary["chosen"]["top1"]))
     known = [(name, value) for name, value in found if value is not None and value == value]
     if known:
-        out.print(" · ".join(f"{name} {share(value, 1)}" for name, value in known))
+        out.print(" · ".join(f"{name} {percent(value, 1)}" for name, value in known))
 
 
 def _rates(summary: dict[str, Any]) -> None:
     table = plain_table()
     for title in ("", "mean", "max", "last"):
         table.add_column(title, justify="left" if not title else "right")
-    for title, key, digits in (
-        ("R_op, share of weights", "rate", 3),
-        ("R_op by size, share of Σ|P|", "mass", None),
-        ("sign flips by the step alone", "flip_rate", 3),
-        ("R_op, Eq. 10 read literally", "literal_rate", 3),
+    for title, key in (
+        ("R_op, share of weights", "rate"),
+        ("R_op by size, share of Σ|P|", "mass"),
+        ("sign flips by the step alone", "flip_rate"),
+        ("R_op, Eq. 10 read literally", "literal_rate"),
     ):
         if key in summary:
-            values = summary[key]
-            table.add_row(title, *(share(values[k], digits) for k in ("mean", "max", "last")))
+            table.add_row(title, *(percent(summary[key][k]) for k in ("mean", "max", "last")))
     out.print(table)
     if "literal_rate" in summary:
         out.print(
@@ -169,8 +170,8 @@ def _worst_layers(layers: list[dict[str, Any]], definition: str) -> None:
         table.add_row(
             str(layer["index"]),
             escape(layer["name"]),
-            share(layer["rate"]),
-            share(layer["mass"], None),
+            percent(layer["rate"]),
+            percent(layer["mass"]),
             f"[blue]{bar}[/]",
         )
     out.print()

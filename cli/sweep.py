@@ -8,11 +8,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from wd_probe.errors import InputError
+from wd_probe.errors import InputError, counted
 from wd_probe.training.options import Option, TrainOptions
+from wd_probe.wording import percent
 
 from . import options as o
-from .console import err, loading, out, plain_table, share, to_stdout
+from .console import err, loading, out, plain_table, to_stdout
 
 _DEFAULTS = TrainOptions(opt="adam", method="lpwd")
 _AXES = {
@@ -156,8 +157,8 @@ def _best_table(rows: list[dict[str, Any]]) -> Table:
             "η": f"{row['lr']:g}",
             "λ": "–" if row["method"] == "baseline" else f"{row['weight_decay']:g}",
             "top-1": _spread(row["top1"]),
-            "R_op": share(row["R_op"]),
-            "validation": share(row["val_top1"], 2),
+            "R_op": percent(row["R_op"]),
+            "validation": percent(row["val_top1"], 2),
             "seeds": str(row["seeds"]),
             "settings tried": str(row["tried"]),
             "lost": str(row["diverged"] or ""),
@@ -172,10 +173,9 @@ def _best_table(rows: list[dict[str, Any]]) -> Table:
 
 def _spread(of: dict[str, float]) -> str:
     mean, half_width = of["mean"], of["half_width"]
-    if mean != mean:
-        return "–"
-    spread = "" if half_width != half_width else f" ± {100 * half_width:.2f}"
-    return f"{100 * mean:.2f}{spread} %"
+    if mean != mean or half_width != half_width:
+        return percent(mean, 2)
+    return f"{percent(mean, 2, unit='')} ± {percent(half_width, 2)}"
 
 
 def _show_failures(result: dict[str, Any], shown: int = 10) -> None:
@@ -184,7 +184,8 @@ def _show_failures(result: dict[str, Any], shown: int = 10) -> None:
     if not failed:
         return
     err.print(
-        f"{len(failed)} of {len(result['cells'])} cells failed; the same command tries again:"
+        f"{len(failed)} of {counted(len(result['cells']), 'cell')} failed; the same command tries "
+        "again:"
     )
     for row in failed[:shown]:
         err.print(f"  {escape(row['cell'])}: {escape(row['error'])}", soft_wrap=True)

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from wd_probe.errors import InputError
+from wd_probe.errors import InputError, counted
 from wd_probe.training.options import MODEL, Option, ZeroshotOptions
+from wd_probe.wording import half_life_cells, half_life_told, percent
 
 from . import options as o
 from .ahead import check_ahead
-from .console import loading, number, out, plain_table, share, to_stdout
+from .console import loading, number, out, plain_table, to_stdout
 from .processes import process
 
 
@@ -85,8 +86,8 @@ def _show(summary: dict[str, Any]) -> None:
     """The result of `wdprobe zeroshot` for a person."""
     out.print(
         f"\n[bold]Zero-shot decay[/] · {escape(summary['model'])} · {escape(summary['source'])}\n"
-        f"{summary['images']:,} images of {summary['img_size']}×{summary['img_size']}, "
-        f"{summary['classes']} classes"
+        f"{counted(summary['images'], 'image')} of {summary['img_size']}×{summary['img_size']}, "
+        f"{counted(summary['classes'], 'class', 'classes')}"
     )
     table = plain_table()
     for title in ("scale", "top-1", "loss", "agreement", "KL"):
@@ -95,9 +96,9 @@ def _show(summary: dict[str, Any]) -> None:
         if any(abs(point["scale"] - shown) < 1e-9 for shown in _SHOWN_SCALES):
             table.add_row(
                 f"{point['scale']:.2f}",
-                share(point["top1"], 1),
+                percent(point["top1"], 1),
                 number(point["loss"]),
-                share(point["agreement"], 1),
+                percent(point["agreement"], 1),
                 number(point["kl"]),
             )
     out.print(table)
@@ -106,8 +107,8 @@ def _show(summary: dict[str, Any]) -> None:
         out.print(f"No half-life: {metric} starts at chance, or never loses half of what it has.")
     else:
         out.print(
-            f"[bold]Half-life {life:.4f}[/]: {metric} has lost half of what it had above chance "
-            f"when the weights are {share(1 - life, 2)} smaller."
+            f"[bold]Half-life[/]: {metric} has lost half of what it had above chance at scale "
+            f"[bold]{half_life_told(life, 4)}[/]."
         )
     _fragile(summary["parts"])
     _distorted(summary["distortion"])
@@ -119,12 +120,11 @@ def _fragile(parts: list[dict[str, Any]]) -> None:
         return
     table = plain_table("Decayed alone, most fragile first")
     table.add_column("part", overflow="ellipsis", no_wrap=True, max_width=48)
-    table.add_column("half-life", justify="right")
-    table.add_column("weights", justify="right")
+    for title in ("half-life", "taken off", "weights"):
+        table.add_column(title, justify="right")
     for part in parts[:12]:
-        life = part["half_life"]
-        shown = "none" if life is None or life != life else f"{life:.3f}"
-        table.add_row(escape(part["name"]), shown, f"{part['weights']:,}")
+        life = half_life_cells(part["half_life"])
+        table.add_row(escape(part["name"]), *life, f"{part['weights']:,}")
     out.print()
     out.print(table)
     if len(parts) > 12:
@@ -152,11 +152,11 @@ def _distorted(found: list[dict[str, Any]]) -> None:
 def show_comparison(summaries: list[dict[str, Any]], folder: Path) -> None:
     """Half-lives of several models, most robust first."""
     table = plain_table()
-    for title in ("model", "half-life"):
+    for title in ("model", "half-life", "taken off"):
         table.add_column(title, justify="left" if title == "model" else "right")
     for summary in sorted(summaries, key=_half_life):
-        table.add_row(escape(f"{summary['model']} · {summary['source']}"),
-                      number(summary["half_life"]))  # fmt: skip
+        named = escape(f"{summary['model']} · {summary['source']}")
+        table.add_row(named, *half_life_cells(summary["half_life"], 4))
     out.print()
     out.print(table)
     out.print(f"Figure: {escape(str(folder / 'figures' / 'zeroshot.png'))}", soft_wrap=True)

@@ -88,13 +88,18 @@ def shown_line(text: object, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def counted(number: int, what: str) -> str:
+def counted(number: float, what: str, several: str | None = None) -> str:
     """A number of things in words.
 
-    >>> counted(1, "epoch"), counted(1200, "epoch")
-    ('1 epoch', '1,200 epochs')
+    >>> counted(1, "epoch"), counted(1200, "epoch"), counted(10, "class", "classes")
+    ('1 epoch', '1,200 epochs', '10 classes')
+
+    Args:
+        number: of things; a part of one is possible.
+        what: one of them is.
+        several: what several are; default that with an s.
     """
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+    return f"{number:,.15g} {what if number == 1 else several or f'{what}s'}"
 
 
 def near_names(name: str, known: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, counted
 
 T = TypeVar("T")
 
@@ -66,10 +66,10 @@ def check_divides(batch_size: int) -> None:
     """
     if batch_size % size():
         raise InputError(
-            f"a batch of {batch_size} images does not divide over {size()} processes; "
+            f"a batch of {counted(batch_size, 'image')} does not divide over {size()} processes; "
             f"--batch-size counts the images of all processes: try {batch_size // size() * size()}"
             if batch_size > size()
-            else f"a batch of {batch_size} images is too small for {size()} processes"
+            else f"a batch of {counted(batch_size, 'image')} is too small for {size()} processes"
         )
 
 

@@ -11,7 +11,7 @@ from torch.optim import LBFGS, Optimizer
 
 from ..arguments import check_type
 from ..choices import Method
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..hooks import hooked
 from ..layering import check_made, named_parameters, unwrap
 from .methods import WeightDecay, attached
@@ -274,12 +274,8 @@ def _sample(p: Tensor) -> Tensor:
 # --- what is worth a warning ------------------------------------------------------------------
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def _some(tensors: Sequence[TensorAudit]) -> str:
-    return f"{_count(len(tensors), 'tensor')} (e.g. {tensors[0].name})"
+    return f"{counted(len(tensors), 'tensor')} (e.g. {tensors[0].name})"
 
 
 def _not_held(audited: _Audit, _: Sequence[TensorAudit]) -> Iterator[str]:
@@ -288,7 +284,7 @@ def _not_held(audited: _Audit, _: Sequence[TensorAudit]) -> Iterator[str]:
     missing = [name for name, p in named if p.requires_grad and p not in held]
     if missing:
         yield (
-            f"{_count(len(missing), 'trainable parameter')} of the model (e.g. {missing[0]}) not "
+            f"{counted(len(missing), 'trainable parameter')} of the model (e.g. {missing[0]}) not "
             "in the optimizer: neither trained nor decayed; hand it all of model.parameters()"
         )
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from ..runs import figures
 from ..runs.reading import Run
+from ..wording import half_life_cells, half_life_told, percent
 from .run import is_scan, known, last, mean_rate, status, steps
-from .values import Columns, Figures, number, percent
+from .values import Columns, Figures
 
 _COMPARED = {
     "model": "model",
@@ -59,14 +60,14 @@ def _chosen(run: Run, key: str) -> object:
 
 
 def results(run: Run) -> tuple[str, ...]:
-    """A run's results: steps, top-1, mean R_op, half-life, status."""
+    """A run's results: steps, top-1, mean R_op, half-life as scale and as share, status."""
     scan = is_scan(run)
     first = (run.curve.get("top1") or [math.nan])[0]
     return (
         "–" if scan else str(steps(run)),
         percent(first if scan else last(run.epochs.get("top1", ())), 1),
         percent(mean_rate(run)),
-        number((run.summary or {}).get("half_life")),
+        *half_life_cells((run.summary or {}).get("half_life"), 4),
         status(run),
     )
 
@@ -95,7 +96,7 @@ def _ranked(runs: Mapping[str, Run]) -> list[str]:
             found.append(f"Mean R_op goes from {low} ({lowest}) to {high} ({highest}).")
         case [(same, _)]:
             found.append(f"Mean R_op is {same} in all.")
-    match _ends(lives, lambda value: f"{value:.3f}"):
+    match _ends(lives, half_life_told):
         case [(low, lowest), _]:
             found.append(f"The most robust to shrinking is {lowest}: half-life {low}.")
         case [(same, _)]:

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from .. import __version__
-from ..errors import InputError, WdProbeWarning
+from ..errors import InputError, WdProbeWarning, counted
 from ..runs.folder import default_folder, write_whole
 from ..runs.reading import Run, damaged, read_run
 from . import comparison, scan
@@ -33,7 +33,9 @@ _templates = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_templates.filters.update(csv_url=csv_url, numeric_columns=numeric_columns, svg=svg)
+_templates.filters.update(
+    counted=counted, csv_url=csv_url, numeric_columns=numeric_columns, svg=svg
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,19 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..errors import counted
 from ..runs import figures
 from ..runs.reading import Run
-from .values import Columns, Figures, number, percent
+from ..wording import percent
+from .values import Columns, Figures, number
 
 #: By figure the table behind it.
 _TABLES = {
     "rop_over_steps": "steps",
     "rop_by_layer": "layers",
     "rop_by_decay_rate": "profile",
+    "flips_over_steps": "steps",
+    "flips_by_layer": "layers",
     "training": "epochs",
     "zeroshot": "curve",
     "zeroshot_by_part": "parts",
@@ -42,7 +46,7 @@ def section(run: Run) -> dict[str, Any]:
         "steps": steps(run),
         "status": status(run),
         "sentences": _findings(run),
-        "figures": with_data(run, _drawn(run)),
+        "figures": with_data(run, figures.draw_training(run)),
         "layers": [
             (str(x["index"]), str(x["name"]), percent(x["rate"]), percent(x["mass"]))
             for x in layer_rates(run)[:_WORST]
@@ -50,14 +54,6 @@ def section(run: Run) -> dict[str, Any]:
         "layer_count": len(run.layer_names),
         "what_was_run": facts(run),
     }
-
-
-def _drawn(run: Run) -> dict[str, Figure]:
-    """The run's figures, without those of R_op where it is 0 throughout."""
-    drawn = figures.draw_training(run)
-    if any(known(run.steps.get("rate", ()))):
-        return drawn
-    return {name: figure for name, figure in drawn.items() if not name.startswith("rop_")}
 
 
 def _method(run: Run) -> str:
@@ -100,7 +96,7 @@ def _findings(run: Run) -> list[str]:
 
 
 def _ending(run: Run) -> list[str]:
-    done = f"{steps(run)} steps are on file"
+    done = f"{counted(steps(run), 'step')} on file"
     return {
         "unfinished": [f"The run has not come to its end, or was killed: {done}."],
         "interrupted": [f"The run was interrupted: {done}."],
@@ -112,11 +108,8 @@ def _accuracy(run: Run) -> list[str]:
     top1 = last(run.epochs.get("top1", ()))
     if not math.isfinite(top1):
         return ["No epoch was evaluated, so there is no top-1."]
-    count = len(run.epochs["epoch"])
-    return [
-        f"Top-1 on the test images is {percent(top1, 1)} after {count} "
-        f"{'epoch' if count == 1 else 'epochs'}."
-    ]
+    after = counted(len(run.epochs["epoch"]), "epoch")
+    return [f"Top-1 on the test images is {percent(top1, 1)} after {after}."]
 
 
 def _opposing(run: Run, summary: Mapping[str, Any]) -> list[str]:
@@ -188,7 +181,7 @@ def facts(run: Run) -> dict[str, object]:
     shared = {
         "folder": run.path,
         "command": f"wdprobe {c['command']}",
-        "model": c["model"] + (f", {weights:,} weights" if weights else ""),
+        "model": c["model"] + (f", {counted(weights, 'weight')}" if weights else ""),
         "weights from": c.get("source") or c.get("checkpoint"),
         "layers": f"{len(run.layer_names)} ({c.get('layer_definition')})",
         "data": f"{c.get('images') or c.get('dataset')}" + (f": {split} images" if split else ""),

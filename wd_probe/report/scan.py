@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import counted
 from ..runs import figures
 from ..runs.reading import Run
+from ..wording import half_life_cells, half_life_told, percent
 from .run import facts, is_number, status, with_data
-from .values import number, percent
+from .values import number
 
 _WORST = 8
 
@@ -20,7 +22,7 @@ def section(run: Run) -> dict[str, Any]:
         "sentences": _findings(run),
         "figures": with_data(run, figures.draw_zeroshot([run])),
         "parts": [
-            (str(part["name"]), number(part["half_life"]), f"{part['weights']:,}")
+            (str(part["name"]), *half_life_cells(part["half_life"]), f"{part['weights']:,}")
             for part in summary["parts"]
         ],
         "distorted": [
@@ -34,23 +36,23 @@ def section(run: Run) -> dict[str, Any]:
 def _findings(run: Run) -> list[str]:
     summary = run.summary
     if summary is None:
-        points = len(run.curve.get("step", ()))
-        return [f"The scan has not come to its end, or was killed: {points} points are on file."]
+        points = counted(len(run.curve.get("step", ())), "point")
+        return [f"The scan has not come to its end, or was killed: {points} on file."]
     metric, life = str(summary["metric"]).replace("top1", "top-1"), summary["half_life"]
     start = summary["curve"][0][summary["metric"]]
-    found = [f"On {summary['images']:,} images {metric} starts at {percent(start, 1)}."]
+    found = [f"On {counted(summary['images'], 'image')} {metric} starts at {percent(start, 1)}."]
     if life:
         found.append(
-            f"The half-life is {life:.4f}: {metric} has lost half of what it had above chance when "
-            f"the weights are {percent(1 - life)} smaller."
+            f"The half-life: {metric} has lost half of what it had above chance at scale "
+            f"{half_life_told(life, 4)}."
         )
     else:
         found.append(f"There is no half-life: {metric} never loses half of what it had.")
     if summary["parts"] and summary["parts"][0]["half_life"]:
         part = summary["parts"][0]
         found.append(
-            f"Decayed alone, {part['name']} is the most fragile part: half-life "
-            f"{part['half_life']:.3f}."
+            f"Decayed alone, {part['name']} is the most fragile part: half of it is lost at scale "
+            f"{half_life_told(part['half_life'])}."
         )
     bent = _distorted(summary)
     if bent:

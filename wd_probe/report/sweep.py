@@ -28,7 +28,8 @@ from ..sweeps.results import (
     settings,
 )
 from ..training.options import TrainOptions, typed
-from .values import Columns, Figures, percent
+from ..wording import percent
+from .values import Columns, Figures
 
 _ORDER = ("own", *METHODS)
 _LISTED = 20  # settings in the table; the CSV file has all

@@ -35,13 +35,6 @@ _VARIABLES["#000000"] = "var(--ink)"
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def percent(value: float | None, digits: int | None = None) -> str:
-    """A share of 1 as per cent, to three places in all or ``digits`` after the point."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{100 * value:.3g} %" if digits is None else f"{100 * value:.{digits}f} %"
-
-
 def number(value: float | None) -> str:
     """A number to four places in all; a dash for none."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"

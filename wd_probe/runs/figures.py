@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
+
+from ..wording import decimal, half_life_told, percent
 
 if TYPE_CHECKING:
     from .reading import Run
@@ -22,6 +25,7 @@ _RING, _DARK, _LIGHT = "#e8453c", "#111111", "#fefefe"  # on a colour map
 PALETTE = {"ink": INK, "rule": _RULE} | {f"series-{k}": c for k, c in enumerate(SERIES, start=1)}
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _COLUMNS = 1000  # of a map whose steps are not evenly spaced
+_NARROW = 1e-6  # span of an axis for whose ticks matplotlib's five places are too few
 _WINDOW = 25  # points a smoothed curve is averaged over, at most
 
 
@@ -30,6 +34,20 @@ def new_figure(title: str, width: float = 7.0, height: float = 3.8) -> Figure:
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
     return figure
+
+
+class InPercent(PercentFormatter):
+    """Ticks in per cent, those of a linear axis with as many places as tell them apart."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0, symbol=" %")
+
+    def format_pct(self, x: float, display_range: float) -> str:
+        """A tick; where the axis is logarithmic or spans next to nothing, by its own size."""
+        logarithmic = isinstance(self.axis, Axis) and self.axis.get_scale() == "log"
+        if logarithmic or display_range < _NARROW:
+            return percent(x)
+        return super().format_pct(x, display_range)
 
 
 def dress(axes: Any, ylabel: str, xlabel: str = "") -> Any:
@@ -66,45 +84,66 @@ def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def opposing_rate(run: "Run") -> Figure:
     """R_op over the steps of a run (the form of Fig. 2a), as share of weights and of penalty."""
-    figure = new_figure(f"Opposing-penalty rate\n{_title(run)}", height=4.6)
-    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1.5))
-    dress(upper, "share of weights")
-    dress(lower, "share of Σ|P|", "step").xaxis.set_major_locator(MaxNLocator(integer=True))
-    known = np.isfinite(run.steps["rate"])
-    steps = np.asarray(run.steps["step"])[known]
-    for axes, name, colour in ((upper, "rate", _LINE), (lower, "mass", _SECOND)):
-        values = np.asarray(run.steps[name])[known]
+    return _over_steps(
+        run, "Opposing-penalty rate", {"rate": "share of weights", "mass": "share of Σ|P|"}
+    )
+
+
+def flip_rate(run: "Run") -> Figure:
+    """What a method that never opposes does have: sign flips by the step, and the literal R_op."""
+    panels = {
+        "flip_rate": "signs flipped\nby the step",
+        "literal_rate": "R_op, Eq. 10\nto the letter",
+    }
+    shown = {name: label for name, label in panels.items() if _any(run.steps, name)}
+    return _over_steps(run, "Sign flips, where no penalty opposes", shown)
+
+
+def _over_steps(run: "Run", title: str, panels: Mapping[str, str]) -> Figure:
+    """One column or two of the table of steps, the first with more room."""
+    figure = new_figure(f"{title}\n{_title(run)}", height=4.6 if len(panels) > 1 else 3.4)
+    ratios = (3, 1.5)[: len(panels)]
+    drawn = figure.subplots(len(panels), sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
+    for axes, (name, label), colour in zip(drawn, panels.items(), SERIES, strict=False):
+        dress(axes, label, "step" if axes is drawn[-1] else "")
+        values = np.asarray(run.steps[name])
+        known = np.isfinite(values)
+        steps, values = np.asarray(run.steps["step"])[known], values[known]
         axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.4, label="each step")
         if len(values) >= 2:
             axes.plot(steps, smooth(values), color=colour, linewidth=1.8, label="smoothed")
         axes.set_ylim(bottom=0)
         axes.margins(y=0.15)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter(InPercent())
         if len(values):
             top = int(values.argmax())
             axes.scatter(steps[top], values[top], s=36, facecolors="none", edgecolors=INK, zorder=3)
             axes.annotate(
-                f"max {100 * values[top]:.3g} %",
+                f"max {percent(values[top])}",
                 (steps[top], values[top]),
                 xytext=(7, 1),
                 textcoords="offset points",
                 fontsize=8,
             )
-    upper.legend(frameon=False, fontsize=8, loc="upper right")
+    drawn[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    drawn[0].legend(frameon=False, fontsize=8, loc="upper right")
     return figure
 
 
-def layer_heatmap(run: "Run") -> Figure:
-    """R_op of every layer over the steps; shallow layers on top."""
+def layer_heatmap(
+    run: "Run",
+    column: str = "rate",
+    title: str = "R_op by layer",
+    label: str = "opposing penalties",
+) -> Figure:
+    """R_op, or another column, of every layer over the steps; shallow layers on top."""
     steps = np.unique(run.layers["step"])
     count = len(run.layer_names)
     grid = _empty(count, len(steps), len(run.layers["step"]))
     columns = np.searchsorted(steps, run.layers["step"])
-    grid[np.asarray(run.layers["index"], dtype=int) - 1, columns] = run.layers["rate"]
+    grid[np.asarray(run.layers["index"], dtype=int) - 1, columns] = run.layers[column]
     grid, steps = _evenly(grid, steps)
-    figure = new_figure(
-        f"R_op by layer\n{_title(run)}", height=max(3.0, 1.1 + 0.17 * min(count, 60))
-    )
+    figure = new_figure(f"{title}\n{_title(run)}", height=max(3.0, 1.1 + 0.17 * min(count, 60)))
     axes = dress(figure.subplots(), "layer (1 = shallowest)", "step")
     axes.grid(visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -124,9 +163,9 @@ def layer_heatmap(run: "Run") -> Figure:
     shown = range(1, count + 1, every)
     axes.set_yticks(list(shown), [_short(f"{k} {run.layer_names[k - 1]}") for k in shown])
     axes.tick_params(axis="y", labelsize=6.5)
-    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1.0), extend="max", pad=0.01)
+    bar = figure.colorbar(image, ax=axes, format=InPercent(), extend="max", pad=0.01)
     bar.ax.tick_params(labelsize=7)
-    bar.set_label("opposing penalties", fontsize=8)
+    bar.set_label(label, fontsize=8)
     return figure
 
 
@@ -155,11 +194,12 @@ def decay_profile(run: "Run") -> Figure:
     figure = new_figure(f"R_op had λ been another\n{_title(run)}")
     axes = dress(figure.subplots(), "opposing penalties", "weight decay λ")
     columns: Mapping[str, Sequence[float]] = run.profile
-    rates, counts = np.unique(columns["rate"], return_counts=True)
+    asked = [decimal(rate) for rate in columns["rate"]]
+    rates, counts = np.unique(asked, return_counts=True)
     if counts.min() != counts.max():
         raise ValueError("profile.csv has not the same decay rates at every step")
     share = np.asarray(columns["opposing"]) / np.maximum(columns["penalized"], 1)
-    curves = share[np.argsort(columns["rate"], kind="stable")].reshape(len(rates), -1)
+    curves = share[np.argsort(asked, kind="stable")].reshape(len(rates), -1)
     low, middle, high = np.quantile(curves, [0.1, 0.5, 0.9], axis=1)
     axes.fill_between(rates, low, high, color=_LINE, alpha=0.15, linewidth=0, label="80 % of steps")
     axes.plot(rates, middle, color=_LINE, linewidth=1.8, label="median step")
@@ -171,7 +211,7 @@ def decay_profile(run: "Run") -> Figure:
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.margins(x=0, y=0.15)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(InPercent())
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 
@@ -191,25 +231,41 @@ def training_curves(run: "Run") -> Figure:
     ):
         if np.isfinite(run.epochs.get(name, [])).any():
             lower.plot(epochs, run.epochs[name], color=colour, linewidth=1.8, label=label)
-    lower.yaxis.set_major_formatter(PercentFormatter(1.0))
+    lower.yaxis.set_major_formatter(InPercent())
     lower.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
 
-#: The figures of `wdprobe rop`: file name, the table each needs, and what draws it.
-ROP_FIGURES: tuple[tuple[str, str, Callable[["Run"], Figure]], ...] = (
-    ("rop_over_steps", "steps", opposing_rate),
-    ("rop_by_layer", "layers", layer_heatmap),
-    ("rop_by_decay_rate", "profile", decay_profile),
+def flips_by_layer(run: "Run") -> Figure:
+    """:func:`layer_heatmap` of the sign flips."""
+    return layer_heatmap(run, "flip_rate", "Sign flips by layer", "signs flipped by the step")
+
+
+#: The figures of `wdprobe rop`: file name, the table and the column each needs, what draws it.
+ROP_FIGURES: tuple[tuple[str, str, str, Callable[["Run"], Figure]], ...] = (
+    ("rop_over_steps", "steps", "rate", opposing_rate),
+    ("rop_by_layer", "layers", "rate", layer_heatmap),
+    ("rop_by_decay_rate", "profile", "opposing", decay_profile),
+)
+#: Those in their place where no penalty opposes.
+FLIP_FIGURES: tuple[tuple[str, str, str, Callable[["Run"], Figure]], ...] = (
+    ("flips_over_steps", "steps", "flip_rate", flip_rate),
+    ("flips_by_layer", "layers", "flip_rate", flips_by_layer),
 )
 
 
+def _any(table: Mapping[str, Sequence[float]], column: str) -> bool:
+    """Whether a column has anything to show: a number above 0."""
+    return any(value > 0 for value in table.get(column, ()))
+
+
 def draw_training(run: "Run") -> dict[str, Figure]:
-    """Every figure of `wdprobe train` and `rop` that the run has numbers for, by name."""
+    """Every figure of `wdprobe train` and `rop` that would show something, by name."""
+    figures = ROP_FIGURES if _any(run.steps, "rate") else FLIP_FIGURES
     drawn = {
         name: draw(run)
-        for name, table, draw in ROP_FIGURES
-        if getattr(run, table).get("step") and (table != "steps" or "rate" in run.steps)
+        for name, table, column, draw in figures
+        if _any(getattr(run, table), column)
     }
     if len(run.epochs.get("epoch", ())) > 1:
         drawn["training"] = training_curves(run)
@@ -227,7 +283,9 @@ def zero_shot(runs: Sequence["Run"]) -> Figure:
         kinds.add({"top1": "top-1", "agreement": "agreement with the undecayed model"}[kind])
         taken = 1 - np.asarray(run.curve["scale"])
         life = (run.summary or {}).get("half_life")
-        label = _short(str(run.config["model"])) + (f" · half-life {life:.3f}" if life else "")
+        label = _short(str(run.config["model"])) + (
+            f" · half-life {half_life_told(life)}" if life else ""
+        )
         # NaN draws as a gap
         axes.plot(taken, run.curve[kind], color=colour, linewidth=1.8, label=label)
         if life:
@@ -235,8 +293,8 @@ def zero_shot(runs: Sequence["Run"]) -> Figure:
     axes.set_ylabel(" / ".join(sorted(kinds)), fontsize=9)
     axes.set_ylim(0, 1.02)
     axes.set_xlim(0, 1)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(InPercent())
+    axes.xaxis.set_major_formatter(InPercent())
     axes.legend(frameon=False, fontsize=8, loc="lower left")
     return figure
 
@@ -262,7 +320,7 @@ def _empty(rows: int, columns: int, known: int) -> NDArray[np.float64]:
 
 def _part_map(
     run: "Run", title: str, table: Mapping[str, list[float]], value: str, names: Sequence[str],
-    label: str, **colours: Any,
+    label: str, form: Any = None, **colours: Any,
 ) -> Figure:  # fmt: skip
     grid, indices, scales = _grid(table, value)
     count = len(indices)
@@ -277,7 +335,7 @@ def _part_map(
     axes.set_yticks(range(0, count, every), [_short(names[int(k) - 1]) for k in indices[::every]])
     axes.set_xticks(range(len(scales)), [f"{s:.3g}" for s in scales])
     axes.tick_params(labelsize=6.5)
-    bar = figure.colorbar(image, ax=axes, pad=0.01)
+    bar = figure.colorbar(image, ax=axes, format=form, pad=0.01)
     bar.ax.tick_params(labelsize=7)
     bar.set_label(label, fontsize=8)
     return figure
@@ -289,7 +347,7 @@ def part_map(run: "Run") -> Figure:
     label = {"top1": "top-1", "agreement": "agreement"}[kind]
     return _part_map(
         run, f"One {run.config['by']} decayed at a time", run.parts, kind, run.config["parts"],
-        label, cmap="viridis", vmin=0, vmax=1,
+        label, InPercent(), cmap="viridis", vmin=0, vmax=1,
     )  # fmt: skip
 
 
@@ -341,7 +399,7 @@ def overlay(
             values = smooth(values[known]) if table == "steps" else values[known]
             axes.plot(where, values, label=_short(name, 60), **_line(number))
     if share:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter(InPercent())
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -383,7 +441,7 @@ def lr_decay_maps(
     label: str = "top-1",
     best: Mapping[str, tuple[float, float] | None] | None = None,
     limits: tuple[float, float] | None = None,
-    digits: int = 1,
+    digits: int | None = 1,
 ) -> Figure:
     """:func:`lr_decay_map` of several grids beside each other, under one scale of colours.
 
@@ -393,7 +451,7 @@ def lr_decay_maps(
         label: what the share is.
         best: the setting of each that gets a ring.
         limits: of the colours; default those of all values together.
-        digits: of the per cent written in the cells.
+        digits: of the per cent written in the cells; None for three places in all.
     """
     rates = sorted({lr for values in maps.values() for lr, _ in values}, reverse=True)
     decays = sorted({decay for values in maps.values() for _, decay in values})
@@ -401,7 +459,9 @@ def lr_decay_maps(
         name: np.array([[values.get((lr, decay), math.inf) for decay in decays] for lr in rates])
         for name, values in maps.items()
     }
-    low, high = limits or _span(np.stack(list(grids.values())), 10.0 ** -(digits + 1))
+    low, high = limits or _span(
+        np.stack(list(grids.values())), 10.0 ** -(digits + 1) if digits else 1e-9
+    )
     width = max(4.8, 1.6 + 0.55 * len(decays))
     if len(maps) > 1:
         width = 1.6 + len(maps) * (1.0 + 0.6 * len(decays))
@@ -427,7 +487,7 @@ def lr_decay_maps(
             )  # fmt: skip
         axes.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
         axes.set_yticks(range(len(rates)), [f"{lr:g}" for lr in rates])
-    bar = figure.colorbar(image, ax=list(panels), format=PercentFormatter(1.0), pad=0.02)
+    bar = figure.colorbar(image, ax=list(panels), format=InPercent(), pad=0.02)
     bar.ax.tick_params(labelsize=7)
     bar.set_label(label, fontsize=8)
     return figure
@@ -440,12 +500,12 @@ def _span(values: NDArray[np.float64], least: float) -> tuple[float, float]:
     return low, max(high, low + least)
 
 
-def _cell(value: float, low: float, high: float, digits: int) -> tuple[str, str]:
+def _cell(value: float, low: float, high: float, digits: int | None) -> tuple[str, str]:
     """A cell's text in per cent and its colour, dark on the light end; a cross for none."""
     if math.isnan(value):
         return "×", INK
     bright = value > low + 0.6 * (high - low)
-    return f"{100 * value:.{digits}f}", _DARK if bright else _LIGHT
+    return percent(value, digits, unit=""), _DARK if bright else _LIGHT
 
 
 def top1_by_decay_rate(
@@ -474,7 +534,7 @@ def top1_by_decay_rate(
         chosen = [(d, t) for d, t in drawn if d == (marks or {}).get(name)]
         axes.plot(*zip(*chosen, strict=True) if chosen else ((), ()), "o", color=look["color"])
     axes.set_xscale("log")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(InPercent())
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -489,8 +549,8 @@ def opposing_beside_top1(points: Mapping[str, Sequence[tuple[float, float]]], ti
             axes.scatter(
                 *zip(*pairs, strict=True), s=22, alpha=0.75, color=colour, label=_short(name)
             )
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_formatter(InPercent())
+    axes.yaxis.set_major_formatter(InPercent())
     axes.legend(frameon=False, fontsize=8)
     return figure
 

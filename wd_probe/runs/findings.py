@@ -1,8 +1,11 @@
 """What a run's numbers say, in plain sentences, each from a measured condition."""
 
+import math
 from collections.abc import Mapping, Sequence
 
+from ..errors import counted
 from ..probe.records import ProfileRecord, Tally
+from ..wording import percent
 
 _LAYER_SCALES = ("gamma", "gamma_1", "gamma_2", "gamma1", "gamma2", "layer_scale", "scale")
 
@@ -35,10 +38,6 @@ def findings(
         None, one or a few sentences.
     """
     return [*_by_kind(tensors), *_small_ones(tensors), *_profile(profiles, rate)]
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.3g} %"
 
 
 def _pooled(tallies: Sequence[Tally]) -> Tally:
@@ -74,12 +73,12 @@ def _small_ones(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
     found = []
     if total.opposing >= 50 and total.rate > 5 * total.mass:
         found.append(
-            f"Opposing penalties fall on small weights: over all steps {_percent(total.rate)} of "
-            f"the weights carry them, {_percent(total.mass)} of all that is taken off."
+            f"Opposing penalties fall on small weights: over all steps {percent(total.rate)} of "
+            f"the weights carry them, {percent(total.mass)} of all that is taken off."
         )
     if total.opposing >= 50 and total.flipped / total.opposing > 0.95:
         found.append(
-            f"{_percent(total.flipped / total.opposing)} of the opposing weights had their sign "
+            f"{percent(total.flipped / total.opposing)} of the opposing weights had their sign "
             "flipped by the step alone: R_op follows the learning rate far more than the decay "
             "rate."
         )
@@ -87,17 +86,23 @@ def _small_ones(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
 
 
 def _profile(profiles: Sequence[ProfileRecord], rate: float) -> list[str]:
-    if not profiles:
-        return []
-    rates = profiles[0].rates
-    low, high = (min(rates, key=lambda r, to=to: abs(r / to - 1)) for to in (rate / 10, rate * 10))  # type: ignore[misc]
-    if not (low < rate < high):
-        return []
+    """R_op under a tenth and ten times of λ beside that under λ itself, of the same steps."""
     penalized = sum(p.penalized for p in profiles)
     if not penalized:
         return []
-    at = [sum(p.opposing[rates.index(r)] for p in profiles) / penalized for r in (low, high)]
+    rates = profiles[0].rates
+    low, own, high = (
+        min(rates, key=lambda r: abs(r / to - 1)) for to in (rate / 10, rate, rate * 10)
+    )
+    if not (low < own < high and math.isclose(own, rate, rel_tol=1e-6)):
+        return []
+    below, here, above = (
+        sum(p.opposing[rates.index(r)] for p in profiles) / penalized for r in (low, own, high)
+    )
+    if not above:
+        return []
     return [
-        f"With the same updates R_op would have been {_percent(at[0])} under λ = {low:.2g} and "
-        f"{_percent(at[1])} under λ = {high:.2g} (asked at {len(profiles)} of the steps)."
+        f"With the same updates R_op would have been {percent(below)} under λ = {low:.2g} and "
+        f"{percent(above)} under λ = {high:.2g}, where it is {percent(here)} under this run's "
+        f"λ = {own:g} (all three of the same {counted(len(profiles), 'step')})."
     ]

@@ -13,6 +13,7 @@ from ..errors import InputError, WdProbeWarning
 from ..layering import Layers
 from ..probe.probe import OpposingPenaltyProbe
 from ..probe.records import ProfileRecord, StepRecord
+from ..wording import decimal
 from . import figures
 from .findings import findings
 from .folder import RunFolder
@@ -183,7 +184,12 @@ class Recorder:
             self._shown_loss.add(loss)
         record = _of(self.probe, self._records, update)
         literal = _of(self.literal, self._literals, update)
-        columns: dict[str, Any] = {"step": number, "epoch": epoch, "loss": loss, "lr": lr}
+        columns: dict[str, Any] = {
+            "step": number,
+            "epoch": epoch,
+            "loss": loss,
+            "lr": None if lr is None else decimal(lr),
+        }
         if self.probe is not None:
             columns |= {name: _cell(getattr(record, name, math.nan)) for name in _SHARES}
             total = None if record is None else record.total
@@ -221,7 +227,7 @@ class Recorder:
                 "profile.csv",
                 ("step", "rate", "opposing", "penalized"),
                 [
-                    (profile.step, rate, count, profile.penalized)
+                    (profile.step, decimal(rate), count, profile.penalized)
                     for rate, count in zip(profile.rates, profile.opposing, strict=True)
                 ],
             )

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..layering import Layers
 from ..probe.records import StepRecord, Tally, fields, summed
+from ..wording import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,7 +152,8 @@ def _markdown(summary: Mapping[str, Any]) -> str:
     lines = [
         f"**{summary['model']}** on {summary['dataset']}, {summary['optimizer']}, method "
         f"{summary['method']}, η {summary['lr']:g}, λ {summary['weight_decay']:g}, "
-        f"{summary['steps']} steps, top-1 {summary['top1']:.2%} ({summary['status']})",
+        f"{counted(summary['steps'], 'step')}, top-1 {percent(summary['top1'], 1)} "
+        f"({summary['status']})",
     ]
     if "rate" not in summary:
         return lines[0]
@@ -162,14 +164,14 @@ def _markdown(summary: Mapping[str, Any]) -> str:
         ("sign flips by the step alone", "flip_rate"),
     ):
         values = summary[key]
-        lines.append(f"| {title} | " + " | ".join(f"{v:.4%}" for v in values.values()) + " |")
+        lines.append(f"| {title} | " + " | ".join(map(percent, values.values())) + " |")
     lines += ["", *(f"- {finding}" for finding in summary["findings"])]
     worst = sorted(
         (layer for layer in summary["layers"] if math.isfinite(layer["rate"])),
         key=lambda layer: -layer["rate"],
     )[:5]
     lines += ["", "| layer | R_op |", "|---|---|"]
-    lines += [f"| {layer['index']} {layer['name']} | {layer['rate']:.4%} |" for layer in worst]
+    lines += [f"| {layer['index']} {layer['name']} | {percent(layer['rate'])} |" for layer in worst]
     return "\n".join(lines)
 
 

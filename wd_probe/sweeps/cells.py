@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..errors import InputError, Interrupted, RunError
+from ..errors import InputError, Interrupted, RunError, counted
 from ..runs.folder import dumps, write_whole
 from ..runs.locks import LOCK, Lock
 from ..runs.reading import read_json
@@ -103,8 +103,8 @@ def sweep(
     except KeyboardInterrupt:
         ended = sum(summary["status"] != "failed" for summary in done.values())
         raise Interrupted(
-            f"interrupted: {ended} of {len(cells)} cells are in {folder}; the same command "
-            "resumes the rest",
+            f"interrupted: {ended} of {counted(len(cells), 'cell')} are in {folder}; the same "
+            "command resumes the rest",
             resumes=True,
         ) from None
     return [done[cell.name] for cell in cells]

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from matplotlib.figure import Figure
 
 from ..arguments import check_choice
-from ..errors import InputError, shown_line
+from ..errors import InputError, counted, shown_line
 from ..runs import figures
 from ..runs.folder import dumps, write_whole
 from ..runs.locks import Lock
@@ -22,6 +22,7 @@ from ..runs.reading import read_run
 from ..training.options import ZeroshotOptions
 from ..training.scan import Listener as ScanListener
 from ..training.scan import scan
+from ..wording import half_life_cells, percent
 from . import paper_figures
 from .cells import Runner, SweepListener, empty, sweep
 from .grid import Cell, grid
@@ -177,7 +178,9 @@ def reproduce(
             result.notes.append("±: the 95 % interval over seeds.")
         result.notes += _how(context)
         if failed:
-            result.notes.append(f"{len(failed)} of {len(cells)} cells failed: {failed[0]['error']}")
+            result.notes.append(
+                f"{len(failed)} of {counted(len(cells), 'cell')} failed: {failed[0]['error']}"
+            )
         written = _write(name, result, options.output)
     return {
         "command": "reproduce",
@@ -222,20 +225,20 @@ def _learning_rates(opt: str) -> tuple[float, ...]:
 def _how(context: _Context) -> list[str]:
     """How the runs were made; stands under every table and figure."""
     o = context.options.setting
-    size = "all training images" if o.train_samples is None else f"{o.train_samples:,} images"
+    size = "all training images" if o.train_samples is None else counted(o.train_samples, "image")
     weights = "pretrained weights" if o.pretrained else "random weights"
     rates = sorted({s.lr for s in context.found}), sorted({s.weight_decay for s in context.found})
     listed = [", ".join(f"{rate:g}" for rate in values) for values in rates]
     return [
-        f"{context.options.seeds} seeds; {o.epochs} epochs of {size}, batch {o.batch_size}, "
-        f"{o.img_size}×{o.img_size}, {weights}, constant η; grid η {{{listed[0]}}} × λ "
+        f"{counted(context.options.seeds, 'seed')}; {counted(o.epochs, 'epoch')} of {size}, "
+        f"batch {o.batch_size}, {o.img_size}×{o.img_size}, {weights}, constant η; grid η {{{listed[0]}}} × λ "
         f"{{{listed[1]}}}; R_op at every {o.every}th step.",
     ]
 
 
 _CHOSEN = {
     "validation": "η and λ of each row were chosen by the mean over seeds of the best top-1 on a "
-    "validation split of the training images ({:.0%}), never on test images.",
+    "validation split of the training images ({}), never on test images.",
     "test": "There was no validation split: η and λ of each row were chosen on the test images, as "
     "in the paper, which flatters every row.",
 }
@@ -248,16 +251,10 @@ _RINGED = {
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def percent(value: float, digits: int = 2) -> str:
-    """A share as per cent; a dash for none."""
-    return f"{100 * value:.{digits}f}" if math.isfinite(value) else "–"
-
-
 def plus_minus(found: Interval, digits: int = 2) -> str:
     """Mean ± half-width of the 95 % interval, in per cent."""
-    if not math.isfinite(found.half_width):
-        return percent(found.mean, digits)
-    return f"{percent(found.mean, digits)} ± {percent(found.half_width, digits)}"
+    known = [value for value in (found.mean, found.half_width) if math.isfinite(value)]
+    return " ± ".join(percent(value, digits, unit="") for value in known) or "–"
 
 
 def _table(context: _Context) -> Result:
@@ -275,7 +272,7 @@ def _table(context: _Context) -> Result:
         for method in chosen:
             result.rows.append(_row(context, own, chosen, (dataset, model, opt, method)))
     result.notes += [
-        _CHOSEN[context.basis].format(context.options.setting.val_split),
+        _CHOSEN[context.basis].format(percent(context.options.setting.val_split)),
         "best-10: the paper's measure, the mean of the ten best test top-1 of a run (of all epochs "
         "where there are fewer), then the mean over seeds; it chooses epochs by the test set. "
         "last: after the last epoch, the same of every method.",
@@ -311,9 +308,9 @@ def _row(
         plus_minus(interval(setting.values("other_top1"))),
         "–" if gap is None else f"{100 * gap.interval.mean:+.2f}",
         "–" if gap is None or not math.isfinite(gap.p) else f"{gap.p:.2f}",
-        percent(setting.mean("rate", "mean"), 3),
-        percent(setting.mean("literal_rate", "mean"), 3),
-        percent(robustness(same, setting)) if setting.weight_decay else "–",
+        percent(setting.mean("rate", "mean"), unit=""),
+        percent(setting.mean("literal_rate", "mean"), unit=""),
+        percent(robustness(same, setting), 2, unit="") if setting.weight_decay else "–",
     )
 
 
@@ -354,8 +351,8 @@ def _fig2(context: _Context) -> Result:
         result.rows.append(
             (
                 s.dataset, s.model, s.opt, f"{s.lr:g}", f"{s.weight_decay:g}",
-                percent(s.mean("rate", "mean"), 4),
-                percent(s.mean("rate", "max"), 4),
+                percent(s.mean("rate", "mean"), unit=""),
+                percent(s.mean("rate", "max"), unit=""),
                 plus_minus(interval(s.values("top1"))),
             )
         )  # fmt: skip
@@ -368,7 +365,11 @@ def _fig2(context: _Context) -> Result:
         )
         means = _by_rates(own, "rate", "mean")
         result.figures[f"fig2b_{number}"] = figures.lr_decay_maps(
-            {"wd": means}, f"Mean R_op\n{title}", label="R_op", best={"wd": _top(means)}, digits=3
+            {"wd": means},
+            f"Mean R_op\n{title}",
+            label="R_op",
+            best={"wd": _top(means)},
+            digits=None,
         )
     return result
 
@@ -384,7 +385,8 @@ def _top(values: Mapping[tuple[float, float], float]) -> tuple[float, float] | N
 
 
 def _fig3a(context: _Context) -> Result:
-    result = Result(columns=("dataset", "model", "optimizer", "η", "seed", "top-1, %", "half-life"))
+    result = Result(columns=("dataset", "model", "optimizer", "η", "seed", "top-1, %", "half-life",
+                             "taken off"))  # fmt: skip
     runs = []
     for dataset, model, opt in context.subjects():
         (setting,) = context.best(dataset=dataset, model=model, opt=opt).values()
@@ -393,12 +395,16 @@ def _fig3a(context: _Context) -> Result:
             summary = _scanned(Path(cell["run"]), folder, context)
             result.rows.append(
                 (dataset, model, opt, f"{cell['lr']:g}", str(cell["seed"]),
-                 percent(summary["curve"][0]["top1"]), f"{summary['half_life'] or math.nan:.4f}")
+                 percent(summary["curve"][0]["top1"], 2, unit=""),
+                 *half_life_cells(summary["half_life"], 4))
             )  # fmt: skip
             runs.append(read_run(folder))
     if runs:
         result.figures["fig3a"] = figures.zero_shot(runs)
-    result.notes.append("half-life: the scale at which half of the top-1 above chance is lost.")
+    result.notes.append(
+        "half-life: the scale at which half of the top-1 above chance is lost, "
+        "and the share of the weights taken off there."
+    )
     return result
 
 
@@ -472,7 +478,7 @@ def _fig4(context: _Context) -> Result:
                 s.dataset, s.model, s.opt, s.method, f"{s.lr:g}", f"{s.weight_decay:g}",
                 plus_minus(interval(s.values("best10", "mean"))),
                 plus_minus(interval(s.values("top1"))),
-                percent(s.mean("rate", "mean"), 3),
+                percent(s.mean("rate", "mean"), unit=""),
                 f"{s.diverged} of {len(s.cells)}",
             )
         )  # fmt: skip

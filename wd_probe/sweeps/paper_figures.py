@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
-from ..runs.figures import INK, SERIES, dress, new_figure, smooth
+from ..runs.figures import INK, SERIES, InPercent, dress, new_figure, smooth
 from .results import Interval
 
 Columns = Mapping[str, list[float]]
@@ -22,7 +22,7 @@ def strong_penalty(title: str, lines: Sequence[tuple[str, Sequence[Columns]]]) -
     figure = new_figure(f"Under a strong penalty\n{title}", width=8.5)
     left, right = figure.subplots(1, 2)
     dress(left, "training loss", "epoch")
-    dress(right, "test top-1", "epoch").yaxis.set_major_formatter(PercentFormatter(1.0))
+    dress(right, "test top-1", "epoch").yaxis.set_major_formatter(InPercent())
     for axes, column in ((left, "train_loss"), (right, "top1")):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for (label, tables), colour in zip(lines, SERIES * len(lines), strict=False):
@@ -47,7 +47,7 @@ def over_training(title: str, runs: Sequence[tuple[float, float, Columns]]) -> F
     figure = new_figure(f"R_op over training\n{title}", height=4.2)
     axes = dress(figure.subplots(), "R_op", "step")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=2))
+    axes.yaxis.set_major_formatter(InPercent())
     lrs, rates = sorted({lr for lr, _, _ in runs}), sorted({rate for _, rate, _ in runs})
     dashes = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 3)))
     for lr, rate, steps in runs:
@@ -88,10 +88,11 @@ def improvement(title: str, lines: Mapping[str, Sequence[tuple[float, Interval]]
 def by_scale(title: str, lines: Mapping[str, Sequence[tuple[str, Interval]]]) -> Figure:
     """Fig. 5: best-10 top-1 of each method by model, with 95 % intervals."""
     figure = new_figure(f"Model scales\n{title}")
-    axes = dress(figure.subplots(), "top-1, %")
+    axes = dress(figure.subplots(), "top-1")
+    axes.yaxis.set_major_formatter(InPercent())
     for (method, points), colour in zip(lines.items(), SERIES * len(lines), strict=False):
-        values = np.array([100 * found.mean for _, found in points])
-        spread = np.array([100 * np.nan_to_num(found.half_width) for _, found in points])
+        values = np.array([found.mean for _, found in points])
+        spread = np.array([np.nan_to_num(found.half_width) for _, found in points])
         places = range(len(points))
         axes.plot(places, values, color=colour, linewidth=1.8, marker="o", label=method)
         axes.fill_between(

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import InputError, RunError, shown, shown_line
+from ..errors import InputError, RunError, counted, shown, shown_line
 from .cells import SweepListener, failure, run_cell
 from .grid import Cell, Summary
 
@@ -132,10 +132,14 @@ class OnRay:
     def _check_size(self) -> None:
         if not any(map(self._fitting, self._nodes())):
             raise InputError(
-                f"a cell wants {self.cpus} CPUs and {self.gpus:g} GPUs, and no machine has them: "
-                f"the most are {self._most('CPU'):g} CPUs and {self._most('GPU'):g} GPUs; lower "
+                f"a cell wants {_room(self.cpus, self.gpus)}, and no machine has them: the most "
+                f"are {_room(self._most('CPU'), self._most('GPU'))}; lower "
                 "--cpus-per-cell or --gpus-per-cell"
             )
+
+
+def _room(cpus: float, gpus: float) -> str:
+    return f"{counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}"
 
 
 class _Hushed:

@@ -21,6 +21,7 @@ from ..errors import (
     InputError,
     RunError,
     WdProbeWarning,
+    counted,
     first_line,
     near_names,
     printable,
@@ -28,6 +29,7 @@ from ..errors import (
     shown_line,
 )
 from ..layering import decayed_parameters, layers, layerwise_rates
+from ..wording import decimal
 
 
 def create_model(
@@ -86,7 +88,7 @@ def create_model(
         if reset:
             warnings.warn(
                 f"the head {', '.join(reset)} starts anew: that of {checkpoint} does not fit "
-                f"{num_classes} classes",
+                f"{counted(num_classes, 'class', 'classes')}",
                 WdProbeWarning,
                 stacklevel=2,
             )
@@ -320,14 +322,14 @@ def describe_layers(
         "weights": sum(sizes.values()),
         "weight_decay": weight_decay,
         "scale": scale,
-        "mean_rate": sum(rates) / len(rates),
+        "mean_rate": decimal(sum(rates) / len(rates)),
         "layers": [
             {
                 "index": layer.index,
                 "name": layer.name,
                 "tensors": len(layer.parameters),
                 "weights": sum(sizes[name] for name in layer.parameters),
-                "rate": rate,
+                "rate": decimal(rate),
                 "parameters": layer.parameters,
                 "decayed": [name for name in layer.parameters if name in decayed],
             }

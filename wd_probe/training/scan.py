@@ -19,6 +19,7 @@ from ..errors import (
     Interrupted,
     RunError,
     WdProbeWarning,
+    counted,
     first_line,
     shown_line,
 )
@@ -32,6 +33,7 @@ from ..runs.tensorboard import Dashboard
 from ..shrink.distortion import feature_distortion
 from ..shrink.parts import PartScan
 from ..shrink.scan import ScanPoint, bracket, half_life, zero_shot_decay
+from ..wording import decimal, percent
 from .data import Batches, HeldBatches, load_data, load_images
 from .loop import Trainer, autocast_dtype, pick_device
 from .models import classifiers, create_model, read_weights, under_names_of
@@ -123,8 +125,8 @@ class Judge:
         if largest >= self.classes:
             raise InputError(
                 f"label {largest} does not fit the head of {self.subject.name}, which has "
-                f"{self.classes} classes; use the data it was trained on, --images for unlabelled "
-                "pictures, or --reset-head"
+                f"{counted(self.classes, 'class', 'classes')}; use the data it was trained on, "
+                "--images for unlabelled pictures, or --reset-head"
             )
 
     @torch.no_grad()
@@ -167,10 +169,10 @@ def _subject(options: ZeroshotOptions, device: torch.device, listener: Listener)
     model = create_model(options.model, num_classes=data.num_classes, img_size=size).to(device)
     listener.note(
         f"no weights are given: training {options.model} without decay (the paper's Baseline) for "
-        f"{options.epochs} epochs of {options.dataset} first"
+        f"{counted(options.epochs, 'epoch')} of {options.dataset} first"
     )
     _train(model, data.train, options, listener)
-    source = f"Baseline, {options.epochs} epochs of {options.dataset}, {options.opt}"
+    source = f"Baseline, {counted(options.epochs, 'epoch')} of {options.dataset}, {options.opt}"
     test, count = _limited(data.test, data.test_size, options)
     return Subject(options.model, model, test, True, source, count, size)
 
@@ -222,8 +224,8 @@ def _from_run(
         )
     if classes < 1 or not 1 <= size <= (options.img_size or _LARGEST_SIZE):
         raise InputError(
-            f"{folder}/config.json asks for {classes} classes of {size}×{size} images; "
-            "name --model, --checkpoint and --dataset instead"
+            f"{folder}/config.json asks for {counted(classes, 'class', 'classes')} of "
+            f"{size}×{size} images; name --model, --checkpoint and --dataset instead"
         )
     model = create_model(
         name, num_classes=classes, img_size=size, checkpoint=folder / "model.safetensors"
@@ -310,7 +312,7 @@ def _on_pictures(
     pictures, unreadable = load_images(options.images, size, options.num_samples)
     if unreadable:
         named = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
-        listener.note(f"{len(unreadable)} unreadable pictures are left out: {named}")
+        listener.note(f"{counted(len(unreadable), 'unreadable picture')} left out: {named}")
     config = resolve_model_data_config(model)
     data = HeldBatches(
         pictures,
@@ -356,7 +358,8 @@ def scan(options: ZeroshotOptions, listener: Listener) -> dict[str, Any]:
     try:
         subject = prepare(options, listener)
         if subject.images < ranks.size():
-            raise InputError(f"{subject.images} images are too few for {ranks.size()} processes")
+            count = counted(subject.images, "image")
+            raise InputError(f"{count}: too few for {ranks.size()} processes")
         judge = Judge(subject, options.torchcompile)
         groups = layers(subject.model)
         parts = _parts(subject.model, groups, options.by)
@@ -405,11 +408,11 @@ def _scan(
             "img_size": subject.img_size,
             "classes": judge.classes,
             "curve": [
-                {"step": p.step, "scale": p.scale, **{m: p.metrics[m] for m in METRICS}}
+                {"step": p.step, "scale": decimal(p.scale), **{m: p.metrics[m] for m in METRICS}}
                 for p in curve
             ],
             "metric": metric,
-            "half_life": life,
+            "half_life": decimal(life),
             "parts": lives,
             "distortion": bent,
             "run": str(folder.path),
@@ -428,9 +431,9 @@ def _tell_chance(subject: Subject, score: float, chance: float, listener: Listen
     spread = math.sqrt(chance * (1 - chance) / subject.images)
     if subject.labelled and score < chance + 2 * spread:
         listener.note(
-            f"top-1 is {score:.1%} before any decay, no better than chance on {subject.images} "
-            f"images of {subject.img_size}×{subject.img_size}; was it trained on this --dataset at "
-            "this --img-size?"
+            f"top-1 is {percent(score, 1)} before any decay, no better than chance on "
+            f"{counted(subject.images, 'image')} of {subject.img_size}×{subject.img_size}; was it "
+            "trained on this --dataset at this --img-size?"
         )
 
 
@@ -463,12 +466,12 @@ def _curve(
         folder.rows(
             "curve.csv",
             ("step", "scale", *METRICS),
-            [(point.step, point.scale, *(point.metrics[m] for m in METRICS))],
+            [(point.step, decimal(point.scale), *(point.metrics[m] for m in METRICS))],
         )
         shown = "top1" if subject.labelled else "agreement"
         listener.progress(
             "scan", point.step + 1, options.steps + 1,
-            f"scale {point.scale:.2f} · {shown} {100 * point.metrics[shown]:.1f} %",
+            f"scale {point.scale:.2f} · {shown} {percent(point.metrics[shown], 1)}",
         )  # fmt: skip
 
     return zero_shot_decay(subject.model, judge.evaluate, options.steps, on_point=told)
@@ -511,7 +514,7 @@ def _by_part(
             "parts.csv",
             ("index", "name", "scale", *METRICS),
             [
-                (index + 1, part, scale, *(p[m] for m in METRICS))
+                (index + 1, part, decimal(scale), *(p[m] for m in METRICS))
                 for scale, p in zip(grid, points, strict=True)
             ],
         )
@@ -529,7 +532,9 @@ def _by_part(
     lives = [
         {
             "name": part,
-            "half_life": sum(open_brackets[part][1:]) / 2 if part in open_brackets else math.nan,
+            "half_life": decimal(sum(open_brackets[part][1:]) / 2)
+            if part in open_brackets
+            else math.nan,
             "weights": sum(p.numel() for p in chosen_parameters(subject.model, names).values()),
             "modules_not_run_again": len(scanner.skipped[part]),
         }

@@ -10,7 +10,7 @@ import timm.data
 import torch
 from torch import Tensor
 
-from ...errors import InputError, first_line, shown, shown_line
+from ...errors import InputError, counted, first_line, shown, shown_line
 from .batches import Batch, Data
 from .folders import EVALUATION, TRAINING, check_classes, class_map, splits
 from .held import HeldBatches, fits, hold, resized
@@ -112,7 +112,8 @@ def _parted(whole: Batch, val_split: float, train_samples: int | None) -> tuple[
     kept = order[len(held_out) :][:train_samples]
     if not len(kept) or (train_samples or 0) > len(kept):
         raise InputError(
-            f"{len(order) - len(held_out)} training images are left beside the validation split; "
+            f"{counted(len(order) - len(held_out), 'training image')} left beside the validation "
+            "split; "
             f"{train_samples or 'some'} are asked for"
         )
     return (images[kept], labels[kept]), (images[held_out], labels[held_out])

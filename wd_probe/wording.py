@@ -1,0 +1,47 @@
+"""Numbers as people write them."""
+
+import math
+
+
+def percent(share: float | None, digits: int | None = None, unit: str = " %") -> str:
+    """A share of 1 in per cent, as people write it; a dash for none.
+
+    To three places in all and six after the point, what is too small for that in powers of ten; or
+    to ``digits`` after the point.
+
+    >>> [percent(share) for share in (0.0032, 0.1234567, 9e-7, 9e-9)]
+    ['0.32 %', '12.3 %', '0.00009 %', '9.0e-07 %']
+    """
+    if share is None or not math.isfinite(share):
+        return "–"
+    hundredfold = 100 * share
+    if digits is not None:
+        return f"{hundredfold:.{digits}f}{unit}"
+    if 0 < abs(hundredfold) < 1e-5:
+        return f"{hundredfold:.1e}{unit}"
+    return f"{float(f'{hundredfold:.3g}'):.6f}".rstrip("0").rstrip(".") + unit
+
+
+def half_life_cells(life: float | None, digits: int = 3) -> tuple[str, str]:
+    """A half-life as its scale, to ``digits`` after the point, and as the share taken off there."""
+    if life is None or not math.isfinite(life):
+        return "none", "–"
+    return f"{life:.{digits}f}", percent(1 - life, digits - 2)
+
+
+def half_life_told(life: float, digits: int = 3) -> str:
+    """A half-life in words.
+
+    >>> half_life_told(0.97)
+    '0.970, 3.0 % taken off'
+    """
+    return "{}, {} taken off".format(*half_life_cells(life, digits))
+
+
+def decimal(value: float) -> float:
+    """A number without what binary arithmetic leaves on it, to twelve places in all.
+
+    >>> 3 * 0.1, decimal(3 * 0.1)
+    (0.30000000000000004, 0.3)
+    """
+    return float(f"{value:.12g}")
