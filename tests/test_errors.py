@@ -8,7 +8,7 @@ import pytest
 
 import wd_probe
 from wd_probe import WdProbeWarning
-from wd_probe.errors import first_line
+from wd_probe.errors import counted, first_line
 
 SCRIPT = """
 import torch
@@ -53,3 +53,12 @@ def test_what_an_error_says_is_printable():
     assert first_line(ValueError("é")) == "é"
     assert first_line(ValueError()) == "ValueError"
     assert len(first_line(ValueError("x" * 1000))) == 160
+
+
+def test_counts_in_words():
+    assert [counted(number, "epoch") for number in (0, 1, 1200)] == [
+        "0 epochs", "1 epoch", "1,200 epochs",
+    ]  # fmt: skip
+    assert [counted(number, "class", "classes") for number in (1, 10)] == ["1 class", "10 classes"]
+    assert [counted(number, "GPU") for number in (0.5, 1.0, 2.0)] == ["0.5 GPUs", "1 GPU", "2 GPUs"]
+    assert counted(123_456_789_012, "weight") == "123,456,789,012 weights"

@@ -17,15 +17,15 @@ def percent(share: float | None, digits: int | None = None, unit: str = " %") ->
     hundredfold = 100 * share
     if digits is not None:
         return f"{hundredfold:.{digits}f}{unit}"
-    if 0 < abs(hundredfold) < 1e-5:
+    if 0 < float(f"{abs(hundredfold):.1e}") < 1e-5:
         return f"{hundredfold:.1e}{unit}"
     return f"{float(f'{hundredfold:.3g}'):.6f}".rstrip("0").rstrip(".") + unit
 
 
 def half_life_cells(life: float | None, digits: int = 3) -> tuple[str, str]:
-    """A half-life as its scale, to ``digits`` after the point, and as the share taken off there."""
+    """The scale of a half-life, to ``digits`` after the point, and the share taken off there."""
     if life is None or not math.isfinite(life):
-        return "none", "–"
+        return "–", "–"
     return f"{life:.{digits}f}", percent(1 - life, digits - 2)
 
 

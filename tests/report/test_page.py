@@ -51,7 +51,7 @@ def test_damaged_and_unfinished_runs_leave_the_rest(folders, copy, tmp_path):
         "gone does not exist",
     ):
         assert said in shown.text
-    assert "The run has not come to its end, or was killed: 8 steps are on file." in shown.text
+    assert "The run has not come to its end, or was killed: 8 steps on file." in shown.text
     assert "pushes" in shown.text
 
 
@@ -60,7 +60,7 @@ def test_runs_of_the_first_layout(tmp_path):
     with pytest.warns(WdProbeWarning, match="killed is unfinished"):
         shown = written(paths, tmp_path)
     assert shown.figures.count("Opposing penalties over the steps") == 2
-    assert "killed: 15 steps are on file" in shown.text
+    assert "killed: 15 steps on file" in shown.text
     assert "A sweep of 2 cells (1 finished, 1 unfinished)" in shown.text
 
 

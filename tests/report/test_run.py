@@ -30,8 +30,9 @@ def test_a_run(folders, tmp_path):
     assert shown.source.index("pushes") < first < last < shown.source.index("What was run")
 
 
-def test_a_run_that_never_opposes_has_no_empty_figures(folders, tmp_path):
+def test_a_run_that_never_opposes_shows_its_flips(folders, tmp_path):
     shown = written([folders / "two"], tmp_path)
-    assert shown.figures == ["Training"]
+    assert shown.figures == ["Sign flips over the steps", "Sign flips by layer", "Training"]
+    assert max(float(row["flip_rate"]) for row in shown.data["flips_over_steps.csv"]) > 0
     assert "No penalty opposes: lpwd" in shown.text
     assert "to the letter" in shown.text

@@ -33,7 +33,7 @@ def test_a_sweep(folders, tmp_path):
 def test_a_killed_sweep_of_the_first_layout(tmp_path):
     with pytest.warns(WdProbeWarning, match="1 unfinished"):
         shown = written([OLD], tmp_path)
-    assert "A sweep of 2 cells (1 finished, 1 unfinished) in 1 settings" in shown.text
+    assert "A sweep of 2 cells (1 finished, 1 unfinished) in 1 setting" in shown.text
     assert "test_efficientnet on digits · momentum: wd does best, with 11.7 % top-1" in shown.text
     (row,) = shown.data["settings.csv"]
     (summary,) = OLD.glob("cells/*/summary.json")

@@ -172,6 +172,60 @@ def test_a_run_has_the_figures_that_it_has_numbers_for():
     assert list(figures.draw_training(run(steps=steps, epochs=one))) == ["rop_over_steps"]
 
 
+def test_a_method_that_never_opposes_shows_its_flips_and_the_literal_reading():
+    steps = {"step": [1, 2, 3], "rate": [0.0] * 3, "mass": [0.0] * 3, "flip_rate": [0.1, NAN, 0.3],
+             "literal_rate": [0.1, NAN, 0.2]}  # fmt: skip
+    layers = {"step": [1, 1], "index": [1, 2], "rate": [0.0, 0.0], "flip_rate": [0.1, 0.2]}
+    profile = {"step": [1], "rate": [0.1], "opposing": [0], "penalized": [10]}
+    drawn = figures.draw_training(run(steps=steps, layers=layers, profile=profile))
+    assert list(drawn) == ["flips_over_steps", "flips_by_layer"]
+    upper, lower = drawn["flips_over_steps"].axes
+    assert points(upper.lines[0]) == [(1, 0.1), (3, 0.3)]
+    assert points(lower.lines[0]) == [(1, 0.1), (3, 0.2)]
+    assert [axes.texts[0].get_text() for axes in (upper, lower)] == ["max 30 %", "max 20 %"]
+    (image,) = drawn["flips_by_layer"].axes[0].images
+    assert image.get_array().tolist() == [[0.1], [0.2]]
+    without = {name: column for name, column in steps.items() if name != "literal_rate"}
+    (alone,) = figures.draw_training(run(steps=without))["flips_over_steps"].axes
+    assert alone.get_xlabel() == "step"
+
+
+def test_a_figure_that_would_say_nothing_is_not_drawn():
+    steps = {"step": [1, 2], "rate": [0.0, NAN], "mass": [0.0, NAN], "flip_rate": [0.0, NAN]}
+    layers = {"step": [1], "index": [1], "rate": [0.0], "flip_rate": [0.0]}
+    assert figures.draw_training(run(steps=steps, layers=layers)) == {}
+    bent = {"index": [1], "scale": [0.5], "distortion": [0.0]}
+    assert list(figures.draw_zeroshot([run(curve=CURVE, distortion=bent)])) == ["zeroshot"]
+
+
+def test_a_profile_asked_twice_about_a_rate_but_for_its_last_bit_has_it_once():
+    twice = {"rate": [0.3, 0.1 * 3, 3.0], "step": [1] * 3, "opposing": [1, 1, 2]}
+    later = {"rate": [0.3, 3.0], "step": [2] * 2, "opposing": [3, 4]}
+    profile = {name: twice[name] + later[name] for name in twice} | {"penalized": [100] * 5}
+    middle = figures.decay_profile(run(profile=profile)).axes[0].lines[0]
+    assert points(middle) == [(0.3, 0.02), (3.0, pytest.approx(0.03))]
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "ticks"),
+    [
+        ([0, 0.004], "linear", {"0 %", "0.05 %", "0.1 %", "0.4 %"}),
+        ([0, 1], "linear", {"0 %", "100 %"}),
+        ([0, 3e-9], "linear", {"0 %", "1.0e−07 %"}),
+        ([0.9725, 0.9735], "linear", {"97.26 %", "97.30 %"}),
+        ([2e-6, 0.02], "log", {"0.001 %", "1 %"}),
+    ],
+)
+def test_ticks_are_per_cent_as_people_write_it(values, scale, ticks):
+    figure = figures.new_figure("")
+    axes = figures.dress(figure.subplots(), "share")
+    axes.plot(values)
+    axes.set_yscale(scale)
+    axes.yaxis.set_major_formatter(figures.InPercent())
+    figure.canvas.draw()
+    assert ticks <= {label.get_text() for label in axes.get_yticklabels()}
+
+
 # --- zero-shot decay ------------------------------------------------------------------------------
 
 CURVE = {"step": [0, 1, 2], "scale": [1.0, 0.5, 0.0], "top1": [0.9, NAN, 0.1],
@@ -185,7 +239,7 @@ def test_zero_shot_draws_the_metric_against_what_is_taken_off():
     assert curve.get_xdata().tolist() == [0, 0.5, 1]
     assert np.array_equal(curve.get_ydata(), [0.9, NAN, 0.1], equal_nan=True), "a gap, not a bridge"
     assert set(life.get_xdata()) == {0.6}
-    assert labels(axes) == ["convnext_tiny · half-life 0.400"]
+    assert labels(axes) == ["convnext_tiny · half-life 0.400, 60.0 % taken off"]
     assert axes.get_ylabel() == "top-1"
     assert axes.get_xlim() == (0, 1)
     assert in_percent(axes.yaxis)
@@ -347,7 +401,7 @@ def test_figures_are_saved_as_pictures(tmp_path):
         assert np.asarray(picture.convert("L")).std() > 5
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in figures.ROP_FIGURES])
+@pytest.mark.parametrize("name", [name for name, *_ in figures.ROP_FIGURES])
 def test_every_figure_is_drawn_from_the_files_alone(name, tmp_path):
     run = read_run(OLD / "rop")
     drawn = figures.draw_training(run)[name]

@@ -23,7 +23,7 @@ def test_layer_scales_are_named_in_the_findings():
     )
     assert told[-1] == (
         "With the same updates R_op would have been 0.5 % under λ = 0.001 and 0.9 % under "
-        "λ = 0.1 (asked at 1 of the steps)."
+        "λ = 0.1; it is 0.6 % under this run's λ = 0.01 (1 step, the same for all three)."
     )
     nothing = Tally(10, 0, 0, 0, 0.0, 1.0)
     assert findings({"a.weight": (2, nothing)}, [], 0.01) == []
@@ -81,9 +81,29 @@ def test_other_decay_rates_are_told_where_they_were_asked_on_both_sides():
         return findings(tensors, profiles, 0.1)
 
     assert told((0.01, 0.1, 1.0)) == [
-        "With the same updates R_op would have been 2 % under λ = 0.01 and 4 % under λ = 1 (asked "
-        "at 2 of the steps)."
+        "With the same updates R_op would have been 2 % under λ = 0.01 and 4 % under λ = 1; it is "
+        "3 % under this run's λ = 0.1 (2 steps, the same for all three)."
     ]
     assert told((0.1, 1.0)) == []
     assert told((0.01, 0.1)) == []
     assert told((0.01, 1.0), penalized=0) == []
+    assert told((0.01, 1.0)) == [], "without this run's own there is nothing to set them against"
+
+
+def test_rates_are_found_at_every_step_whatever_else_it_was_asked():
+    """As in a resumed run whose first steps were asked 3 · 0.1 and 0.3."""
+    tensors = {"conv.weight": (4, tally(10, 1, 1))}
+    profiles = [
+        ProfileRecord(1, (0.03, 0.3, 0.30000000000000004, 3.0), (1, 2, 2, 4), 100),
+        ProfileRecord(2, (0.03, 0.3, 3.0), (1, 4, 6), 100),
+    ]
+    (line,) = findings(tensors, profiles, 0.3)
+    assert line == (
+        "With the same updates R_op would have been 1 % under λ = 0.03 and 5 % under λ = 3; it is "
+        "3 % under this run's λ = 0.3 (2 steps, the same for all three)."
+    )
+
+
+def test_where_nothing_opposes_under_any_rate_none_is_told():
+    tensors = {"conv.weight": (4, tally(100, 0, 0))}
+    assert findings(tensors, [ProfileRecord(1, (0.01, 0.1, 1.0), (0, 0, 0), 100)], 0.1) == []

@@ -88,11 +88,11 @@ def test_the_end_of_a_run_is_its_figures_a_text_and_a_row_to_compare(tmp_path):
     board.close()
     lines = text(tmp_path).splitlines()
     assert lines[0] == (
-        "**m** on digits, adamw, method wd, η 0.001, λ 0.05, 8 steps, top-1 50.00% (finished)"
+        "**m** on digits, adamw, method wd, η 0.001, λ 0.05, 8 steps, top-1 50.0 % (finished)"
     )
-    assert "| R_op (share of weights) | 10.0000% | 25.0000% | 5.0000% |" in lines
+    assert "| R_op (share of weights) | 10 % | 25 % | 5 % |" in lines
     assert "- A finding." in lines
-    assert lines[-2:] == ["| 3 l3 | 30.0000% |", "| 1 l1 | 10.0000% |"]
+    assert lines[-2:] == ["| 3 l3 | 30 % |", "| 1 l1 | 10 % |"]
     found = shown(tmp_path)
     (image,) = found.Images("figures/one")
     assert (image.step, image.width, image.height) == (8, 1050, 570)

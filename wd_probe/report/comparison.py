@@ -129,7 +129,9 @@ def _overlays(runs: Mapping[str, Run]) -> Figures:
     drawn: Figures = {}
     for table, column, label, share in _OVERLAYS:
         having = {k: run for k, run in runs.items() if known(getattr(run, table).get(column, ()))}
-        if len(having) > 1:
+        if len(having) > 1 and any(
+            any(known(getattr(run, table)[column])) for run in having.values()
+        ):
             lines = dict(zip(_shortened(list(having)), having.values(), strict=True))
             drawn[f"{column}_by_run"] = (
                 figures.overlay(lines, table, column, "", label, share=share),

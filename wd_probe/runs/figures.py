@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
@@ -25,7 +24,6 @@ _RING, _DARK, _LIGHT = "#e8453c", "#111111", "#fefefe"  # on a colour map
 PALETTE = {"ink": INK, "rule": _RULE} | {f"series-{k}": c for k, c in enumerate(SERIES, start=1)}
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _COLUMNS = 1000  # of a map whose steps are not evenly spaced
-_NARROW = 1e-6  # span of an axis for whose ticks matplotlib's five places are too few
 _WINDOW = 25  # points a smoothed curve is averaged over, at most
 
 
@@ -37,17 +35,14 @@ def new_figure(title: str, width: float = 7.0, height: float = 3.8) -> Figure:
 
 
 class InPercent(PercentFormatter):
-    """Ticks in per cent, those of a linear axis with as many places as tell them apart."""
+    """Ticks in per cent, in the form of every other share."""
 
     def __init__(self) -> None:
         super().__init__(1.0, symbol=" %")
 
     def format_pct(self, x: float, display_range: float) -> str:
-        """A tick; where the axis is logarithmic or spans next to nothing, by its own size."""
-        logarithmic = isinstance(self.axis, Axis) and self.axis.get_scale() == "log"
-        if logarithmic or display_range < _NARROW:
-            return percent(x)
-        return super().format_pct(x, display_range)
+        """A tick; with more places where those of an axis would not differ."""
+        return percent(x) if abs(x) < 20 * display_range else super().format_pct(x, display_range)
 
 
 def dress(axes: Any, ylabel: str, xlabel: str = "") -> Any:
@@ -193,13 +188,16 @@ def decay_profile(run: "Run") -> Figure:
     """R_op as a function of the decay rate λ, from the recorded updates of one run (fact 4)."""
     figure = new_figure(f"R_op had λ been another\n{_title(run)}")
     axes = dress(figure.subplots(), "opposing penalties", "weight decay λ")
-    columns: Mapping[str, Sequence[float]] = run.profile
-    asked = [decimal(rate) for rate in columns["rate"]]
-    rates, counts = np.unique(asked, return_counts=True)
-    if counts.min() != counts.max():
+    asked = {
+        (decimal(rate), step): opposing / max(penalized, 1)
+        for rate, step, opposing, penalized in zip(
+            *(run.profile[name] for name in ("rate", "step", "opposing", "penalized")), strict=True
+        )
+    }
+    rates = sorted({rate for rate, _ in asked})
+    if len(asked) != len(rates) * len({step for _, step in asked}):
         raise ValueError("profile.csv has not the same decay rates at every step")
-    share = np.asarray(columns["opposing"]) / np.maximum(columns["penalized"], 1)
-    curves = share[np.argsort(asked, kind="stable")].reshape(len(rates), -1)
+    curves = np.array([asked[key] for key in sorted(asked)]).reshape(len(rates), -1)
     low, middle, high = np.quantile(curves, [0.1, 0.5, 0.9], axis=1)
     axes.fill_between(rates, low, high, color=_LINE, alpha=0.15, linewidth=0, label="80 % of steps")
     axes.plot(rates, middle, color=_LINE, linewidth=1.8, label="median step")
@@ -369,7 +367,7 @@ def draw_zeroshot(runs: Sequence["Run"]) -> dict[str, Figure]:
     drawn = {"zeroshot": zero_shot(runs)}
     if len(runs) == 1 and runs[0].parts.get("scale"):
         drawn["zeroshot_by_part"] = part_map(runs[0])
-    if len(runs) == 1 and runs[0].distortion.get("scale"):
+    if len(runs) == 1 and _any(runs[0].distortion, "distortion"):
         drawn["distortion"] = distortion_map(runs[0])
     return drawn
 

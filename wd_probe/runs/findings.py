@@ -90,19 +90,21 @@ def _profile(profiles: Sequence[ProfileRecord], rate: float) -> list[str]:
     penalized = sum(p.penalized for p in profiles)
     if not penalized:
         return []
-    rates = profiles[0].rates
-    low, own, high = (
-        min(rates, key=lambda r: abs(r / to - 1)) for to in (rate / 10, rate, rate * 10)
-    )
+    low, own, high = (_nearest(profiles[0].rates, to) for to in (rate / 10, rate, rate * 10))
     if not (low < own < high and math.isclose(own, rate, rel_tol=1e-6)):
         return []
     below, here, above = (
-        sum(p.opposing[rates.index(r)] for p in profiles) / penalized for r in (low, own, high)
+        sum(p.opposing[p.rates.index(_nearest(p.rates, asked))] for p in profiles) / penalized
+        for asked in (low, own, high)
     )
     if not above:
         return []
     return [
         f"With the same updates R_op would have been {percent(below)} under λ = {low:.2g} and "
-        f"{percent(above)} under λ = {high:.2g}, where it is {percent(here)} under this run's "
-        f"λ = {own:g} (all three of the same {counted(len(profiles), 'step')})."
+        f"{percent(above)} under λ = {high:.2g}; it is {percent(here)} under this run's "
+        f"λ = {own:g} ({counted(len(profiles), 'step')}, the same for all three)."
     ]
+
+
+def _nearest(rates: Sequence[float], to: float) -> float:
+    return min(rates, key=lambda rate: abs(rate / to - 1))

@@ -231,8 +231,8 @@ def _how(context: _Context) -> list[str]:
     listed = [", ".join(f"{rate:g}" for rate in values) for values in rates]
     return [
         f"{counted(context.options.seeds, 'seed')}; {counted(o.epochs, 'epoch')} of {size}, "
-        f"batch {o.batch_size}, {o.img_size}×{o.img_size}, {weights}, constant η; grid η {{{listed[0]}}} × λ "
-        f"{{{listed[1]}}}; R_op at every {o.every}th step.",
+        f"batch {o.batch_size}, {o.img_size}×{o.img_size}, {weights}, constant η; "
+        f"grid η {{{listed[0]}}} × λ {{{listed[1]}}}; R_op at every {o.every}th step.",
     ]
 
 

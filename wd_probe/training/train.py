@@ -20,6 +20,7 @@ from ..probe.records import StepRecord
 from ..runs.folder import RunFolder, default_folder, dumps, environment, run_folder
 from ..runs.locks import Lock
 from ..runs.recorder import Recorder
+from ..wording import decimal
 from .checkpoint import RECOVERY, Recovery, Stateful
 from .data import Batches, Data, load_data
 from .interrupts import Interrupts
@@ -276,7 +277,7 @@ def _probes(run: Training) -> tuple[OpposingPenaltyProbe | None, OpposingPenalty
     if not options.every or not options.weight_decay or options.method == "baseline":
         return None, None
     scale = 1.0 if options.convention == "rate" else options.learning_rate
-    own_rates = [options.weight_decay * factor for factor in (0.1, 1, 10)]
+    own_rates = [decimal(options.weight_decay * factor) for factor in (0.1, 1, 10)]
     rates = [rate for rate in (*PROFILE_RATES, *own_rates) if rate * scale <= 1]
     probe = OpposingPenaltyProbe(
         run.model,
