@@ -61,7 +61,7 @@ BAD = {
     "scale": ([*ROP, "--scale", "mean"], "--convention rate and --scale need a --method", 2),
     "lpwd": ([*ROP, "--method", "lpwd", "--weight-decay", "7", "--lr", "0.1"], "lpwd with rate 7 would take off 1.4 times layer 11 of 11 (head), which flips signs; the largest allowed rate here is 5", 2),  # noqa: E501
     "validation": (["train", *FAST, "--val-split", "1"], "--val-split must be a share below 1", 2),
-    "samples": (["train", *FAST, "--train-samples", "5000"], "1437 training images are left beside the validation split; 5000 are asked for", 2),  # noqa: E501
+    "samples": (["train", *FAST, "--train-samples", "5000"], "1,437 training images left beside the validation split; 5,000 are asked for", 2),  # noqa: E501
     "every": (["train", *FAST, "--every", "-1"], "--every must be at least 0, got -1", 2),
     "cuda": ([*ROP, "--device", "cuda"], "device cuda is asked for, and this machine has none", 2),
     "output": ([*ROP, "--output", "file/run"], "output folder file/run cannot be written to", 2),

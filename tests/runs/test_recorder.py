@@ -231,6 +231,14 @@ def test_a_loop_of_ones_own_makes_a_whole_run_folder(tmp_path):
     assert "_hparams_/session_start_info" in shown.PluginTagToContent("hparams")
 
 
+def test_rates_are_written_without_what_binary_arithmetic_leaves(tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        for recorder, number, _, _ in looped(folder, [0.1 * 0.3, 3 * 0.1]):
+            recorder.step(number, lr=3 * 0.1, update=number)
+    assert {row["rate"] for row in rows(tmp_path / "run/profile.csv")} == {"0.03", "0.3"}
+    assert {row["lr"] for row in rows(tmp_path / "run/steps.csv")} == {"0.3"}
+
+
 def test_of_a_stretch_the_largest_rate_and_the_mean_loss_are_kept(tmp_path):
     rates = {}
     with RunFolder(tmp_path / "run") as folder:

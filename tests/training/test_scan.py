@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -67,6 +68,8 @@ def test_a_run_is_scanned(wdprobe, trained, tmp_path):
     assert set(result) >= {"command", "model", "curve", "half_life", "run"}
     assert [p["step"] for p in result["curve"]] == list(range(11))
     assert set(result["curve"][0]) == {"step", "scale", "top1", "loss", "agreement", "kl"}
+    scales = ["1.0", "0.9", "0.8", "0.7", "0.6", "0.5", "0.4", "0.3", "0.2", "0.1", "0.0"]
+    assert [str(p["scale"]) for p in result["curve"]] == scales, "1 - 9/10 is 0.09999999999999998"
     first, last = result["curve"][0], result["curve"][-1]
     assert (first["agreement"], first["kl"]) == (1, pytest.approx(0, abs=1e-6))
     assert first["top1"] > 0.5
@@ -78,7 +81,7 @@ def test_a_run_is_scanned(wdprobe, trained, tmp_path):
     assert {p.name for p in (run / "figures").iterdir()} == {
         "zeroshot.png", "zeroshot_by_part.png", "distortion.png",
     }  # fmt: skip
-    assert len(rows(run / "curve.csv")) == 11
+    assert [row["scale"] for row in rows(run / "curve.csv")] == scales
     assert len(rows(run / "parts.csv")) == 5 * len(result["parts"])
     assert len(rows(run / "distortion.csv")) == 11 * len(result["parts"])
     assert not (run / "model.safetensors").exists()
@@ -110,6 +113,9 @@ def test_nothing_given_trains_the_baseline_first_and_says_so(wdprobe, tmp_path):
     )
     assert code == 0, err
     assert err.count("training test_convnext without decay (the paper's Baseline)") == 1
+    assert "for 1 epoch of digits first" in err
+    assert "Baseline, 1 epoch of digits" in out
+    assert re.search(r"at scale 0\.\d{4}, \d+\.\d\d % taken off", out)
     assert "Zero-shot decay" in out
     assert "test_resnet" in out
     assert (tmp_path / "z/figures/zeroshot.png").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wd_probe.training.survey import survey
+from wd_probe.training.survey import audit_by_name, survey
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,3 +47,8 @@ def test_the_tables_of_the_docs(package):
         pytest.skip(f"the page is about another version than {title}")
     for row in done.stdout.strip().splitlines():
         assert row in page
+
+
+def test_the_decay_expected_has_no_binary_tail():
+    found = audit_by_name("sgd", lr=0.1, weight_decay=3)
+    assert {tensor["expected"] for tensor in found["tensors"]} == {0.3}

@@ -107,8 +107,8 @@ def _over_steps(run: "Run", title: str, panels: Mapping[str, str]) -> Figure:
         axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.4, label="each step")
         if len(values) >= 2:
             axes.plot(steps, smooth(values), color=colour, linewidth=1.8, label="smoothed")
-        axes.set_ylim(bottom=0)
         axes.margins(y=0.15)
+        axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(InPercent())
         if len(values):
             top = int(values.argmax())
@@ -207,8 +207,8 @@ def decay_profile(run: "Run") -> Figure:
         f" this run: {own:g}", (own, 0.02), xycoords=("data", "axes fraction"), fontsize=8
     )
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
     axes.margins(x=0, y=0.15)
+    axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(InPercent())
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     return figure

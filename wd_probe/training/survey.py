@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ..decay.auditing import AuditReport, TensorAudit, audit
 from ..errors import InputError
+from ..wording import decimal
 from .optimizers import LR, WEIGHT_DECAY, build_optimizer
 from .options import parse_options
 
@@ -149,4 +150,5 @@ def audit_by_name(
         "lr": lr,
         "weight_decay": weight_decay,
         **asdict(report),
+        "tensors": [asdict(t) | {"expected": decimal(t.expected)} for t in report.tensors],
     }

@@ -114,7 +114,7 @@ def _parted(whole: Batch, val_split: float, train_samples: int | None) -> tuple[
         raise InputError(
             f"{counted(len(order) - len(held_out), 'training image')} left beside the validation "
             "split; "
-            f"{train_samples or 'some'} are asked for"
+            f"{f'{train_samples:,}' if train_samples else 'some'} are asked for"
         )
     return (images[kept], labels[kept]), (images[held_out], labels[held_out])
 
