@@ -11,6 +11,7 @@ from wd_probe.sweeps import cells as sweeps
 from wd_probe.sweeps import grid
 from wd_probe.sweeps import ray as on_ray
 from wd_probe.training.options import TrainOptions
+from wd_probe.wording import percent
 
 STEPS = 20
 
@@ -50,7 +51,7 @@ def report(model):
         return grid.grid(base, {"seed": range(first, first + count)})
 
     def told(title, count, wall, own, start):
-        row(title, f"{wall:.1f}", f"{own:.1f}", f"{wall / own - 1:.2%}", start,
+        row(title, f"{wall:.1f}", f"{own:.1f}", percent(wall / own - 1, 2), start,
             f"{60 * count / wall:.0f}")  # fmt: skip
 
     header(f"sweep, cells of {STEPS} steps, {model}", "wall, s", "its cells, s", "overhead",

@@ -143,7 +143,7 @@ def test_unlabelled_pictures_and_unreadable_ones_among_them(wdprobe, tmp_path):
         folder, "--img-size", 32, "--steps", 4, "--by", "kind", "--json",
     )  # fmt: skip
     assert code == 0, err
-    assert "2 unreadable pictures are left out: broken.jpg, cut.png" in err
+    assert "2 unreadable pictures left out: broken.jpg, cut.png" in err
     result = json.loads(out)
     assert (result["images"], result["classes"], result["metric"]) == (6, 5, "agreement")
     assert {p["top1"] for p in result["curve"]} == {None}
