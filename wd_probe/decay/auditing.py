@@ -385,6 +385,17 @@ def _under_another_name(audited: _Audit, tensors: Sequence[TensorAudit]) -> Iter
         )
 
 
+def _without_gradient(audited: _Audit, tensors: Sequence[TensorAudit]) -> Iterator[str]:
+    decayed = [t for t in tensors if t.decays] if audited.decay is None else []
+    some = [t for t in decayed if audited.effect(t).ungraded]
+    if some:
+        yield (
+            f"{audited.title} decays weights that have no gradient too, in {_some(some)}: layers "
+            "that are frozen, or that a loss does not reach, shrink with every step; leave them "
+            "out of the optimizer"
+        )
+
+
 def _starts_late(audited: _Audit, _: Sequence[TensorAudit]) -> Iterator[str]:
     if audited.late:
         yield f"the first step takes nothing off: decay in {audited.title} begins with the second"
@@ -433,6 +444,7 @@ _CHECKS: tuple[Callable[[_Audit, Sequence[TensorAudit]], Iterator[str]], ...] = 
     _other_multiple,
     _unknown,
     _under_another_name,
+    _without_gradient,
     _starts_late,
     _layer_decay,
     _against_the_model,

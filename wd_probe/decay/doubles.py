@@ -55,13 +55,15 @@ class Double:
         leaves = torch.utils._pytree.tree_leaves(list(self.optimizer.state.values()))
         return [leaf.double().cpu() for leaf in leaves if isinstance(leaf, Tensor)]
 
-    def stepped(self, lr: float | None, rates: Mapping[str, float], gradient: Tensor) -> "Double":
+    def stepped(
+        self, lr: float | None, rates: Mapping[str, float], gradient: Tensor | None
+    ) -> "Double":
         """A copy of it after one step.
 
         Args:
             lr: η; None leaves it as it is.
             rates: decay rates by the names of the options that hold them.
-            gradient: of the loss by the weights.
+            gradient: of the loss by the weights; None if they have none.
         """
         twin = _double(
             self.optimizer, self.group, _cloned(self.theta), self.generators, self.optimizer.state
@@ -73,9 +75,10 @@ class Double:
         for name, rate in rates.items():
             set_rate(twin, rate, name)
         theta = group["params"][0]
-        theta.grad = gradient.clone()  # some add λθ to it in place
-        if self.with_graph:
-            theta.grad = theta.grad + (theta - theta.detach())
+        if gradient is not None:
+            theta.grad = gradient.clone()  # some add λθ to it in place
+            if self.with_graph:
+                theta.grad = theta.grad + (theta - theta.detach())
         with random_kept(self.generators):
             # The same numbers for every copy, and others in every step.
             size = float(theta.detach().abs().sum())

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from .doubles import Double, maximizes, random_like, scratch, shapes, tried, visible
 from .places import rate_elsewhere, rate_held
+from .ungraded import decays_ungraded
 
 #: "none": weight_decay changes nothing. "l2": the gradient becomes g + λθ. "wd": exactly ηλθ is
 #: taken off beside the step. "rwd": ηλû is taken off after it. "proximal": û is divided by 1 + ηλ
@@ -41,6 +42,7 @@ class Effect:
         why: for "other", what was seen instead, or why nothing could be.
         name: the option that holds λ; "" where weights decay whatever the options say.
         rate_seen: λ where no parameter group holds it; NaN where it is unknown.
+        ungraded: whether weights without a gradient decay too; see :func:`effect_at_work`.
     """
 
     rule: Rule
@@ -50,6 +52,7 @@ class Effect:
     why: str = ""
     name: str = "weight_decay"
     rate_seen: float = math.nan
+    ungraded: bool = False
 
     def rate(self, group: dict[str, Any]) -> float:
         """λ as the group has it now."""
@@ -135,9 +138,13 @@ def effect_at_work(
         ('l2', 'lambd')
     """
     if group.get("weight_decay"):
-        return decay_effect(optimizer, group, like, first_step=first_step)
-    named = Effect("none", 0.0, 1, math.nan)
-    return _elsewhere(optimizer, group, like, named, first_step)
+        found = decay_effect(optimizer, group, like, first_step=first_step)
+    else:
+        named = Effect("none", 0.0, 1, math.nan)
+        found = _elsewhere(optimizer, group, like, named, first_step)
+    if found.rule == "none":
+        return found
+    return replace(found, ungraded=decays_ungraded(optimizer, group, like, found.name))
 
 
 def options_of(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:

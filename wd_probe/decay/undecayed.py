@@ -16,7 +16,7 @@ from .aside import HOOKS, NOT_COPIED, generators_of, random_kept, unhooked
 def undecayed(
     optimizer: Optimizer, rates: Iterable[str] = ("weight_decay",)
 ) -> dict[Tensor, Tensor]:
-    """û of every parameter with a gradient: where this step would put it without weight decay.
+    """û of every parameter: where this step would put it without weight decay.
 
     Copies weights, gradients and state, sets decay rates to 0 and steps the copy; the random
     numbers it draws are those that the step itself will draw. Costs the step again, and memory for
@@ -27,7 +27,7 @@ def undecayed(
         rates: the options that hold decay rates.
 
     Returns:
-        For each parameter that has a gradient the weights after the copy's step.
+        For each parameter the weights after the copy's step.
     """
     twin: Optimizer = object.__new__(type(optimizer))
     generators = generators_of(optimizer)
@@ -38,8 +38,7 @@ def undecayed(
             copied = torch.nn.Parameter(p.detach().clone(), p.requires_grad)
             if p.grad is not None:
                 copied.grad = p.grad.detach().clone()
-                copies[p] = copied
-            memo[id(p)] = copied
+            memo[id(p)] = copies[p] = copied
     own = {name: value for name, value in vars(optimizer).items() if name not in NOT_COPIED}
     twin.__dict__.update(copy.deepcopy(own, memo))
     twin.__dict__.update({name: OrderedDict() for name in HOOKS})

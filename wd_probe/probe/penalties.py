@@ -188,6 +188,19 @@ class Penalties:
             return decay.rate > 0 and (forced or decay.moment == "gradient")
         return any(self._way(effect) == "exact" for effect in self._all_effects())
 
+    def ungraded(self) -> set[Tensor]:
+        """Weights that the coming step decays though they have no gradient."""
+        if not any(effect.ungraded for effect in self._own_effects.values()):
+            return set()
+        if attached(self._optimizer) is not None:
+            return set()
+        return {
+            p
+            for number, group in enumerate(self._optimizer.param_groups)
+            for p in group["params"]
+            if p.grad is None and self._effect(number, group, p).ungraded
+        }
+
     def rates(self) -> set[str]:
         """The options whose zero ends the decay of a step."""
         return {"weight_decay"} | {effect.name for effect in self._all_effects() if effect.name}

@@ -78,6 +78,7 @@ class WatchedOptimizer:
         self._plan: Plan | None = None
         self._live: list[list[Tensor]] = []  # by parameter group
         self._has_closure = False
+        self._ungraded: set[Tensor] = set()  # decayed though they have no gradient
         self._moved: set[Tensor] = set()  # recovered from the optimizer's state after the step
         self._u_hat: dict[Tensor, Tensor] = {}
         self._second_step_error = ""
@@ -90,13 +91,16 @@ class WatchedOptimizer:
 
     def remember(self, groups: Iterable[Sequence[Tensor]], has_closure: bool) -> None:
         """Copy what this step will move of these parameters, which stand by parameter group."""
-        self._has_closure = has_closure
+        self._has_closure, self._ungraded = has_closure, self.penalties.ungraded()
         self._live = [
-            [p for p in params if p.grad is not None or (has_closure and p.requires_grad)]
+            [p for p in params if self._moves(p) or (has_closure and p.requires_grad)]
             for params in groups
         ]
         self._moved = self._recoverable() if self._keep == "nothing" else set()
         self._copy()
+
+    def _moves(self, p: Tensor) -> bool:
+        return p.grad is not None or p in self._ungraded
 
     def _copy(self) -> None:
         live = [p for params in self._live for p in params]
@@ -139,7 +143,7 @@ class WatchedOptimizer:
         if self._second_step_error:  # and the optimizer itself could
             self.penalties.give_up_second_step(self._second_step_error)
         if self._has_closure:
-            self._live = [[p for p in params if p.grad is not None] for params in self._live]
+            self._live = [list(filter(self._moves, params)) for params in self._live]
         found = self.penalties.of(self._live)
         self._live = []
         closed, exact = found.parted(self._u_hat)
