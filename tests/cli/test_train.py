@@ -19,6 +19,18 @@ def test_more_options_of_the_optimizer(wdprobe, tmp_path):
     assert (group["fused"], group["betas"]) == (True, (0.8, 0.9))
 
 
+@pytest.mark.parametrize("opt", ["adahessian", "torch.optim.SparseAdam"])
+def test_optimizers_that_need_other_gradients_say_so(wdprobe, opt):
+    code, _, err = wdprobe("train", *FAST, "--opt", opt, "--weight-decay", 0, "--steps", 2)
+    assert code == 2
+    line = err.strip().splitlines()[-1]
+    name = "Adahessian" if opt == "adahessian" else "SparseAdam"
+    assert line.startswith(f"wdprobe: error: {name} cannot step here (")
+    assert line.endswith(
+        "it is given dense gradients without a graph, and no closure; choose another --opt"
+    )
+
+
 def test_train_keeps_checkpoint_curves_and_config(wdprobe, tmp_path):
     code, out, err = wdprobe(
         "train", *FAST, "--method", "pwd", "--scale", "mean", "--epochs", 3, "--lr", 1e-3,

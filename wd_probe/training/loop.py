@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from .. import ranks
-from ..errors import InputError, shown
+from ..errors import InputError, WdProbeError, first_line, shown
 from ..hooks import hooked
 from .checkpoint import random_state, set_random_state
 from .data import Batch, Batches
@@ -127,7 +127,7 @@ class Trainer:
                 loss = F.cross_entropy(self.model(images), labels)
             self.scaler.scale(loss).backward()
             before = self.updates
-            self.scaler.step(self.optimizer)
+            self._step()
             self.scaler.update()
             self.optimizer.zero_grad()
             self.steps, self._batches = step, self._batches + 1
@@ -138,6 +138,20 @@ class Trainer:
                 yield from self._read(held)
                 held = []
         yield from self._read(held)
+
+    def _step(self) -> None:
+        """One step of the optimizer, whose first shows whether it takes gradients as they are."""
+        try:
+            self.scaler.step(self.optimizer)
+        except (WdProbeError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if self.updates or ranks.size() > 1:
+                raise
+            raise InputError(
+                f"{type(self.optimizer).__name__} cannot step here ({first_line(error)}): it is "
+                "given dense gradients without a graph, and no closure; choose another --opt"
+            ) from error
 
     def _begin(self, number: int) -> Iterator[Batch]:
         """The batches of an epoch, or those that are left of it in a resumed run."""
