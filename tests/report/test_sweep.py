@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,13 @@ def test_a_sweep(folders, tmp_path):
         assert float(row["top1"]) == pytest.approx(summary["top1"])
         assert float(row["val_top1"]) == pytest.approx(summary["val_top1"])
         assert float(row["rop"]) == pytest.approx(summary["rate"]["mean"])
+
+
+def test_rates_of_0_alone_are_not_drawn(copy, tmp_path):
+    sweep = copy("sweep")
+    for cell in (sweep / "cells").glob("*-wd-*"):
+        shutil.rmtree(cell)
+    assert written([sweep], tmp_path).figures == ["Top-1 of rwd", "Robustness to λ"]
 
 
 def test_a_killed_sweep_of_the_first_layout(tmp_path):

@@ -120,6 +120,7 @@ def test_table3_chooses_on_validation_and_pairs_by_seed(output):
     page = (output / "table3.md").read_text()
     assert "never on test images" in page
     assert "2 seeds; 2 epochs of 128 images, batch 64, 32×32, random weights" in page
+    assert "R_op at every step." in page
     assert json.loads((output / "table3.json").read_text())["rows"] == [
         list(row) for row in result["rows"]
     ]

@@ -337,7 +337,8 @@ def _opposing(group: Group) -> Figures:
         for method, tried in group.methods.items()
     }
     known = {m: [p for p in pairs if all(map(math.isfinite, p))] for m, pairs in points.items()}
-    if sum(map(len, known.values())) < 2:
+    rates = [rate for pairs in known.values() for rate, _ in pairs]
+    if len(rates) < 2 or not any(rates):
         return {}
     return {"rop_beside_top1": (figures.opposing_beside_top1(known, ""), _columns(group))}
 

@@ -210,7 +210,7 @@ def decay_profile(run: "Run") -> Figure:
     axes.margins(x=0, y=0.15)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(InPercent())
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.legend(frameon=False, fontsize=8, loc="best")
     return figure
 
 

@@ -227,12 +227,14 @@ def _how(context: _Context) -> list[str]:
     o = context.options.setting
     size = "all training images" if o.train_samples is None else counted(o.train_samples, "image")
     weights = "pretrained weights" if o.pretrained else "random weights"
+    once = f"R_op once in {counted(o.every, 'step')}"
+    measured = {0: "R_op was not measured", 1: "R_op at every step"}.get(o.every, once)
     rates = sorted({s.lr for s in context.found}), sorted({s.weight_decay for s in context.found})
     listed = [", ".join(f"{rate:g}" for rate in values) for values in rates]
     return [
         f"{counted(context.options.seeds, 'seed')}; {counted(o.epochs, 'epoch')} of {size}, "
         f"batch {o.batch_size}, {o.img_size}×{o.img_size}, {weights}, constant η; "
-        f"grid η {{{listed[0]}}} × λ {{{listed[1]}}}; R_op at every {o.every}th step.",
+        f"grid η {{{listed[0]}}} × λ {{{listed[1]}}}; {measured}.",
     ]
 
 

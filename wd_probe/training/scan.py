@@ -468,10 +468,10 @@ def _curve(
             ("step", "scale", *METRICS),
             [(point.step, decimal(point.scale), *(point.metrics[m] for m in METRICS))],
         )
-        shown = "top1" if subject.labelled else "agreement"
+        shown, name = ("top1", "top-1") if subject.labelled else ("agreement", "agreement")
         listener.progress(
             "scan", point.step + 1, options.steps + 1,
-            f"scale {point.scale:.2f} · {shown} {percent(point.metrics[shown], 1)}",
+            f"scale {point.scale:.2f} · {name} {percent(point.metrics[shown], 1)}",
         )  # fmt: skip
 
     return zero_shot_decay(subject.model, judge.evaluate, options.steps, on_point=told)
