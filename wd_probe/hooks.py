@@ -23,8 +23,9 @@ _STEPS_ITSELF = {"ZeroRedundancyOptimizer"}
 
 _LOOKED_AT, _MOVES = 16, 3  # numbers of a weight; places that it was seen at
 
-#: The numbers of the hooks that come first of all after a step.
+#: The numbers of the hooks that come first of all after a step, and of those ahead of one.
 _FIRST: set[int] = set()
+_AHEAD: set[int] = set()
 
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -113,7 +114,8 @@ class StepHooks:
     twice, and a step that raises fires the first and not the second; both are told apart by whether
     the earlier call is still on the stack. A step that has not come to its end is told to
     ``stopped(returned)`` ahead of the next one, or when `settle` is called: ``returned`` is whether
-    the optimizer itself had done its work.
+    the optimizer itself had done its work. A compiled step calls ``graded()`` when other hooks are
+    still to see to the gradient, and ``early()`` then.
     """
 
     def __init__(
@@ -124,18 +126,20 @@ class StepHooks:
         *,
         graded: Callable[[], None] | None = None,
         ungraded: Callable[[], None] | None = None,
+        early: Callable[[], None] | None = None,
         stopped: Callable[[bool], None] | None = None,
         outermost: bool = False,
     ) -> None:
         """Attach; ``outermost`` is around those that are not: before them, and after them."""
         self._before, self._graded, self._after = before, graded, after
-        self._ungraded, self._stopped = ungraded, stopped
+        self._ungraded, self._early, self._stopped = ungraded, early, stopped
         self._closure = _closure_name(type(optimizer).step)
         self._frame: FrameType | None = None
         self._depth = 0
         pre = optimizer.register_step_pre_hook(_untraced(self._pre))
         post = optimizer.register_step_post_hook(_untraced(self._post))
         self._handles = (pre, post)
+        _AHEAD.add(pre.id)
         pres, posts = (handle.hooks_dict_ref() for handle in self._handles)
         assert pres is not None
         assert posts is not None
@@ -185,8 +189,14 @@ class StepHooks:
             hook.then.append(graded)
         elif last == self._handles[0].id or is_traced:
             graded()  # to a compiled step, hooks are what they were when it began
+            if self._early is not None and self._is_followed(list(hooks)):
+                self._early()
         else:
             hooks[last] = _Last(hook, [graded], step, hooks, last)
+
+    def _is_followed(self, hooks: list[int]) -> bool:
+        """Whether hooks of others come after this one, ahead of a step."""
+        return not _AHEAD.issuperset(hooks[hooks.index(self._handles[0].id) :])
 
     def _closure_place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str | None:
         """Where among a step's arguments its closure is, if it was given one."""

@@ -511,6 +511,55 @@ def test_hooks_that_clip_gradients_are_seen_by_the_copy_and_later_clamps_are_not
     assert run(True) == run(False)
 
 
+@pytest.mark.filterwarnings("ignore:l2 goes", "ignore:SGD", "ignore:Converting a tensor")
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("kind", ["closed", "exact", "wd", "wd read", "l2"])
+def test_hooks_that_clip_gradients_in_a_compiled_step(kind, late):
+    """They come after the copy and, if registered after it, after l2: told where that matters."""
+
+    def run(compiled):
+        torch._dynamo.reset()
+        model = small()
+        rate = 0.3 if kind in ("closed", "exact") else 0.0
+        if kind == "wd read":
+            optimizer = timm.optim.create_optimizer_v2(model, "lars", lr=0.5, weight_decay=0)
+        else:
+            momentum = 0 if kind == "closed" else 0.9
+            optimizer = torch.optim.SGD(model.parameters(), 0.5, momentum, weight_decay=rate)
+
+        def clip(*_):
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3, foreach=False)
+
+        if not late and compiled:
+            optimizer.register_step_pre_hook(clip)
+        if not rate:
+            WeightDecay(model, optimizer, kind[:2], rate=0.3)
+        probe = OpposingPenaltyProbe(model, optimizer)
+        if late and compiled:
+            optimizer.register_step_pre_hook(clip)
+        step_it = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for step in range(3):
+                loss_of(model, step).backward()
+                if not compiled:
+                    clip()
+                step_it()
+                optimizer.zero_grad()
+        told = sorted(str(w.message) for w in caught if w.category is WdProbeWarning)
+        return list(model.parameters()), probe.records, told
+
+    (weights, records, told), (plain, expected, silent) = run(True), run(False)
+    added = "a compiled step calls hooks registered after l2 when it has added to the gradients"
+    copied = "a compiled step calls other hooks after R_op's copy of it has stepped"
+    says = {"exact": [copied], "l2": [added, copied] if late else [copied]}.get(kind, [])
+    assert [line.partition(":")[0] for line in told] == says
+    assert silent == []
+    assert (records == expected) == (not says)
+    is_same = all(map(torch.equal, weights, plain))
+    assert is_same == (added not in says)
+
+
 @pytest.mark.filterwarnings("ignore:R_op is not measured while a learning rate is negative")
 @pytest.mark.parametrize("lr", [0.0, -LR, math.nan, math.inf])
 @pytest.mark.parametrize("kind", [float, torch.tensor])

@@ -330,9 +330,10 @@ class WeightDecay:
         return kinds[self.moment](optimizer, self)
 
     def _around(self, optimizer: Optimizer, moment: AtMoment) -> StepHooks:
-        graded, ungraded = None, None
+        graded, ungraded, early = None, None, None
         if isinstance(moment, InGradient):
             graded, ungraded = _quietly(moment.graded), moment.ungraded
+            early = self._early
         elif isinstance(moment, WithStep):
             graded = _quietly(moment.graded)
         return StepHooks(
@@ -341,6 +342,7 @@ class WeightDecay:
             partial(self._after, optimizer),
             graded=graded,
             ungraded=ungraded,
+            early=early,
             stopped=_quietly(moment.stopped),
         )
 
@@ -359,6 +361,13 @@ class WeightDecay:
                 f"{self.method} took nothing off in this step: no forward pass of the model in "
                 "training mode came before it; attach to the module that the loop calls"
             )
+
+    def _early(self) -> None:
+        self._tell(
+            f"a compiled step calls hooks registered after {self.method} when it has added to the "
+            "gradients: where they change those (clipping), register them before it, or change "
+            "gradients ahead of optimizer.step()"
+        )
 
     def _miss(self, passes: int) -> None:
         if self.rate and self.moment != "never":

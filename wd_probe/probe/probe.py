@@ -168,6 +168,7 @@ class OpposingPenaltyProbe:
                 partial(weakly(self._before), watched),
                 partial(weakly(self._after), watched),
                 graded=partial(weakly(self._graded), watched),
+                early=partial(weakly(self._early), watched),
                 outermost=True,
             )
             for watched in self._watched
@@ -219,6 +220,14 @@ class OpposingPenaltyProbe:
 
     def _graded(self, watched: WatchedOptimizer) -> None:
         self._safely(watched, watched.graded)
+
+    def _early(self, watched: WatchedOptimizer) -> None:
+        if watched.penalties.need_second_step():
+            self._tell(
+                "a compiled step calls other hooks after R_op's copy of it has stepped: where they "
+                "change gradients (clipping), R_op is that of gradients unchanged; change them "
+                "ahead of optimizer.step()"
+            )
 
     @torch.no_grad()
     def _after(self, watched: WatchedOptimizer) -> None:
