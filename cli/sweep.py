@@ -10,7 +10,7 @@ from rich.table import Table
 
 from wd_probe.errors import InputError, counted
 from wd_probe.training.options import Option, TrainOptions
-from wd_probe.wording import percent
+from wd_probe.wording import percent, plus_minus
 
 from . import options as o
 from .console import err, loading, out, plain_table, to_stdout
@@ -156,7 +156,7 @@ def _best_table(rows: list[dict[str, Any]]) -> Table:
         cells = {
             "η": f"{row['lr']:g}",
             "λ": "–" if row["method"] == "baseline" else f"{row['weight_decay']:g}",
-            "top-1": _spread(row["top1"]),
+            "top-1": plus_minus(row["top1"]["mean"], row["top1"]["half_width"], 2),
             "R_op": percent(row["R_op"]),
             "validation": percent(row["val_top1"], 2),
             "seeds": str(row["seeds"]),
@@ -169,13 +169,6 @@ def _best_table(rows: list[dict[str, Any]]) -> Table:
             style="bold" if row["top1"]["mean"] == top else "",
         )
     return table
-
-
-def _spread(of: dict[str, float]) -> str:
-    mean, half_width = of["mean"], of["half_width"]
-    if mean != mean or half_width != half_width:
-        return percent(mean, 2)
-    return f"{percent(mean, 2, unit='')} ± {percent(half_width, 2)}"
 
 
 def _show_failures(result: dict[str, Any], shown: int = 10) -> None:

@@ -22,6 +22,16 @@ def percent(share: float | None, digits: int | None = None, unit: str = " %") ->
     return f"{float(f'{hundredfold:.3g}'):.6f}".rstrip("0").rstrip(".") + unit
 
 
+def plus_minus(mean: float, half_width: float, digits: int, unit: str = " %") -> str:
+    """A mean share in per cent ± the half-width of its interval, if there is one.
+
+    >>> plus_minus(0.974, 0.0031, 2), plus_minus(0.974, math.nan, 1)
+    ('97.40 ± 0.31 %', '97.4 %')
+    """
+    known = [percent(x, digits, unit="") for x in (mean, half_width) if math.isfinite(x)]
+    return " ± ".join(known) + unit if known else "–"
+
+
 def half_life_cells(life: float | None, digits: int = 3) -> tuple[str, str]:
     """The scale of a half-life, to ``digits`` after the point, and the share taken off there."""
     if life is None or not math.isfinite(life):

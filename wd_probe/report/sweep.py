@@ -28,7 +28,7 @@ from ..sweeps.results import (
     settings,
 )
 from ..training.options import TrainOptions, typed
-from ..wording import percent
+from ..wording import percent, plus_minus
 from .values import Columns, Figures
 
 _ORDER = ("own", *METHODS)
@@ -247,15 +247,12 @@ def _doubt(gap: Interval) -> str:
         return ", by a single seed" if gap.count else ", by different seeds"
     if gap.half_width < abs(gap.mean):
         return ""
-    return f", within the 95 % interval of the difference (± {100 * gap.half_width:.1f})"
+    return f", within the 95 % interval of the difference (± {percent(gap.half_width, 1, unit='')})"
 
 
 def _spread(group: Group, setting: Setting) -> str:
     found = interval(setting.values(*TOP1[group.basis]))
-    if not found.count:
-        return "–"
-    spread = f" ± {100 * found.half_width:.1f}" if found.count > 1 else ""
-    return f"{100 * found.mean:.1f}{spread} %"
+    return plus_minus(found.mean, found.half_width, 1)
 
 
 def _kept(setting: Setting) -> str:

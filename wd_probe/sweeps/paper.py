@@ -22,7 +22,7 @@ from ..runs.reading import read_run
 from ..training.options import ZeroshotOptions
 from ..training.scan import Listener as ScanListener
 from ..training.scan import scan
-from ..wording import half_life_cells, percent
+from ..wording import half_life_cells, percent, plus_minus
 from . import paper_figures
 from .cells import Runner, SweepListener, empty, sweep
 from .grid import Cell, grid
@@ -253,10 +253,10 @@ _RINGED = {
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def plus_minus(found: Interval, digits: int = 2) -> str:
-    """Mean ± half-width of the 95 % interval, in per cent."""
-    known = [value for value in (found.mean, found.half_width) if math.isfinite(value)]
-    return " ± ".join(percent(value, digits, unit="") for value in known) or "–"
+def _spread(values: Sequence[float]) -> str:
+    """Their mean and its interval, under a heading that says per cent."""
+    found = interval(values)
+    return plus_minus(found.mean, found.half_width, 2, unit="")
 
 
 def _table(context: _Context) -> Result:
@@ -304,10 +304,10 @@ def _row(
         *key,
         f"{setting.lr:g}",
         f"{setting.weight_decay:g}" if setting.weight_decay else "–",
-        plus_minus(interval(setting.values("best10", "mean"))),
+        _spread(setting.values("best10", "mean")),
         paper,
-        plus_minus(interval(setting.values("top1"))),
-        plus_minus(interval(setting.values("other_top1"))),
+        _spread(setting.values("top1")),
+        _spread(setting.values("other_top1")),
         "–" if gap is None else f"{100 * gap.interval.mean:+.2f}",
         "–" if gap is None or not math.isfinite(gap.p) else f"{gap.p:.2f}",
         percent(setting.mean("rate", "mean"), unit=""),
@@ -328,8 +328,8 @@ def _fig1(context: _Context) -> Result:
                 setting.dataset, setting.model, setting.opt, setting.method, f"{setting.lr:g}",
                 f"{setting.weight_decay:g}",
                 f"{setting.mean('train_loss'):.3f}",
-                plus_minus(interval(setting.values("best10", "mean"))),
-                plus_minus(interval(setting.values("top1"))),
+                _spread(setting.values("best10", "mean")),
+                _spread(setting.values("top1")),
                 f"{setting.diverged} of {len(setting.cells)}",
             )
         )  # fmt: skip
@@ -355,7 +355,7 @@ def _fig2(context: _Context) -> Result:
                 s.dataset, s.model, s.opt, f"{s.lr:g}", f"{s.weight_decay:g}",
                 percent(s.mean("rate", "mean"), unit=""),
                 percent(s.mean("rate", "max"), unit=""),
-                plus_minus(interval(s.values("top1"))),
+                _spread(s.values("top1")),
             )
         )  # fmt: skip
     for number, (dataset, model, opt) in enumerate(context.subjects(), start=1):
@@ -451,8 +451,8 @@ def _fig3b(context: _Context) -> Result:
             result.rows.append(
                 (
                     dataset, model, opt, f"{rwd.lr:g}", f"{rwd.weight_decay:g}",
-                    plus_minus(interval(rwd.values("best10", "mean"))),
-                    plus_minus(interval(pwd.values("best10", "mean"))),
+                    _spread(rwd.values("best10", "mean")),
+                    _spread(pwd.values("best10", "mean")),
                     f"{100 * ten.interval.mean:+.2f}",
                     f"{ten.p:.2f}" if math.isfinite(ten.p) else "–",
                     f"{100 * last.interval.mean:+.2f}",
@@ -478,8 +478,8 @@ def _fig4(context: _Context) -> Result:
         result.rows.append(
             (
                 s.dataset, s.model, s.opt, s.method, f"{s.lr:g}", f"{s.weight_decay:g}",
-                plus_minus(interval(s.values("best10", "mean"))),
-                plus_minus(interval(s.values("top1"))),
+                _spread(s.values("best10", "mean")),
+                _spread(s.values("top1")),
                 percent(s.mean("rate", "mean"), unit=""),
                 f"{s.diverged} of {len(s.cells)}",
             )
