@@ -135,4 +135,4 @@ def test_a_cell_larger_than_any_machine_is_refused(tmp_path, wdprobe):
     process = start(tmp_path, *RAY, "--cpus-per-cell", 1000)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "a cell wants 1000 CPUs and 0 GPUs, and no machine has them: the most are" in err
+    assert "a cell wants 1,000 CPUs and 0 GPUs, and no machine has them: the most are" in err
