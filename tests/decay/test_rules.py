@@ -11,6 +11,8 @@ import timm.optim
 import torch
 from torch import nn
 
+from tests.small import small, train
+from wd_probe import OpposingPenaltyProbe, WdProbeWarning, WeightDecay
 from wd_probe.decay.rules import decay_effect, decay_share
 from wd_probe.hooks import hooked
 
@@ -217,6 +219,37 @@ def test_why_nothing_is_known():
     own_pace = torch.optim.AdamW([w])
     own_pace.param_groups[0]["lr"] = None
     assert effect(own_pace).why == "it chooses its own learning rate"
+
+
+class Paired(torch.optim.SGD):
+    """Steps two and two weights, each by what the other weighs, as optimizers of adapters do."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        (group,) = self.param_groups
+        for pair in zip(group["params"][::2], group["params"][1::2], strict=False):
+            sizes = [p.norm() for p in pair]
+            for p, size in zip(pair, reversed(sizes), strict=True):
+                p.sub_(group["lr"] * (size * p.grad + group["weight_decay"] * p))
+
+
+def test_weights_that_are_not_stepped_alone():
+    """Their rule is not known, so a second step tells; methods keep Eq. 1."""
+    found = effect(Paired([weights(), weights()], lr=0.1, weight_decay=0.1))
+    assert (found.rule, found.why) == ("other", "its steps leave a lone tensor where it is")
+    model, twin = small(torch.float64), small(torch.float64)
+    own = Paired(model.parameters(), lr=0.1, weight_decay=0.1)
+    with pytest.warns(WdProbeWarning, match="its decay rule is not known, so R_op is measured"):
+        probe = OpposingPenaltyProbe(model, own)
+    plain = Paired(twin.parameters(), lr=0.1, weight_decay=0)
+    WeightDecay(twin, plain, "wd", rate=0.1)
+    closed = OpposingPenaltyProbe(twin, plain)
+    train(model, own, 4)
+    train(twin, plain, 4)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    for exact, record in zip(probe.records, closed.records, strict=True):
+        assert (exact.penalized, exact.total.opposing) == (212, record.total.opposing)
 
 
 @pytest.mark.parametrize("when", ["always", "without decay"])

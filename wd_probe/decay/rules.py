@@ -180,8 +180,11 @@ def _effect_of(
             if any(one.shows(effect.rule) for one in seen) and is_none == (effect.rule == "none"):
                 return effect
         if effect is not None:
-            # where nothing moves at all, nothing is taken off
-            return effect if is_none else Effect("other", math.nan, 1, lr, why, name, rate)
+            if all(one.is_still() for one in seen):
+                why = "its steps leave a lone tensor where it is"
+            elif is_none:
+                return effect
+            break
     return Effect("other", math.nan, 1, lr, why, name, rate)
 
 
@@ -309,6 +312,10 @@ class _Seen:
     def is_finite(self) -> bool:
         """Whether the steps came to numbers."""
         return bool((self.taken.isfinite() & self.u_hat.isfinite()).all())
+
+    def is_still(self) -> bool:
+        """Whether the weights stayed where they were."""
+        return torch.equal(self.u_hat, self.theta)
 
     def is_none(self) -> bool:
         """Whether nothing is taken off."""

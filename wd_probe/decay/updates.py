@@ -29,7 +29,8 @@ class Updates:
     def reads_weights(self, optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> bool:
         """Whether U or what is remembered of it depends on the weights, as LAMB's and LARS' do.
 
-        Asked of θ against (1 − c)θ; of an optimizer that cannot be tried, it is taken to.
+        Asked of θ against (1 − c)θ; of an optimizer that cannot be tried, or that does not move a
+        weight that is alone, it is taken to.
         """
         kind = (*_flags(optimizer, group), p.ndim, p.dtype, p.device)
         if kind not in self._reads:
@@ -73,8 +74,9 @@ def _reads_weights(optimizer: Optimizer, group: dict[str, Any], like: Tensor) ->
 
 
 def _differs(double: Double, lr: float | None) -> bool:
-    """Whether steps from weights and from a share of them differ."""
+    """Whether steps from weights and from a share of them differ, or none is taken."""
     generator = torch.Generator().manual_seed(0)
+    moves = False
     for step in range(_STEPS):
         theta = _SIZES[step // 2 % 2] * random_like(double.theta.detach(), generator)
         gradient = random_like(theta, generator)
@@ -89,8 +91,9 @@ def _differs(double: Double, lr: float | None) -> bool:
             return True
         if not all(map(torch.allclose, memory, others)):
             return True
+        moves |= bool(update.any())
         double = stepped
-    return False
+    return not moves
 
 
 def _climbs(optimizer: Optimizer, group: dict[str, Any], like: Tensor) -> bool:
