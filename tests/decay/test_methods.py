@@ -673,6 +673,21 @@ def test_sparse_gradients_that_no_module_announces(method):
         sgd.step()
 
 
+@pytest.mark.parametrize("method", ["wd", "rwd", "l1", "l2"])
+def test_whole_numbers_with_a_gradient(method):
+    table = nn.ParameterList([nn.Parameter(torch.ones(4, dtype=torch.int8), requires_grad=False)])
+    table.append(torch.ones(2))
+    sgd = torch.optim.SGD(table.parameters(), lr=0.1)
+    WeightDecay(table, sgd, method, rate=0.1)
+    table[1].grad = torch.ones(2)
+    sgd.step()
+    table[0].grad = torch.ones(4, dtype=torch.int8)
+    with pytest.raises(
+        InputError, match=r"^0 has a gradient, and is of whole numbers.*parameters="
+    ):
+        sgd.step()
+
+
 @pytest.mark.parametrize("method", DECAYING)
 @pytest.mark.parametrize("what", ["complex", "no dimensions", "empty", "in inference mode"])
 def test_weights_of_other_kinds(method, what):

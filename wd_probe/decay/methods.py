@@ -313,10 +313,20 @@ class WeightDecay:
         for p in group["params"]:
             wanted = p.grad is not None if needs_grad else p.requires_grad
             if wanted and self.decays(p):
-                if p.grad is not None and p.grad.is_sparse:
-                    raise InputError(_sparse(next(k for k, q in self._names.items() if q is p)))
+                if p.grad is not None and (p.grad.is_sparse or not p.is_floating_point()):
+                    self._refuse_odd(p)
                 found.setdefault(self._shares[p], []).append(p)
         return found.items()
+
+    def _refuse_odd(self, p: Tensor) -> None:
+        name = next(name for name, own in self._names.items() if own is p)
+        if p.grad is not None and p.grad.is_sparse:
+            raise InputError(_sparse(name))
+        if not p.is_complex():
+            raise InputError(
+                f"{name} has a gradient, and is of whole numbers, of which no share can be taken "
+                "off; leave it out with parameters="
+            )
 
     def _made(self, optimizer: Optimizer) -> AtMoment:
         if self.moment == "gradient":

@@ -107,7 +107,7 @@ def _remarks(report: AuditReport) -> tuple[str, ...]:
     """The gist of each warning, without what holds for this model alone."""
     kept = [line for line in report.warnings if not line.startswith("norms and biases decay")]
     gists = [re.split(r"[:;] ", line)[0] for line in kept]
-    return tuple(re.sub(r" in \d+ tensors? \(e\.g\. [\w.]+\)", "", gist) for gist in gists)
+    return tuple(re.sub(r",? in \d+ tensors? \(e\.g\. [\w.]+\)", "", gist) for gist in gists)
 
 
 def audit_by_name(
