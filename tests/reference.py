@@ -41,6 +41,41 @@ def tally(theta: Tensor, stepped: Tensor, c: float) -> dict[str, float]:
     return found
 
 
+def _u_hat(rule: str, old: float, new: float, told: float, c: float) -> float:
+    """Where the step alone puts a weight."""
+    if rule == "wd":
+        return new + c * old
+    if rule == "rwd":
+        return new / (1 - c)
+    if rule == "proximal":
+        return new * (1 + c)
+    return told if rule == "exact" else new
+
+
+def ledger(x: Tensor, y: Tensor, rule: str, c: float, u_hat: Tensor | None = None):
+    """Theory facts 20 to 22 of one step, one weight at a time; of pwd x is what the step began at.
+
+    Weights with NaN or infinity are left out.
+    """
+    found = dict.fromkeys(("squared", "along", "moved", "growth", "taken", "updated"), 0.0)
+    columns = [t.double().flatten().tolist() for t in (x, y, y if u_hat is None else u_hat)]
+    for old, new, told in zip(*columns, strict=True):
+        if not all(map(math.isfinite, (old, new, told))):
+            continue
+        u = _u_hat(rule, old, new, told, c)
+        found["squared"] += old * old
+        found["along"] += old * (new - old)
+        found["moved"] += (new - old) ** 2
+        found["updated"] += (old - u) ** 2
+        found["growth"] += (u - old) * (u + old)
+        if rule == "pwd":
+            before = old / (1 - c)
+            found["taken"] += (before - old) * (before + old)
+        else:
+            found["taken"] += (u - new) * (u + new)
+    return found
+
+
 def near_boundary(theta: Tensor, stepped: Tensor, c: float, ulps: float = 4) -> Tensor:
     """Weights whose û − P/2 or û lies within some float32 ulp of zero, of the larger term."""
     old, new = theta.double(), stepped.double()

@@ -3,19 +3,15 @@
 Run as a script with TRITON_INTERPRET=1, which has to be set before Triton is imported.
 """
 
-import itertools
-
+import numpy as np
 import torch
 
-from tests.benchmarks import triton_steps
 from wd_probe.probe import formulas
 from wd_probe.probe.kernel import gpu
-from wd_probe.probe.movement import Moved
 
 gpu._BLOCK, gpu._TILE = 64, 32  # several blocks and tiles of small tensors
 SIZES = (1, 31, 32, 33, 63, 64, 65, 130, 0, 160)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-PAIRS = [*zip(DTYPES, DTYPES, strict=True), *itertools.product(DTYPES[1:], DTYPES[:1])]
 
 
 def tensors(dtype, generator):
@@ -29,68 +25,63 @@ def tensors(dtype, generator):
     return made
 
 
-def compare(befores, afters, factors, thetas):
-    found = gpu.Tally(befores, afters)(factors)
-    expected = [formulas.tally(*case) for case in zip(thetas, afters, factors, strict=True)]
+def compare(thetas, afters, factors, of_stepped, way=gpu.Whole):
+    kept = [theta.clone() for theta in thetas]
+    found = way(kept, afters).count(factors, of_stepped)
+    expected = [
+        formulas.tally(theta, after, c, of_stepped=is_of)
+        for theta, after, c, is_of in zip(thetas, afters, factors, of_stepped, strict=True)
+    ]
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-6, atol=1e-12)
+    for one, after in zip(kept, afters, strict=True):
+        torch.testing.assert_close(one, after, rtol=0, atol=0, equal_nan=True)
 
 
-def compare_steps(adam, generator):
-    triton_steps.BLOCK, triton_steps.TILE = 64, 32
-    theta = 1e-3 * torch.randn(150, generator=generator)
-    expected = theta.clone()
-    ours = triton_steps.Steps(theta, 1e-3, 0.5, adam=adam, count=True)
-    theirs = (
-        torch.optim.AdamW([expected], 1e-3, weight_decay=0.5)
-        if adam
-        else torch.optim.SGD([expected], 1e-3, momentum=0.9)
-    )
-    for _ in range(3):
-        theta.grad = expected.grad = torch.randn(150, generator=generator)
-        before = theta.clone()
-        found = ours.step()
-        theirs.step()
-        if not adam:
-            expected -= 5e-4 * before
-        torch.testing.assert_close(theta, expected, rtol=1e-5, atol=1e-8)
-        torch.testing.assert_close(found[0], formulas.tally(before, theta, 5e-4), rtol=1e-6, atol=0)
-        assert found[0, 1] > 5
+def compare_renewal(generator):
+    now = [torch.randn(size, generator=generator) for size in SIZES]
+    group = gpu.Whole([one.clone() for one in now], now)
+    group.renew(np.zeros(len(now), dtype=bool), 1)
+    assert all(map(torch.equal, group._kept, now))
+    for one in now[:4]:
+        one.neg_()
+    now[7][3] += 1  # a single weight, of which it is told
+    known = np.zeros(len(now), dtype=bool)
+    known[7] = True
+    group.renew(known, 2)
+    assert all(map(torch.equal, group._kept, now))
+    for one in now:
+        one.add_(1)
+    group.renew(np.ones(len(now), dtype=bool), 3)
+    assert all(map(torch.equal, group._kept, now))
 
 
 def main():
     generator = torch.Generator().manual_seed(0)
     factors = [0.0, 0.3, 1e-3, torch.tensor(0.2), 1.0, 0.05, torch.tensor(0.5), 0.1, 0.2, 0.3]
-    for before, after in PAIRS:
-        thetas = tensors(before, generator)
+    none = [False] * len(SIZES)
+    some = [k in (1, 5) for k in range(len(SIZES))]
+    for dtype in DTYPES:
+        thetas = tensors(dtype, generator)
         afters = [
-            (theta.double() * torch.randn(theta.shape, generator=generator)).to(after)
+            (theta.double() * torch.randn(theta.shape, generator=generator)).to(dtype)
             for theta in thetas
         ]
-        compare(thetas, afters, factors, thetas)
+        compare(thetas, afters, factors, none)
+        compare(thetas, afters, [0.0 if k in (1, 5) else c for k, c in enumerate(factors)], some)
         shifted = [torch.cat([theta[:1], theta])[1:] for theta in thetas]
-        compare(shifted, afters, factors, thetas)
-
-    afters = [theta.nan_to_num(0, 1, -1) for theta in tensors(torch.float32, generator)]
-    moves = [
-        Moved(
-            torch.randn(after.shape, generator=generator),
-            torch.rand(after.shape, generator=generator) if number % 3 else None,
-            0.7 + number,
-            1.1,
-            1e-8,
-            1 / 0.99,
-        )
-        for number, after in enumerate(afters)
-    ]
-    compare(moves, afters, factors, [one.before(q) for one, q in zip(moves, afters, strict=True)])
-    opposite = [-after for after in afters]
-    tally = gpu.Tally(afters, opposite)
-    first, again = tally([0.1] * 10), tally([0.1] * 10)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, tally([0.9 * k for k in range(10)]))
+        compare(shifted, afters, factors, none)
+        even = [torch.randn(64 * k, generator=generator).to(dtype) for k in (1, 2, 3)]
+        compare(even, [-one for one in even], factors[:3], none[:3], gpu.LinedUp)
+    compare_renewal(generator)
+    ends = [torch.zeros(33), torch.full((33,), -0.25), torch.full((33,), -0.2501)]
+    found = gpu.Whole([torch.ones(33) for _ in ends], ends).count([0.5] * 3, [False] * 3)
+    assert found[:, 1].tolist() == [0, 0, 33]
+    group = gpu.Whole([torch.ones(64)], [-torch.ones(64)])
+    first = group.count([0.1], [False])
+    assert torch.equal(group.count([0.9], [False])[:, 1], torch.zeros(1, dtype=torch.float64))
+    group._kept[0].fill_(1)
+    assert torch.equal(group.count([0.1], [False]), first)
     assert gpu._is_right(torch.device("cpu"))
-    compare_steps(True, generator)
-    compare_steps(False, generator)
     print("alike")
 
 

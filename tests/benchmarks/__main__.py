@@ -11,10 +11,10 @@ import platform
 import timm
 import torch
 
-from tests.benchmarks import inside, probe, scans, startup, sweeps, training
+from tests.benchmarks import probe, scans, startup, sweeps, training
 from wd_probe.probe import kernel
 
-PARTS = ("probe", "exactness", "peers", "growth", "large", "inside", "methods", "scans", "training",
+PARTS = ("probe", "exactness", "peers", "growth", "large", "methods", "scans", "training",
          "sweeps", "startup")  # fmt: skip
 #: What `--quick` leaves out, as it takes minutes.
 LONG = ("large", "methods", "training", "sweeps")
@@ -54,7 +54,6 @@ def main():
             None if quick else probe.every("test_convnext", batch, rounds, device),
         ),
         "large": lambda: probe.large(max(3, rounds // 3), device),
-        "inside": lambda: inside.report(2_000_000 if quick else 28_000_000, rounds, device),
         "methods": lambda: training.methods(model, batch, rounds, device),
         "scans": lambda: scans.report(models, 3, device, quick),
         "training": lambda: training.report(

@@ -1,8 +1,10 @@
 """What measuring R_op costs: against the bytes it moves, in a training step, beside its peers."""
 
+import itertools
 import statistics
 import time
 
+import numpy as np
 import timm
 import torch
 from torch import nn
@@ -11,11 +13,10 @@ from torch.nn import functional as F
 from tests.benchmarks.timing import alternate, header, milliseconds, ratio, row
 from wd_probe import OpposingPenaltyProbe, WeightDecay
 from wd_probe.probe import kernel
-from wd_probe.probe.movement import Moved
 from wd_probe.probe.probe import _remove
 from wd_probe.training.data import load_data
 
-KEPT = ("whole", "half", "nothing")
+KEPT = ("whole", "signs")
 
 
 def side_of(name):
@@ -34,51 +35,67 @@ def built(name):
 def floor(name, rounds, device):
     """The probe's own work against floor A: read θ, write the copy, read the copy and θ'."""
     torch.manual_seed(0)
-    stepped = [p.detach() for p in built(name).to(device).parameters()]
-    theta = [p + 1e-4 * torch.randn_like(p) for p in stepped]
-    first, second = ([torch.rand_like(p) for p in stepped] for _ in range(2))
-    copies = {
-        "whole": [torch.empty_like(p) for p in stepped],
-        "half": [torch.empty_like(p, dtype=torch.bfloat16) for p in stepped],
-    }
+    stands = [p.detach() for p in built(name).to(device).parameters()]
+    away = [p + 1e-4 * torch.randn_like(p) for p in stands]
+    copies = [torch.empty_like(p) for p in stands]
+    unchanged = np.zeros(len(stands), dtype=bool)
+    nothing = [False] * len(stands)
 
     def bytes_alone():
-        torch._foreach_copy_(copies["whole"], theta)
-        for p, q in zip(copies["whole"], stepped, strict=True):
+        torch._foreach_copy_(copies, stands)
+        for p, q in zip(copies, away, strict=True):
             p.sum()
             q.sum()
 
-    def copied(kept):
-        kernel.Copying(copies[kept], theta)()
-        kernel.Tallying(copies[kept], stepped)([1e-6] * len(theta))
+    def kept(signs):
+        """Two sets of weights that take turns as what stands: each pass finds them moved."""
+        one = kernel.Kept(stands, [signs] * len(stands), [None] * len(stands))
+        one.copy()
+        return itertools.cycle((kernel.Kept(away, [signs] * len(stands), one.rooms), one))
 
-    def recovered(seconds):
-        state = zip(first, seconds, strict=True)
-        moved = [Moved(m, v, 1e-4, 1.0, 1e-8, 1.0) for m, v in state]
-        kernel.Tallying(moved, stepped)([1e-6] * len(theta))
+    def carried(turns):
+        return lambda: next(turns).count([1e-6] * len(stands), nothing)
 
+    def written(turns):
+        def both():
+            one = next(turns)
+            one.copy()
+            next(turns).count([1e-6] * len(stands), nothing)
+
+        return both
+
+    def sampled(side):
+        return lambda: side.renew(unchanged, 1)
+
+    still = next(kept(False))
+    still.copy()
     sides = {
         "floor": bytes_alone,
-        "whole": lambda: copied("whole"),
-        "half": lambda: copied("half"),
-        "nothing, Adam": lambda: recovered(second),
-        "nothing, SGD": lambda: recovered([None] * len(first)),
+        "whole": carried(kept(False)),
+        "written": written(kept(False)),
+        "sample": sampled(still),
+        "signs": carried(kept(True)),
     }
     times = alternate(sides, rounds, device)
     passes, kernel.cpu.passes = kernel.cpu.passes, lambda: None
     try:
-        plain = {name: sides[name] for name in ("floor", "whole")}
+        plain = {"floor": bytes_alone, "whole": carried(kept(False))}
         without = alternate(plain, max(3, rounds // 3), device, warm_up=1)
     finally:
         kernel.cpu.passes = passes
-    weights = sum(p.numel() for p in stepped)
+    weights = sum(p.numel() for p in stands)
     header(f"the probe's own work, {name}, {weights / 1e6:.1f} M float32 weights", "words a weight",
            "ms", "of floor A")  # fmt: skip
     row("floor A: copy θ, read both", 4, f"{milliseconds(times, 'floor'):.1f}", "")
-    words = {"whole": "4", "half": "3", "nothing, Adam": "3", "nothing, SGD": "2"}
-    for side, moved in words.items():
-        row(f"keep {side}", moved, f"{milliseconds(times, side):.1f}", f"{ratio(times, side, 'floor'):.2f}")  # noqa: E501  # fmt: skip
-    row("keep whole, no C compiler", "4", f"{milliseconds(without, 'whole'):.1f}",
+    titles = {
+        "whole": ("keep whole", 3),
+        "sample": ("looking whether somebody wrote them", 0),
+        "written": ("keep whole, where they were written in between", 5),
+        "signs": ("keep signs", 1),
+    }
+    for side, (title, words) in titles.items():
+        row(title, words, f"{milliseconds(times, side):.2f}", f"{ratio(times, side, 'floor'):.2f}")
+    row("keep whole, no C compiler", "", f"{milliseconds(without, 'whole'):.1f}",
         f"{ratio(without, 'whole', 'floor'):.2f}")  # fmt: skip
 
 
@@ -195,7 +212,7 @@ def large(rounds, device):
 
 
 def exactness(epochs, device):
-    """What keeping less changes in the counts: three probes on the same steps on digits."""
+    """What signs alone count otherwise: two probes on the same steps on digits."""
     data = load_data("digits", batch_size=64, img_size=32, device=device, seed=0)
     makers = {
         "AdamW": lambda ps: torch.optim.AdamW(ps, lr=1e-3, weight_decay=0.05),
@@ -203,30 +220,26 @@ def exactness(epochs, device):
         "SGD, momentum": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9),
     }
     header("test_convnext on digits", "penalized weights, all steps", "opposing",
-           "keep half: differ", "R_op by size", "keep nothing: differ", "R_op by size")  # fmt: skip
+           "keep signs: more", "c/2 of them")  # fmt: skip
     for name, make in makers.items():
         torch.manual_seed(0)
         model = built("test_convnext").to(device)
         optimizer = make(model.parameters())
-        decay = None
-        if not optimizer.defaults["weight_decay"]:
-            decay = WeightDecay(model, optimizer, "wd", rate=0.05)
-        probes = [OpposingPenaltyProbe(model, optimizer, keep=kept) for kept in KEPT]
+        rate = optimizer.defaults["weight_decay"]
+        if not rate:
+            rate = 0.02
+            WeightDecay(model, optimizer, "wd", rate=rate)
+        whole, signs = (OpposingPenaltyProbe(model, optimizer, keep=kept) for kept in KEPT)
         for _ in range(epochs):
             for images, labels in data.train:
                 F.cross_entropy(model(images), labels).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-        del decay
-        whole, *others = [probe.total for probe in probes]
-        cells = []
-        for other in others:
-            differ = sum(
-                abs(one.opposing - two.opposing) + abs(one.penalized - two.penalized)
-                for one, two in zip(whole.tensors.values(), other.tensors.values(), strict=True)
-            )
-            cells += [differ, f"{other.mass / whole.mass - 1:+.0e}"]
-        row(name, f"{whole.penalized:,}", f"{whole.total.opposing:,}", *cells)
+        one, other = whole.total.total, signs.total.total
+        assert one.penalized == other.penalized
+        half = optimizer.param_groups[0]["lr"] * rate / 2
+        row(name, f"{one.penalized:,}", f"{one.opposing:,}", other.opposing - one.opposing,
+            f"{half * one.opposing:.1f}")  # fmt: skip
 
 
 # --- peers ----------------------------------------------------------------------------------------
@@ -264,8 +277,7 @@ def peers(name, batch, rounds, device):
     step, size = Step(name, batch, device), UpdateSize()
     sides = {
         "wd_probe, keep whole": step.probed(),
-        "wd_probe, keep half": step.probed(keep="half"),
-        "wd_probe, keep nothing": step.probed(keep="nothing"),
+        "wd_probe, keep signs": step.probed(keep="signs"),
         "update sizes, as Cockpit's UpdateSize": step.hooked(size.before, size.after),
         "norms, one .item() a tensor": step.hooked(None, norms),
         "gradient histograms, as wandb.watch": step.hooked(None, histograms),

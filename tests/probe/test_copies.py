@@ -1,119 +1,286 @@
-"""What is kept of the weights during a step."""
+"""What is kept of the weights from step to step, whoever writes them in between."""
 
+import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.utils import prune
 
-from tests.probe.test_step import TORCH
-from tests.small import adamw, batch, small, train
-from wd_probe import OpposingPenaltyProbe, WdProbeWarning, WeightDecay
-
-KEPT = {
-    **{name: TORCH[name] for name in ("adamw", "adamw-fused", "adamw-single", "tensor-lr")},
-    "sgd": lambda ps: torch.optim.SGD(ps, lr=0.5),
-    "momentum": lambda ps: torch.optim.SGD(ps, lr=0.5, momentum=0.9, dampening=0.1),
-    "nesterov": lambda ps: torch.optim.SGD(ps, lr=0.5, momentum=0.9, nesterov=True),
-    "amsgrad": lambda ps: torch.optim.AdamW(ps, lr=0.05, weight_decay=0.3, amsgrad=True),
-    "adam": lambda ps: torch.optim.Adam(ps, lr=0.05, betas=(0.5, 0.9), eps=1e-3),
-}
+from tests.small import LR, RATE, Oracle, adamw, loss_of, small, train
+from wd_probe import InputError, OpposingPenaltyProbe, WdProbeWarning, WeightDecay
+from wd_probe.probe.copies import Copies
+from wd_probe.probe.sums import AT
 
 
-@pytest.mark.parametrize("keep", ["half", "nothing"])
-@pytest.mark.parametrize("name", KEPT)
-def test_what_is_kept_changes_no_count(keep, name):
-    """Also where the state tells nothing, or the decay is of another kind: then θ is copied."""
+@pytest.fixture(params=["whole", "signs"])
+def keep(request):
+    return request.param
+
+
+def clip(model):
+    """As WGAN does: past autograd."""
+    for p in model.parameters():
+        p.data.clamp_(-0.05, 0.05)
+
+
+def clip_in_place(model):
+    with torch.no_grad():
+        for p in model.parameters():
+            p.clamp_(-0.05, 0.05)
+
+
+def prune_by_mask(model):
+    with torch.no_grad():
+        model[0].weight[::2] *= 0
+
+
+def prune_past_torch(model):
+    """Through memory that torch does not know of."""
+    model[0].weight.detach().numpy()[::2] = 0
+
+
+class Averaged:
+    """Swaps averaged weights in after every step, and out before the next."""
+
+    def __init__(self):
+        self.kept = None
+
+    def __call__(self, model):
+        if self.kept is None:
+            self.kept = [p.detach().clone() for p in model.parameters()]
+        for p, kept in zip(model.parameters(), self.kept, strict=True):
+            kept.lerp_(p.detach(), 0.5)
+            p.data.copy_(-kept)
+
+
+class Swapped(Averaged):
+    """The same by exchanging the tensors' memory."""
+
+    def __call__(self, model):
+        for p in model.parameters():
+            p.data = -p.data.clone()
+
+
+class Loaded:
+    def __init__(self):
+        self.state = None
+
+    def __call__(self, model):
+        if self.state is None:
+            self.state = copy.deepcopy(model.state_dict())
+        model.load_state_dict(self.state)
+
+
+def merge(model):
+    """As adapters do: a low rank is added, and taken off again later."""
+    with torch.no_grad():
+        model[0].weight += torch.ones(16, 1) @ torch.full((1, 8), 0.3)
+
+
+def transpose(model):
+    """Laid out otherwise in the same memory."""
+    model[1].weight.data = model[1].weight.data.t()
+
+
+WRITERS = {
+    "clip": lambda: clip, "clip in place": lambda: clip_in_place, "mask": lambda: prune_by_mask,
+    "past torch": lambda: prune_past_torch, "average": Averaged, "swap": Swapped, "load": Loaded,
+    "merge": lambda: merge,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_nobody_elses_change_is_booked_as_the_optimizers(writer, every, keep):
     model = small()
-    optimizer = KEPT[name](model.parameters())
-    if not optimizer.defaults["weight_decay"]:
-        WeightDecay(model, optimizer, "wd", rate=0.02, scale="max2")
-    whole = OpposingPenaltyProbe(model, optimizer, profile=[0.01])
-    other = OpposingPenaltyProbe(model, optimizer, profile=[0.01], keep=keep)
-    train(model, optimizer, 12)
-    assert whole.total.total.opposing > 5
-    for expected, found in zip(whole.records, other.records, strict=True):
-        for name in expected.names:
-            one, two = expected.tensors[name], found.tensors[name]
-            assert (one.penalized, one.opposing, one.flipped) == (
-                two.penalized, two.opposing, two.flipped,
-            )  # fmt: skip
-            assert two.total_penalty == pytest.approx(one.total_penalty, rel=0.01)
-    for expected, found in zip(whole.profiles, other.profiles, strict=True):
-        assert found.opposing[0] == pytest.approx(expected.opposing[0], abs=1)
+    rate = 1e-4 if keep == "signs" else RATE
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=rate)
+    probe = OpposingPenaltyProbe(model, optimizer, every=every, keep=keep)
+    oracle = Oracle(model.named_parameters(), LR * rate)
+    write = WRITERS[writer]()
+
+    def after():
+        oracle.after()
+        write(model)
+
+    train(model, optimizer, 8, oracle.before, after)
+    oracle.steps = oracle.steps[::every]
+    oracle.agrees_with(probe.records)
 
 
-@pytest.mark.parametrize("method", ["rwd", "lpwd", "l2", "own"])
-@pytest.mark.parametrize("keep", ["half", "nothing"])
-def test_what_is_kept_under_every_method(keep, method):
-    model = small()
-    if method == "own":
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.05, weight_decay=0.1)
-    else:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
-        WeightDecay(model, optimizer, method, rate=0.02)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", WdProbeWarning)
-        whole = OpposingPenaltyProbe(model, optimizer, reading="literal")
-        other = OpposingPenaltyProbe(model, optimizer, reading="literal", keep=keep)
-    train(model, optimizer, 8)
-    for expected, found in zip(whole.records, other.records, strict=True):
-        assert found.total.opposing == expected.total.opposing
-        assert found.total.total_penalty == pytest.approx(expected.total.total_penalty, rel=0.01)
-
-
-def test_nothing_kept_takes_no_memory():
-    model = small()
-    optimizer = TORCH["adamw"](model.parameters())
-    kept = {}
-    for keep in ("whole", "half", "nothing"):
-        probe = OpposingPenaltyProbe(model, optimizer, keep=keep)
-        train(model, optimizer, 1)
-        copies = probe._watched[0]._copies._kept.values()
-        kept[keep] = sum(copy.numel() * copy.element_size() for copy in copies)
-    assert kept == {"whole": 4 * 212, "half": 2 * 212, "nothing": 0}
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_first_step_that_is_voided_tells_no_movement():
-    model = small()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.3, fused=True)
-    probe = OpposingPenaltyProbe(model, optimizer, keep="nothing")
-    scaler = torch.amp.GradScaler("cpu")
-    for step in range(3):
-        images, labels = batch(step)
-        loss = F.cross_entropy(model(images), labels)
-        scaler.scale(loss if step else loss * torch.inf).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-    assert [r.step for r in probe.records] == [2, 3]
-
-
-def test_a_copy_that_fails_is_not_counted(monkeypatch):
-    """Not against the copy of a step before it either."""
+def test_a_tensor_laid_out_otherwise_in_the_same_memory(keep):
     torch.manual_seed(0)
-    net = nn.Linear(8, 16)
-    optimizer = adamw([net.weight])
-    probe = OpposingPenaltyProbe(net, optimizer)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16, bias=False), nn.Linear(16, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    WeightDecay(model, optimizer, "wd", rate=1e-3)
+    probe = OpposingPenaltyProbe(model, optimizer, keep=keep)
+    oracle = Oracle(model.named_parameters(), 5e-4)
 
-    def step(times):
-        for seed in range(times):
-            net(batch(seed)[0]).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    def after():
+        oracle.after()
+        transpose(model)
 
-    step(1)
-    optimizer.add_param_group({"params": [net.bias], "weight_decay": 0.0})
+    train(model, optimizer, 5, oracle.before, after)
+    oracle.agrees_with(probe.records)
 
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("no memory for the copy")
 
-    with monkeypatch.context() as patched:
-        patched.setattr("wd_probe.probe.copies.torch.empty_like", full)
-        with pytest.warns(WdProbeWarning, match="no memory for the copy"):
-            step(3)
-    assert [record.step for record in probe.records] == [1]
-    step(1)
-    assert [record.step for record in probe.records] == [1, 5]
+def test_pruned_modules_and_their_masks(keep):
+    """torch's pruning steps what is masked before it is used."""
+    model = small()
+    prune.l1_unstructured(model[0], "weight", amount=0.5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=1e-4)
+    probe = OpposingPenaltyProbe(model, optimizer, keep=keep)
+    oracle = Oracle(model.named_parameters(), LR * 1e-4)
+
+    def before():
+        with torch.no_grad():  # the masks are made anew in every forward pass
+            model[0].weight_orig.mul_(model[0].weight_mask)
+        oracle.before()
+
+    train(model, optimizer, 6, before, oracle.after)
+    assert sum(r.penalized for r in probe.records) < 6 * 212  # zeros are not
+    oracle.agrees_with(probe.records)
+
+
+@pytest.mark.parametrize("method", ["pwd", "lpwd"])
+def test_decay_ahead_of_the_step_is_none_of_the_steps(method, keep):
+    """What stands after the forward pass's decay is what the step begins with (fact 20)."""
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    WeightDecay(model, optimizer, method, rate=2e-3)
+    probe = OpposingPenaltyProbe(model, optimizer, keep=keep)
+    flips = []
+    kept = {}
+
+    def before():
+        kept.update({name: p.detach().clone() for name, p in model.named_parameters()})
+
+    def after():
+        named = model.named_parameters()
+        flips.append(sum(int((kept[name] * p.detach() < 0).sum()) for name, p in named))
+
+    train(model, optimizer, 6, before, after)
+    assert [r.total.flipped for r in probe.records] == flips
+    assert sum(flips) > 0
+
+
+def test_a_step_that_raises_leaves_nothing_stale(keep):
+    model = small()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=1e-4)
+    probe = OpposingPenaltyProbe(model, optimizer, keep=keep)
+    train(model, optimizer, 2)
+
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    handle = optimizer.register_step_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        train(model, optimizer, 1)
+    handle.remove()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.neg_()
+    oracle = Oracle(model.named_parameters(), LR * 1e-4)
+    train(model, optimizer, 4, oracle.before, oracle.after)
+    oracle.agrees_with(probe.records[2:])
+
+
+def test_weights_that_join_and_leave_steps(keep):
+    """Layers frozen for a while, as others are trained."""
+    model = small()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=1e-4)
+    probe = OpposingPenaltyProbe(model, optimizer, keep=keep)
+    oracle = Oracle(model.named_parameters(), LR * 1e-4)
+    for step in range(8):
+        loss_of(model, step).backward()
+        if step % 3 == 1:
+            model[0].weight.grad = model[0].bias.grad = None
+        oracle.before()
+        optimizer.step()
+        oracle.after()
+        if step % 3 == 1:
+            for name in ("0.weight", "0.bias"):
+                oracle.steps[-1][name].update(penalized=0, opposing=0, flipped=0)
+        optimizer.zero_grad()
+        with torch.no_grad():
+            model[0].weight.neg_()
+    oracle.agrees_with(probe.records)
+
+
+def test_inference_tensors_have_no_version():
+    with torch.inference_mode():
+        weights = [torch.randn(10)]
+        copies = Copies()
+        for _ in range(3):
+            copies.take(weights, [False])
+            assert torch.equal(copies[weights[0]], weights[0])
+            copies.count([0.0], [False])
+            weights[0][3] += 1
+
+
+# --- what signs are not enough for ----------------------------------------------------------------
+
+
+def test_signs_tell_of_no_sizes():
+    model = small()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=1e-4)
+    probe = OpposingPenaltyProbe(model, optimizer, keep="signs")
+    train(model, optimizer, 3)
+    total = probe.total.total
+    assert total.rate == total.flip_rate > 0
+    sized = ("mass", "balance", "norm", "angular_update", "relative_update", "growth", "taken")
+    assert all(np.isnan(getattr(total, name)) for name in sized)
+    assert total.remaining == pytest.approx((1 - LR * 1e-4) ** 3)
+    assert probe.records == probe.records
+
+
+def test_signs_are_refused_where_they_would_count_wrongly():
+    model = small()
+    with pytest.raises(
+        InputError,
+        match=r"keep='signs' counts what crosses zero, and so is right for c up to 0\.002 alone; "
+        r"c = ηλ is 0\.015 here: take keep='whole'",
+    ):
+        OpposingPenaltyProbe(model, adamw(model.parameters()), keep="signs")
+    with pytest.raises(InputError, match="keep='signs' tells nothing of other rates"):
+        OpposingPenaltyProbe(model, adamw(model.parameters()), keep="signs", profile=[0.1])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=RATE)
+    probe = OpposingPenaltyProbe(model, optimizer, keep="signs")
+    optimizer.param_groups[0]["lr"] = LR
+    with pytest.warns(WdProbeWarning, match=r"c is 0\.015, so R_op is not measured there"):
+        train(model, optimizer, 1)
+    assert probe.records[0].penalized == 0
+
+
+def test_rules_that_need_the_weights_keep_them():
+    """L2 is measured against a second step, whatever is to be kept."""
+    totals = []
+    for kept in ("whole", "signs"):
+        model = small()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", WdProbeWarning)
+            probe = OpposingPenaltyProbe(model, optimizer, keep=kept)
+            train(model, optimizer, 4)
+        totals.append(probe.total)
+    assert totals[0] == totals[1]
+    assert totals[0].total.mass > 0
+
+
+def test_what_signs_take_too_many_of_is_half_of_c():
+    """Theory fact 30: the share of the opposing that end within (c/2)|x| beyond zero."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(400_000, generator=generator)
+    stepped = theta * (torch.rand(400_000, generator=generator) * 2 - 1)  # the share flips evenly
+    c = 2e-3
+    counts = []
+    for signs in (False, True):
+        weights = [theta.clone()]
+        copies = Copies()
+        copies.take(weights, [signs])
+        weights[0].copy_(stepped)
+        counts.append(copies.count([c], [False])[0, AT["opposing"]].item())
+    assert counts[1] / counts[0] - 1 == pytest.approx(c / 2, rel=0.3)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from wd_probe.probe.kernel import gpu
+from wd_probe.probe.sums import RAW
 
 pytest.importorskip("triton")
 
@@ -16,7 +17,6 @@ import triton.language as tl
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from tests.benchmarks import triton_steps
 from wd_probe.probe.kernel import gpu, triton_passes as passes
 
 def compiled(function, kinds, **constants):
@@ -24,21 +24,15 @@ def compiled(function, kinds, **constants):
     source = ASTSource(function, kinds, constants)
     return compile(source, GPUTarget("cuda", {capability}, 32), dict(enable_fp_fusion=False))
 
-addresses = dict.fromkeys(("befores", "afters", "squares", "sizes", "tensors"), "*i64")
-numbers = dict(factors="*fp64", moves="*fp32", found="*fp64")
-for before, moved in ((tl.float32, False), (tl.bfloat16, False), (tl.float32, True)):
-    done = compiled(
-        passes.count, addresses | numbers, BEFORE=before, AFTER=tl.float32, WIDE=tl.float32,
-        MOVED=moved, LINED_UP=True, BLOCK=gpu._BLOCK, TILE=gpu._TILE,
-    )
-    assert len(done.asm["cubin"]) and "ld.global.v4.b32" in done.asm["ptx"]
-    assert "fma" not in done.asm["ptx"]
-done = compiled(
-    triton_steps.update, dict.fromkeys(("theta", "grad", "first", "second"), "*fp32")
-    | dict(weights="i32", rate="fp32", root="fp32", c="fp32", found="*fp64"),
-    ADAM=True, COUNT=True, BLOCK=triton_steps.BLOCK, TILE=triton_steps.TILE,
-)
-assert len(done.asm["cubin"])
+addresses = dict.fromkeys(("kept", "now", "sizes", "tensors"), "*i64")
+for dtype in (tl.float32, tl.bfloat16):
+    both = dict(DTYPE=dtype, LINED_UP=True, BLOCK=gpu._BLOCK, TILE=gpu._TILE)
+    done = compiled(passes.count, addresses | dict(factors="*fp64", found="*fp64"),
+                    WIDE=tl.float32, **both)
+    assert len(done.asm["cubin"])
+    assert ("ld.global.v4.b32" if dtype == tl.float32 else "ld.global.v") in done.asm["ptx"]
+    for run in (passes.compare, passes.renew):
+        assert len(compiled(run, addresses | dict(stale="*i32", turn="i32"), **both).asm["cubin"])
 done = compiled(passes.fold, dict(found="*fp64", begins="*i64", sums="*fp64"), TILE=64)
 assert len(done.asm["cubin"])
 """
@@ -63,17 +57,18 @@ def test_triton_compiles_for_gpus_and_reads_four_weights_at_a_time(capability, t
 
 
 def test_a_cpu_needs_no_passes_for_a_gpu():
-    counted = "kernel.Tallying([torch.ones(3)], [-torch.ones(3)])([0.1])[0, 1].item()"
+    kept = "kernel.Kept([torch.ones(3)], [False], [None])"
+    counted = f"{kept}.count([0.1], [False]).shape[0]"
     imported = "'wd_probe.probe.kernel.triton_passes' in sys.modules"
     code = f"import sys, torch; from wd_probe.probe import kernel; print({counted}, {imported})"
-    assert run("-c", code) == "3.0 False\n"
+    assert run("-c", code) == "1 False\n"
 
 
 def test_where_triton_fails_torch_counts(monkeypatch):
     def broken(*_):
         raise RuntimeError("no such architecture")
 
-    monkeypatch.setattr(gpu, "Tally", broken)
+    monkeypatch.setattr(gpu, "Whole", broken)
     gpu._is_right.cache_clear()
     try:
         assert not gpu._is_right(torch.device("cpu"))
@@ -82,8 +77,9 @@ def test_where_triton_fails_torch_counts(monkeypatch):
 
 
 def test_what_counts_wrongly_is_not_used(monkeypatch):
-    zeros = torch.zeros(2, 6, dtype=torch.float64)
-    monkeypatch.setattr(gpu, "Tally", lambda befores, afters: lambda c: zeros)
+    zeros = torch.zeros(2, len(RAW), dtype=torch.float64)
+    monkeypatch.setattr(gpu.Whole, "__init__", lambda *_: None)
+    monkeypatch.setattr(gpu.Whole, "count", lambda *_: zeros)
     gpu._is_right.cache_clear()
     try:
         assert not gpu._is_right(torch.device("cpu"))

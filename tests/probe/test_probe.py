@@ -21,7 +21,7 @@ from wd_probe.layering import Layer, Layers
 def test_bad_input():
     model, other = small(), small()
     optimizer = torch.optim.AdamW(model.parameters())
-    with pytest.raises(InputError, match="unknown keep 'some'; choose from whole, half, nothing"):
+    with pytest.raises(InputError, match="unknown keep 'some'; choose from whole, signs"):
         OpposingPenaltyProbe(model, optimizer, keep="some")
     with pytest.raises(InputError, match="unknown reading 'free'; choose from paired, literal"):
         OpposingPenaltyProbe(model, optimizer, reading="free")
@@ -220,7 +220,7 @@ def test_a_measuring_that_fails_does_not_end_the_training(monkeypatch):
     def full(*_):
         raise MemoryError("no memory for the counts")
 
-    monkeypatch.setattr("wd_probe.probe.plan.kernel.Tallying", full)
+    monkeypatch.setattr("wd_probe.probe.copies.kernel.Kept", full)
     with pytest.warns(
         WdProbeWarning, match=r"R_op of step 1 is not measured: no memory for the counts"
     ) as told:

@@ -5,10 +5,13 @@ import pytest
 
 from wd_probe import Layer, StepRecord, Tally
 from wd_probe.layering import Layers
+from wd_probe.probe.records import pooled, since
+from wd_probe.probe.sums import AT, WIDTH
 
 NAMES = ("a.weight", "a.bias", "b.weight")
 LAYERS = Layers([Layer(1, "a", NAMES[:2]), Layer(2, "b", NAMES[2:])], "registration")
-VALUES = np.array([[10.0, 4, 3, 1, 0.5, 2], [2, 1, 0, 0, 0.5, 1], [0, 0, 0, 2, 0, 0]])
+COUNTS = [[10.0, 4, 3, 1, 0.5, 2], [2, 1, 0, 0, 0.5, 1], [0, 0, 0, 2, 0, 0]]
+VALUES = np.pad(np.array(COUNTS), ((0, 0), (0, WIDTH - 6)))
 
 
 def record(step=1, values=VALUES):
@@ -57,3 +60,37 @@ def test_what_a_record_says_of_itself():
     assert repr(record(values=VALUES * 0)) == (
         "StepRecord(step=1, rate=nan, mass=nan, flip_rate=nan, penalized=0)"
     )
+
+
+def test_ratios_are_of_sums():
+    """Theory facts 21 and 22, of x = (3, 4) that turns by a right angle and grows by a half."""
+    turned = Tally(2, 0, 0, 0, 0.0, 1.0, squared=25, along=-25, moved=81.25, growth=3, taken=2)
+    assert turned.balance == 1.5
+    assert turned.angular_update == pytest.approx(math.pi / 2)
+    assert Tally(2, 0, 0, 0, 0.0, 1.0, squared=4, updated=1).relative_update == 0.5
+    for along, angle in ((0, 0.0), (-8, math.pi)):
+        moved = along**2 / 4
+        found = Tally(1, 0, 0, 0, 0.0, 1.0, squared=4, along=along, moved=moved)
+        assert found.angular_update == pytest.approx(angle)
+    tiny = Tally(1, 0, 0, 0, 0.0, 1.0, squared=1.0, along=0.0, moved=1e-20)
+    assert tiny.angular_update == pytest.approx(1e-10, rel=1e-6)
+    decayed = Tally(2, 0, 0, 0, 0.0, 1.0, decayed=30, shares=0.3, left=5.0, held=10)
+    assert (decayed.timescale, decayed.remaining) == (100, 0.5)
+
+
+def test_what_was_not_measured_is_not_a_number():
+    nothing = Tally(0, 0, 0, 0, 0.0, 0.0)
+    assert math.isnan(nothing.balance)
+    assert math.isnan(nothing.relative_update)
+    assert math.isnan(nothing.angular_update)
+    assert (nothing.remaining, nothing.timescale, nothing.norm) == (1, math.inf, 0)
+
+
+def test_tallies_are_pooled_and_what_lasts_is_the_present():
+    first, second, _ = record().tensors.values()
+    assert pooled([first, second]) == Tally(12, 5, 3, 1, 1.0, 3.0)
+    assert pooled([]) == Tally(0, 0, 0, 0, 0.0, 0.0)
+    then, now = np.full(WIDTH, 2.0), np.full(WIDTH, 5.0)
+    found = since(now, then)
+    assert found[AT["opposing"]] == 3
+    assert [found[AT[name]] for name in ("squared_norm", "left", "held")] == [5, 5, 5]

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wd_probe import InputError, layers
 from wd_probe.layering import Layer, Layers
 from wd_probe.probe.records import StepRecord
+from wd_probe.probe.sums import WIDTH
 from wd_probe.runs import figures
 from wd_probe.runs.tensorboard import Dashboard, serve
 
@@ -39,7 +40,8 @@ def test_numbers_are_points_and_what_is_no_number_is_left_out(tmp_path):
 
 
 def test_a_step_has_its_totals_and_a_chart_a_stage(tmp_path):
-    values = np.array([[10, 5, 4, 0, 1.0, 4.0], [20, 2, 1, 0, 0.0, 4.0], [10, 1, 1, 0, 1.0, 8.0]])
+    counts = [[10, 5, 4, 0, 1.0, 4.0], [20, 2, 1, 0, 0.0, 4.0], [10, 1, 1, 0, 1.0, 8.0]]
+    values = np.pad(np.array(counts), ((0, 0), (0, WIDTH - 6)))
     board = Dashboard(tmp_path, STAGES)
     board.record(7, StepRecord(9, values, NAMES, STAGES))
     board.flush()
@@ -57,7 +59,7 @@ def test_stages_are_numbered_so_that_they_sort(tmp_path):
     names = tuple(f"{k}.weight" for k in range(12))
     stages = Layers(tuple(Layer(k + 1, f"s{k}", (n,)) for k, n in enumerate(names)), "given")
     board = Dashboard(tmp_path, stages)
-    board.record(1, StepRecord(1, np.ones((12, 6)), names, stages))
+    board.record(1, StepRecord(1, np.ones((12, WIDTH)), names, stages))
     board.close()
     tags = [tag for tag in sorted(points(tmp_path)) if tag.startswith("R_op by stage/")]
     assert tags[0] == "R_op by stage/01 s0"

@@ -1,10 +1,10 @@
 """What the callbacks share: a probe, and a decay if asked, on a trainer's model and optimizers."""
 
 from collections.abc import Sequence
-from dataclasses import astuple
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
@@ -13,7 +13,8 @@ from ..decay.methods import WeightDecay
 from ..errors import InputError
 from ..layering import Layers, named_parameters
 from ..probe.probe import OpposingPenaltyProbe
-from ..probe.records import Tally, fields
+from ..probe.records import Tally, fields, since
+from ..probe.sums import WIDTH, Doubles
 
 
 class Attached:
@@ -83,19 +84,20 @@ class Attached:
     def metrics(self, *, peek: bool = False) -> dict[str, float]:
         """R_op over the steps measured since the last call that did not peek; empty if none."""
         total = self._total()
-        if total == self._told:
+        if np.array_equal(total, self._told):
             return {}
-        since = Tally(*fields([now - then for now, then in zip(total, self._told, strict=True)]))
+        gone = Tally(*fields(since(total, self._told)))
         if not peek:
             self._told = total
         return {
-            "R_op/rate": since.rate,
-            "R_op/mass": since.mass,
-            "R_op/flip_rate": since.flip_rate,
+            "R_op/rate": gone.rate,
+            "R_op/mass": gone.mass,
+            "R_op/flip_rate": gone.flip_rate,
         }
 
-    def _total(self) -> tuple[float, ...]:
-        return () if self.probe is None else astuple(self.probe.total.total)
+    def _total(self) -> Doubles:
+        values = np.zeros((0, WIDTH)) if self.probe is None else self.probe.total.values
+        return cast(Doubles, values.sum(axis=0))
 
     def _check(self, loaded: dict[str, Any]) -> None:
         method = loaded["decays"][0]["method"] if loaded["decays"] else None

@@ -1,74 +1,100 @@
-"""Copies of the weights, made ahead of a step."""
+"""The weights as they stood: kept from step to step, and taken anew where somebody wrote them."""
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from ..sharding import local
 from . import kernel
 
-#: What is kept of the weights during a step: all of it, the upper half of every number, or nothing
-#: where the optimizer's state tells how far they moved.
-Keep = Literal["whole", "half", "nothing"]
-#: An address, how the numbers there are laid out, and of which kind.
-_Place = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
+#: What is kept of float32 weights from step to step: all of it, or their signs.
+Keep = Literal["whole", "signs"]
+#: Where a tensor's numbers lie, and how.
+_Place = tuple[int, tuple[int, ...]]
 
 
 class Copies:
-    """A copy of each of some weights, made anew before every step.
+    """What is kept of some weights between two looks at them.
 
-    Args:
-        keep: of float32 weights the whole, or the upper half of every number.
-
-    Attributes:
-        version: changes where a copy comes to lie elsewhere.
+    What stands after one step is what stands before the next (theory fact 28), unless somebody
+    writes in between: that shows by a tensor's version, or, for writes past it (``.data``, other
+    aliases), by a sample of every tensor (fact 29).
     """
 
-    def __init__(self, keep: Keep) -> None:
-        self.version = 0
-        self._half = keep == "half"
-        self._kept: dict[Tensor, Tensor] = {}
+    def __init__(self) -> None:
+        self._rooms: dict[Tensor, Tensor] = {}
         self._weights: list[Tensor] = []
+        self._signs: list[bool] = []
         self._places: list[_Place] = []
-        self._passes: list[kernel.Copying] = []
+        self._versions: list[float] | None = None  # as the last count has left them
+        self._kept: kernel.Kept | None = None
+        self._turn = 0
 
     def __getitem__(self, p: Tensor) -> Tensor:
-        return self._kept[p]
+        return self._rooms[p]
 
-    def take(self, weights: list[Tensor]) -> None:
-        """Copy these weights."""
-        lie = places(weights)
-        if not (same(weights, self._weights) and lie == self._places):
-            self._weights, self._passes = [], []  # as they are if there is no memory for the rest
-            self._passes = self._prepared(weights)
-            self._weights, self._places = weights, lie
-        for copying in self._passes:
-            copying()
+    def take(self, weights: list[Tensor], signs: list[bool]) -> None:
+        """Keep what stands of these weights.
 
-    def _prepared(self, weights: list[Tensor]) -> list[kernel.Copying]:
-        by_kind: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
-        for p in weights:
-            kept, here = self._kept.get(p), local(p)
-            half = self._half and here.dtype == torch.float32
-            dtype = torch.bfloat16 if half else here.dtype
-            layout = here.shape, here.stride(), dtype
-            if kept is None or (kept.shape, kept.stride(), kept.dtype) != layout:
-                self.version += 1
-                kept = self._kept[p] = torch.empty_like(here, dtype=dtype)
-            targets, sources = by_kind.setdefault((here.device, here.dtype), ([], []))
-            targets.append(kept)
-            sources.append(here)
-        return [kernel.Copying(*both) for both in by_kind.values()]
+        Args:
+            weights: parameters.
+            signs: of each whether its signs are enough.
+        """
+        places, versions = _places(weights), self._versions
+        self._versions = None
+        is_same = same(weights, self._weights) and (signs, places) == (self._signs, self._places)
+        if self._kept is None or not is_same:
+            self._weights, self._kept = [], None  # as they are if there is no memory for the rest
+            old = [self._rooms.get(p) for p in weights]
+            self._kept = kernel.Kept([local(p) for p in weights], signs, old)
+            self._rooms.update(zip(weights, self._kept.rooms, strict=True))
+            self._weights, self._signs, self._places = weights, signs, places
+        elif versions is not None:
+            changed = np.array(list(map(operator.ne, versions, _versions(weights))), dtype=bool)
+            self._turn += 1
+            return self._kept.renew(changed, self._turn)
+        return self._kept.copy()
+
+    def count(self, factors: Sequence[float | Tensor], of_stepped: Sequence[bool]) -> Tensor:
+        """Count what a step did to the weights taken, and keep what stands.
+
+        Args:
+            factors: c of each.
+            of_stepped: of each whether what stands is weighed (see :func:`.formulas.tally`).
+
+        Returns:
+            The float64 (weights, len(sums.RAW)) sums.
+
+        Raises:
+            RuntimeError: the step has put the weights elsewhere, laid out otherwise.
+        """
+        if _places(self._weights) != self._places:
+            self._follow()
+        assert self._kept is not None
+        found = self._kept.count(factors, of_stepped)
+        self._versions = _versions(self._weights)
+        return found
+
+    def _follow(self) -> None:
+        """Go where a step has put its weights."""
+        old = [self._rooms[p] for p in self._weights]
+        moved = kernel.Kept([local(p) for p in self._weights], self._signs, old)
+        if any(self._signs) or not same(moved.rooms, old):
+            raise RuntimeError("the step has put its weights elsewhere, laid out otherwise")
+        self._kept, self._places = moved, _places(self._weights)
 
 
-def places(weights: Sequence[Tensor]) -> list[_Place]:
-    """Where their numbers lie."""
-    return [
-        (here.data_ptr(), here.shape, here.stride(), here.dtype) for here in map(local, weights)
-    ]
+def _places(weights: Sequence[Tensor]) -> list[_Place]:
+    return [(here.data_ptr(), here.stride()) for here in map(local, weights)]
+
+
+def _versions(weights: Sequence[Tensor]) -> list[float]:
+    """Of each how often it was written, as torch counts; NaN where it does not."""
+    return [math.nan if here.is_inference() else here._version for here in map(local, weights)]
 
 
 def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .sums import RAW, Way
 
 
 def _wide(*tensors: Tensor) -> list[Tensor]:
@@ -64,8 +65,8 @@ def sign_flips(theta: Tensor, unpenalized: Tensor) -> Tensor:
     return ((old > 0) & (new < 0)) | ((old < 0) & (new > 0))
 
 
-def tally(theta: Tensor, stepped: Tensor, c: float | Tensor) -> Tensor:
-    """Everything R_op needs of one tensor under decoupled decay, from θ, θ' and c alone.
+def tally(theta: Tensor, stepped: Tensor, c: float | Tensor, *, of_stepped: bool = False) -> Tensor:
+    """Everything that is recorded of one tensor under decoupled decay, from θ, θ' and c alone.
 
     With P = cθ and θ' = û − cθ, a penalty opposes exactly where the weight ends on the other side
     of zero and θ' is larger than cθ/2 in size; the step alone flipped the sign exactly where it is
@@ -76,34 +77,42 @@ def tally(theta: Tensor, stepped: Tensor, c: float | Tensor) -> Tensor:
         stepped: weights after it, penalty included; same shape.
         c: the factor taken off, ηλ or λ (see :class:`wd_probe.WeightDecay`); a float, or a scalar
             tensor on the weights' device.
+        of_stepped: whether the penalty is a share of what stands after the step: then that is
+            weighed, and c is 0.
 
     Returns:
-        A float64 tensor of the numbers of ``sums.SUMS``: weights with P ≠ 0, opposing ones, those
+        A float64 tensor of the numbers of ``sums.RAW``: weights with P ≠ 0, opposing ones, those
         whose sign the step alone flipped, those with NaN or infinity before or after (counted
-        nowhere else), Σ|θ| over opposing and Σ|θ| over all penalized weights. Times c the last two
-        are Σ|P|.
+        nowhere else), Σ|θ| over opposing and Σ|θ| over all penalized weights (times c they are
+        Σ|P|), Σθ², Σθ(θ' − θ), Σ(θ' − θ)².
     """
     old, new = _wide(theta, stepped)
     bad = ~(old.isfinite() & new.isfinite())
-    size = torch.where(bad, 0.0, old.abs())
-    across = sign_flips(old, new) & ~bad
-    opposes = across & (new.abs() > (c / 2) * size)
-    flipped = across & (new.abs() > c * size)
-    return _summed(size, opposes, flipped, bad)
+    old, new = (torch.where(bad, 0.0, t) for t in (old, new))
+    size = (new if of_stepped else old).abs()
+    across = sign_flips(old, new)
+    opposes = across & (new.abs() > (c / 2) * old.abs())
+    flipped = across & (new.abs() > c * old.abs())
+    return _summed(size, opposes, flipped, bad, old, new)
 
 
-def _summed(size: Tensor, opposes: Tensor, flipped: Tensor, bad: Tensor) -> Tensor:
-    """The numbers of ``sums.SUMS``."""
-    return torch.stack(
-        [
-            size.count_nonzero().double(),
-            opposes.count_nonzero().double(),
-            flipped.count_nonzero().double(),
-            bad.count_nonzero().double(),
-            (size * opposes).sum(dtype=torch.float64),
-            size.sum(dtype=torch.float64),
-        ]
-    )
+def _summed(
+    size: Tensor,
+    opposes: Tensor,
+    flipped: Tensor,
+    bad: Tensor,
+    old: Tensor,
+    new: Tensor,
+    told: Sequence[Tensor] = (),
+) -> Tensor:
+    """The numbers of ``sums.RAW``."""
+    x = old.double()
+    d = new.double() - x
+    sums = [*(which.count_nonzero().double() for which in (size, opposes, flipped, bad))]
+    sums += [(size * opposes).sum(dtype=torch.float64), size.sum(dtype=torch.float64)]
+    sums += [(x * x).sum(), (x * d).sum(), (d * d).sum(), *told]
+    row = torch.stack(sums)
+    return torch.nn.functional.pad(row, (0, len(RAW) - len(row)))
 
 
 def tally_exact(theta: Tensor, unpenalized: Tensor, stepped: Tensor) -> Tensor:
@@ -117,14 +126,54 @@ def tally_exact(theta: Tensor, unpenalized: Tensor, stepped: Tensor) -> Tensor:
         stepped: θ', where the step put them.
 
     Returns:
-        The numbers of :func:`tally`; the last two are Σ|P| itself.
+        The numbers of :func:`tally`, with Σ|P| itself for the sizes, and Σ(û² − θ'²), Σ(θ − û)² and
+        ΣP·θ.
     """
     old, u_hat, new = _wide(theta, unpenalized, stepped)
     bad = ~(old.isfinite() & u_hat.isfinite() & new.isfinite())
-    size = torch.where(bad, 0.0, (u_hat - new).abs())
-    opposes = (new.abs() > u_hat.abs()) & ~bad
+    old, u_hat, new = (torch.where(bad, 0.0, t) for t in (old, u_hat, new))
+    size = (u_hat - new).abs()
+    opposes = new.abs() > u_hat.abs()
     flipped = sign_flips(old, u_hat) & (size > 0)
-    return _summed(size, opposes, flipped, bad)
+    x, u, y = old.double(), u_hat.double(), new.double()
+    told = [((u - y) * (u + y)).sum(), (x - u).square().sum(), ((u - y) * x).sum()]
+    return _summed(size, opposes, flipped, bad, old, new, told)
+
+
+def tally_coarse(theta: Tensor, stepped: Tensor, c: float | Tensor, way: Way) -> Tensor:
+    """As :func:`tally_exact`, where a closed rule holds but the dtype rounds (theory fact 27).
+
+    What (1 − c) of it is rounded back to is not penalized; from others what the rule says is taken.
+
+    Args:
+        theta: weights before the step, of two bytes each.
+        stepped: weights after it.
+        c: the share taken off.
+        way: how, by a closed rule.
+
+    Returns:
+        The numbers of :func:`tally_exact`.
+    """
+    is_after, is_ahead = way in ("after", "proximal"), way in ("ahead", "literal")
+    of = stepped if is_after else theta
+    stays = ((of * (1 - c)).to(of.dtype) == of) & of.isfinite()
+    bad = ~(theta.isfinite() & stepped.isfinite())
+    old, new = (torch.where(bad, 0.0, t.double()) for t in (theta, stepped))
+    weighed = torch.where(stays, 0.0, new if is_after else old)
+    part = c if way in ("beside", "proximal") else c / (1 - c)
+    penalty = part * weighed
+    across = sign_flips(old, new) & (weighed != 0)
+    least = part * old.abs() * (way in ("beside", "literal"))
+    base, move = (old, new - old) if is_ahead else (new, new - old + penalty)
+    whole = (new if is_after else old).square().sum()
+    share = (c / (1 + c) if way == "proximal" else c) * weighed.square().sum() / whole
+    told = [
+        (2 * base * penalty + penalty * penalty).sum(),
+        move.square().sum(),
+        torch.where(whole > 0, share, 0.0) * old.square().sum(),
+    ]
+    opposes, flipped = across & (new.abs() > least / 2), across & (new.abs() > least)
+    return _summed(penalty.abs(), opposes, flipped, bad, old, new, told)
 
 
 def profile(theta: Tensor, stepped: Tensor, c: float, factors: Sequence[float]) -> Tensor:

@@ -1,7 +1,8 @@
 """A series of any length in bounded memory."""
 
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -49,3 +50,41 @@ class Thinned(Generic[T]):
         yield from self._kept
         if self._kept and self._newest is not None and self._kept[-1] is not self._newest:
             yield self._newest
+
+
+class Growing(Generic[T]):
+    """What a sum that grows was at earlier times, evenly over them.
+
+    Args:
+        limit: how many values to keep.
+    """
+
+    def __init__(self, limit: int = 64) -> None:
+        self._limit = limit
+        self._stride = 1
+        self.count = 0
+        self._kept: list[tuple[int, T]] = []
+
+    def append(self, value: T) -> None:
+        """Note what the sum has come to."""
+        self.count += 1
+        if self.count % self._stride:
+            return
+        self._kept.append((self.count, value))
+        if len(self._kept) > self._limit:
+            self._stride *= 2
+            self._kept = self._kept[1::2]
+
+    def before(self, share: float) -> T | None:
+        """What it was before the last so great a share of the times; None if there was nothing."""
+        times = math.floor(self.count * (1 - share))
+        return next((value for at, value in reversed(self._kept) if at <= times), None)
+
+    def state(self) -> list[Any]:
+        """Plain values, from which :meth:`load` goes on."""
+        return [self._stride, self.count, self._kept]
+
+    def load(self, state: Sequence[Any]) -> None:
+        """Go on from there."""
+        self._stride, self.count, kept = state
+        self._kept = [(at, value) for at, value in kept]

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Literal, NamedTuple
@@ -16,12 +16,10 @@ from ..decay.methods import Moment, WeightDecay, attached
 from ..decay.places import looks_like_a_rate, rate_held
 from ..decay.rules import Effect, Rule, effect_at_work, options_of
 from ..errors import Teller
+from .sums import Way
 
 #: Which penalty Eq. 10 asks about where pwd decays before the forward pass (theory fact 9).
 Reading = Literal["paired", "literal"]
-#: How a tensor's penalty is found: P = cθ beside the step; P = cû after it, or û/(1 + c); P = cθ
-#: ahead of the gradient, read as paired or literally; or the step against the same without decay.
-Way = Literal["beside", "after", "proximal", "ahead", "literal", "exact"]
 #: Rules by the optimizer's class and options: loops with an optimizer for each tensor have many.
 Effects = dict[tuple[Any, ...], Effect]
 
@@ -73,24 +71,12 @@ class Penalty:
         """What θ' is counted at."""
         if self.way == "beside":
             return self.c
-        return self.size if self.way == "literal" else 0.0
-
-    @property
-    def size(self) -> float | Tensor:
-        """Σ|P| in units of the sums counted."""
-        if self.way == "exact":
-            return 1.0
-        if self.way in ("beside", "proximal"):
-            return self.c
+        if self.way != "literal":
+            return 0.0
         # (1 − c) of what was penalized stands: P is c/(1 − c) of that
         if isinstance(self.c, Tensor):
             return torch.where(self.c < 1, self.c / (1 - self.c), 0.0)
         return self.c / (1 - self.c) if self.c < 1 else 0.0
-
-    @property
-    def opposes(self) -> bool:
-        """Whether it can."""
-        return self.way in ("beside", "literal", "exact")
 
     @property
     def falls_after(self) -> bool:
@@ -98,35 +84,26 @@ class Penalty:
         return self.way in ("after", "proximal")
 
 
+#: Of tensors that nothing is taken off, or nothing that can be told.
+NOTHING = Penalty("none", 0.0, 0.0, {})
+
+
 class Penalized(NamedTuple):
-    """The weights that a step penalizes.
+    """What a step takes off some weights.
 
     Attributes:
-        weights: parameters.
-        numbers: of each the number of its penalty.
+        numbers: of each weight the number of its penalty.
         penalties: those there are.
+        likes: of each penalty the parameter group's number, and a weight that has it.
     """
 
-    weights: list[Tensor]
     numbers: list[int]
     penalties: list[Penalty]
+    likes: list[tuple[int, Tensor]]
 
     def of_each(self, values: Sequence[Any]) -> list[Any]:
         """Each weight's, of values that stand by penalty."""
         return [values[number] for number in self.numbers]
-
-    def parted(self, moved: Container[Tensor]) -> "tuple[Penalized, Penalized]":
-        """Those that a closed rule tells of, and of the others those that a second step moved."""
-        if all(one.way != "exact" for one in self.penalties):
-            return self, Penalized([], [], self.penalties)
-        closed, exact = (Penalized([], [], self.penalties) for _ in range(2))
-        for p, number in zip(self.weights, self.numbers, strict=True):
-            is_exact = self.penalties[number].way == "exact"
-            if not is_exact or p in moved:
-                part = exact if is_exact else closed
-                part.weights.append(p)
-                part.numbers.append(number)
-        return closed, exact
 
 
 class Penalties:
@@ -156,27 +133,40 @@ class Penalties:
         self._steps_twice = exact is not False
 
     def of(self, live: Sequence[Sequence[Tensor]]) -> Penalized:
-        """What of these weights, which stand by parameter group, the present step penalizes."""
+        """What the present step takes off these weights, which stand by parameter group."""
         decay = attached(self._optimizer)
         found = Penalized([], [], [])
         for number, params in enumerate(live):
-            known: dict[float | None, int | None] = {}  # by what tells a group's tensors apart
+            known: dict[float | None, int] = {}  # by what tells a group's tensors apart
             for p in params:
                 kind = p.ndim if decay is None else decay.share(p)
-                if kind not in known:
-                    known[kind] = None
-                    one = self._penalty(decay, number, p)
-                    if one is not None and (one.way != "exact" or self._steps_twice):
-                        self._tell_rounding(one, p.dtype)
-                        if not isinstance(one.c, Tensor) and one.c < 0:
-                            self._tell("R_op is not measured while a learning rate is negative")
-                        known[kind] = len(found.penalties)
-                        found.penalties.append(one)
-                at = known[kind]
-                if at is not None:
-                    found.weights.append(p)
-                    found.numbers.append(at)
+                at = known.get(kind)
+                if at is None:
+                    at = known[kind] = len(found.penalties)
+                    found.likes.append((number, p))
+                    found.penalties.append(self._told(decay, number, p))
+                found.numbers.append(at)
         return found
+
+    def again(self, found: Penalized) -> Penalized:
+        """What the present step takes off the weights that an earlier one was found to."""
+        decay = attached(self._optimizer)
+        groups = len(self._optimizer.param_groups)
+        penalties = [
+            self._told(decay, number, p) if number < groups else NOTHING
+            for number, p in found.likes
+        ]
+        return found._replace(penalties=penalties)
+
+    def _told(self, decay: WeightDecay | None, number: int, p: Tensor) -> Penalty:
+        """A weight's penalty; nothing where it cannot be told."""
+        one = self._penalty(decay, number, p)
+        if one is None or (one.way == "exact" and not self._steps_twice):
+            return NOTHING
+        self._tell_rounding(one, p.dtype)
+        if not isinstance(one.c, Tensor) and one.c < 0:
+            self._tell("R_op is not measured while a learning rate is negative")
+        return one
 
     def need_second_step(self) -> bool:
         """Whether any is measured against a second step; computes no factors, as each step asks."""

@@ -6,7 +6,6 @@ from functools import partial
 from types import NoneType
 from typing import Any, Self, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,11 +16,11 @@ from ..hooks import Missing, StepHooks, classes, hooked_all, weakly
 from ..layering import Layers, check_made, clean_name, layers, layers_or, named_parameters
 from ..sharding import Shards, refuse_flat
 from .copies import Keep, same
+from .dynamics import LATE
 from .penalties import Effects, Reading
 from .records import ProfileRecord, StepRecord
 from .rounds import Rounds
 from .step import WatchedOptimizer
-from .sums import WIDTH
 
 #: Steps whose numbers may wait on the device before they are read without being asked for.
 _MOST_PENDING = 256
@@ -64,17 +63,17 @@ class OpposingPenaltyProbe:
             that it is taken from; "literal" takes P = cθ_t and û = θ_t − ηU as they are printed.
         parameters: what the optimizer steps, by the model's names, where that is not the model's
             own parameters: float32 master copies, say.
-        keep: of float32 weights during a step. "whole" (default): a copy. "half": the upper half of
-            every number: signs are exact, R_op by size to three digits, and what is smaller than
-            1e-40 counts as zero. "nothing": they are recovered from the optimizer's state after the
-            step, under torch's SGD without Nesterov's momentum, Adam and AdamW with decoupled decay
-            (others are copied): exact but for weights within rounding of zero. See
+        keep: of float32 weights from step to step. "whole" (default): a copy. "signs": a bit of
+            each (and one more of tensors that hold zeros): R_op and flips alone, counted as what
+            crosses zero, which is c/2 of them too many (theory fact 30); the rest is NaN. Rules
+            that are measured against a second step keep the whole all the same. See
             docs/performance.md.
         history: how many records to keep. Beyond it every stretch of neighbouring steps keeps the
             record with the largest rate; `total` stays exact.
 
     Raises:
         InputError: ``every`` or ``profile_every`` < 1, ``history`` < 2; an unknown reading or keep;
+            ``keep="signs"`` with ``profile``, or where c is above 0.002;
             another argument that is of a wrong kind; an optimizer's hooks never fire, it holds none
             of the model's parameters or is LBFGS; FSDP1; not every process that holds a part of the
             parameters builds a probe.
@@ -117,6 +116,8 @@ class OpposingPenaltyProbe:
             check_type(parameters, "parameters", Mapping, "a mapping from names to tensors")
             for p in parameters.values():
                 check_type(p, "each of parameters", Tensor, "a tensor")
+        if keep == "signs" and profile:
+            raise InputError("keep='signs' tells nothing of other rates: leave profile out")
         refuse_flat(model)
         self.optimizers = hooked_all(optimizer)
         self.every, self.profile_every = every, profile_every
@@ -155,6 +156,7 @@ class OpposingPenaltyProbe:
         self._rounds = Rounds(self.profile_rates, history)
         for watched in self._watched:
             watched.penalties.check_rules()
+            watched.refuse_signs()
         if self._shards:
             self._shards.meet(self._tell)
         self._missing = Missing(self._row, weakly(self._miss))
@@ -289,16 +291,15 @@ class OpposingPenaltyProbe:
         self._strangers &= kept
         kept.update(p for _, p in named_parameters(self._model))
         gone = self._row.keys() - kept
-        for p in gone:
-            del self._row[p]
+        self._rounds.renew([self._row.pop(p) for p in gone])
         for watched in self._watched if gone else ():
             watched.close()
         self._shards = Shards(self._row)
 
     def _count(self, watched: WatchedOptimizer) -> None:
-        measured = (self.steps - 1) // self.every
+        measured, passed = divmod(self.steps - 1, self.every)
         rates = self.profile_rates if measured % self.profile_every == 0 else ()
-        counted = watched.count(self._shards, rates)
+        counted = watched.passed() if passed else watched.count(self._shards, rates)
         if counted is not None:
             self._rounds.add(counted, self.steps, self.names, self.layers)
 
@@ -327,6 +328,15 @@ class OpposingPenaltyProbe:
         values = self._rounds.total(len(self.names))
         return StepRecord(self.steps, values, self.names, self.layers)
 
+    @property
+    def late(self) -> StepRecord:
+        """As `total`, but growth and what is taken are those of the last quarter of the steps.
+
+        Of more than 64 steps the quarter begins with one of 64 that are noted, evenly.
+        """
+        values = self._rounds.late(len(self.names), LATE)
+        return StepRecord(self.steps, values, self.names, self.layers)
+
     def drain(self) -> tuple[StepRecord, ...]:
         """The records since the last call, which the probe then forgets: for long runs.
 
@@ -349,6 +359,7 @@ class OpposingPenaltyProbe:
             "steps": self.steps,
             "names": list(total.names),
             "values": total.values.tolist(),
+            **self._rounds.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -359,7 +370,7 @@ class OpposingPenaltyProbe:
         """
         if tuple(state.get("names", ())) != self.names:
             raise InputError("this state is of a probe on other parameters")
-        self._rounds.restart(np.array(state["values"], dtype=np.float64).reshape(-1, WIDTH))
+        self._rounds.restart(state["values"], state)
         self._stepped, self.steps = set(self._watched), int(state["steps"])
 
     def close(self) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..layering import Layers
-from .sums import SUMS, WIDTH
+from .sums import LASTS, SUMS, WIDTH
 
 _KINDS = tuple(one.kind for one in SUMS)
+_NAMES = tuple(one.name for one in SUMS)
 
 
 def _share(part: float, whole: float) -> float:
@@ -21,7 +22,11 @@ def _share(part: float, whole: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Counts over some weights in one step, or in several.
+    """Counts and sums over some weights in one step, or in several.
+
+    x is a weight before the step, y after it, d = y − x (theory facts 20 to 23). Over several
+    tensors and steps every sum is added up, and what is a ratio is one of these sums; where they
+    are of no measured step, or the weights were kept by their signs alone, ratios are NaN.
 
     Attributes:
         penalized: weights whose penalty is not zero.
@@ -31,6 +36,17 @@ class Tally:
         nonfinite: weights with NaN or infinity, counted nowhere else.
         opposing_penalty: Σ|P| over opposing weights.
         total_penalty: Σ|P| over penalized weights.
+        squared: Σx².
+        along: Σx·d.
+        moved: Σd².
+        growth: G, what the step alone added to the squared norm.
+        taken: T, what decay took off it; G − T is how it has changed.
+        updated: Σ(ηU)², of the step alone.
+        decayed: weights under decay, whether or not they are zero, in every step anew.
+        shares: Σc over them.
+        squared_norm: Σy², after the last step.
+        left: Σ of what decay has left of each weight, of 1, over all steps so far.
+        held: how many weights that is of.
     """
 
     penalized: int
@@ -39,6 +55,17 @@ class Tally:
     nonfinite: int
     opposing_penalty: float
     total_penalty: float
+    squared: float = 0.0
+    along: float = 0.0
+    moved: float = 0.0
+    growth: float = 0.0
+    taken: float = 0.0
+    updated: float = 0.0
+    decayed: int = 0
+    shares: float = 0.0
+    squared_norm: float = 0.0
+    left: float = 0.0
+    held: int = 0
 
     @property
     def rate(self) -> float:
@@ -55,18 +82,66 @@ class Tally:
         """Share of penalized weights whose sign the step alone flipped; NaN if none is."""
         return _share(self.flipped, self.penalized)
 
+    @property
+    def norm(self) -> float:
+        """|y|, the Euclidean norm after the last step; 0 before there was one."""
+        return math.sqrt(self.squared_norm)
+
+    @property
+    def balance(self) -> float:
+        """G / T: 1 where the step gives back what decay takes; NaN where nothing is taken."""
+        return _share(self.growth, self.taken)
+
+    @property
+    def relative_update(self) -> float:
+        """|ηU| / |x|, how large the step alone is; NaN where the weights are 0."""
+        return math.sqrt(_share(self.updated, self.squared))
+
+    @property
+    def angular_update(self) -> float:
+        """The angle between x and y, in radians; NaN where the weights are 0."""
+        if not self.squared > 0:
+            return math.nan
+        across = max(self.moved - self.along**2 / self.squared, 0.0)
+        return math.atan2(math.sqrt(across), (self.squared + self.along) / math.sqrt(self.squared))
+
+    @property
+    def remaining(self) -> float:
+        """Π(1 − c) over all steps so far: the share of the weights that decay has left.
+
+        The mean over the weights that decay; 1 where none does.
+        """
+        return self.left / self.held if self.held else 1.0
+
+    @property
+    def timescale(self) -> float:
+        """1/c in steps, by the mean of c: how long decay remembers; ∞ where nothing decays."""
+        return self.decayed / self.shares if self.shares else math.inf
+
 
 @dataclass(frozen=True, slots=True)
 class LayerTally(Tally):
     """The tally of one layer: `index` (1 to n) and `name` as in :func:`wd_probe.layers`."""
 
-    index: int
-    name: str
+    index: int = 0
+    name: str = ""
 
 
 def fields(row: Iterable[float]) -> list[Any]:
     """A row of numbers as the fields of a :class:`Tally`."""
     return [kind(value) for kind, value in zip(_KINDS, row, strict=True)]
+
+
+def pooled(tallies: Iterable[Tally]) -> Tally:
+    """Several tallies as one."""
+    rows = [[getattr(one, name) for name in _NAMES] for one in tallies]
+    return Tally(*fields(np.array(rows, dtype=np.float64).reshape(-1, WIDTH).sum(axis=0)))
+
+
+def since(now: NDArray[np.float64], then: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What rows of sums have come to since; what lasts is the present."""
+    found: NDArray[np.float64] = np.where(LASTS, now, now - then)
+    return found
 
 
 def _columns(values: NDArray[np.float64]) -> list[list[Any]]:
@@ -106,7 +181,7 @@ class StepRecord:
         if not isinstance(other, StepRecord):
             return NotImplemented
         same = (self.step, self.names, self.groups) == (other.step, other.names, other.groups)
-        return same and np.array_equal(self.values, other.values)
+        return same and np.array_equal(self.values, other.values, equal_nan=True)
 
     def __hash__(self) -> int:
         """By the step."""

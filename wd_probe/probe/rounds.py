@@ -1,16 +1,23 @@
 """Measured steps of one or several optimizers, gathered into a record for each round."""
 
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..layering import Layers
-from .history import Thinned
+from .history import Growing, Thinned
 from .records import ProfileRecord, StepRecord
+from .standing import Standing
 from .step import Counted
-from .sums import WIDTH, Doubles, settle
+from .sums import AT, LASTS, WIDTH, Doubles, Taken, settle, share_of
+
+#: The columns that tell balance.
+BALANCE = (AT["growth"], AT["taken"])
 
 
 class Rounds:
@@ -26,6 +33,8 @@ class Rounds:
         self._pending: list[tuple[Counted, int, tuple[str, ...], Layers]] = []
         self._open: _Round | None = None
         self._total = _no_sums(0)
+        self._standing = Standing()
+        self._past: Growing[Doubles] = Growing()  # BALANCE of the total
         self._records: Thinned[StepRecord] = Thinned(history, attrgetter("rate"))
         self._profiles: Thinned[ProfileRecord] = Thinned(history, attrgetter("most"))
 
@@ -40,6 +49,11 @@ class Rounds:
         """
         self._pending.append((counted, step, names, layers))
 
+    def renew(self, rows: Iterable[int]) -> None:
+        """Let these rows be of parameters that nothing has been taken off yet."""
+        self.flush()
+        self._standing.renew(rows)
+
     def waiting(self, step: int) -> int:
         """For how many steps the first of what is still on the device has been there."""
         return step - self._pending[0][1] if self._pending else 0
@@ -47,29 +61,45 @@ class Rounds:
     def flush(self) -> None:
         """Read what is still on the device: one transfer for all pending steps."""
         pending, self._pending = self._pending, []
-        if not pending:
-            return
-        parts = [counted.sums() for counted, *_ in pending]
-        sums = torch.cat([part.to(parts[0].device) for part in parts]).cpu().numpy()
+        parts = [counted.sums() for counted, *_ in pending if counted.sums is not None]
+        sums = (
+            torch.cat([part.to(parts[0].device) for part in parts]).cpu().numpy() if parts else None
+        )
         start = 0
         for counted, step, names, layers in pending:
-            found = sums[start : start + len(counted.rows)]
-            start += len(counted.rows)
+            found = None
+            if counted.sums is not None:
+                assert sums is not None
+                found = sums[start : start + len(counted.rows)]
+                start += len(counted.rows)
             if counted.voided is not None and float(counted.voided):
                 continue
-            if self._open is None or self._open.step != step:
+            if self._open is not None and self._open.step != step:
                 self.finish()
-                self._open = _Round(step)
-            self._open.add(counted, found, names, layers)
+            if found is not None:
+                self._add(counted, found, step, names, layers)
+            else:
+                self._standing.decay(counted.rows, *_shares(counted))
+
+    def _add(
+        self, counted: Counted, raw: Doubles, step: int, names: tuple[str, ...], layers: Layers
+    ) -> None:
+        if self._open is None:
+            self._open = _Round(step)
+        of = [Taken(one.way, float(one.c)) for one in counted.penalized.penalties]
+        each = [of[number] for number in counted.penalized.numbers]
+        found = settle(raw, each, counted.is_told, counted.elements)
+        self._standing.step(counted.rows, found, counted.elements, len(names))
+        self._open.add(counted, found, names, layers)
 
     def finish(self) -> None:
         """End the round that is open."""
         if self._open is None:
             return
         done, self._open = self._open, None
-        self._total = _grown(self._total, len(done.values))
-        self._total[: len(done.values)] += done.values
-        self._records.append(done.record())
+        self._total = _added(self._total, done.values)
+        self._past.append(self._total[:, BALANCE].copy())
+        self._records.append(done.record(self._standing))
         for profile in done.profile(self._rates):
             self._profiles.append(profile)
 
@@ -78,7 +108,8 @@ class Rounds:
     def records(self) -> tuple[StepRecord, ...]:
         """Of every round, the open one as far as it has come."""
         self.flush()
-        return (*self._records, *(() if self._open is None else (self._open.record(),)))
+        last = () if self._open is None else (self._open.record(self._standing),)
+        return (*self._records, *last)
 
     def profiles(self) -> tuple[ProfileRecord, ...]:
         """Of the rounds that have one."""
@@ -100,17 +131,43 @@ class Rounds:
         return taken
 
     def total(self, rows: int) -> Doubles:
-        """The sums over all rounds, for so many parameters."""
+        """The sums over all rounds, for so many parameters, and what stands after them."""
         self.flush()
-        total = _grown(self._total, rows)
-        if self._open is not None:
-            total[: len(self._open.values)] += self._open.values
-        return total
+        own = self._total if self._open is None else _added(self._total, self._open.values)
+        return self._standing.into(_grown(own, rows))
 
-    def restart(self, total: Doubles) -> None:
-        """Go on from these sums."""
+    def late(self, rows: int, share: float) -> Doubles:
+        """As :meth:`total`, of BALANCE over so great a share of the rounds, the last ones."""
+        found = self.total(rows)
+        before = self._past.before(share)
+        if before is not None:
+            found[: len(before), BALANCE] -= before
+        return found
+
+    # --- state --------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`restart` goes on from, beside the total, as plain values."""
+        known = copy.deepcopy(self._past)
+        if self._open is not None:
+            known.append(self.total(0)[:, BALANCE])
+        stride, count, kept = known.state()
+        past = [stride, count, [(at, value.tolist()) for at, value in kept]]
+        return {"standing": self._standing.state(), "past": past}
+
+    def restart(self, values: Sequence[Sequence[float]], state: Mapping[str, Any]) -> None:
+        """Go on from these sums; a state of before there was a ledger has fewer."""
         self.flush()
-        self._open, self._total = None, total
+        table = np.array(values, dtype=np.float64).reshape(len(values), -1)
+        self._open, self._total = None, _no_sums(len(table))
+        self._total[:, : table.shape[1]] = table
+        self._total[:, LASTS] = 0
+        self._standing, self._past = Standing(), Growing()
+        if "past" in state:
+            self._standing.load(state["standing"])
+            stride, count, kept = state["past"]
+            kept = [(at, np.array(value).reshape(-1, len(BALANCE))) for at, value in kept]
+            self._past.load([stride, count, kept])
 
 
 class _Round:
@@ -125,17 +182,17 @@ class _Round:
     def add(self, counted: Counted, found: Doubles, names: tuple[str, ...], layers: Layers) -> None:
         """Add one optimizer's step."""
         self._names, self._layers = names, layers
-        sizes = np.array([float(size) for size in counted.sizes])[counted.penalties]
-        settle(found, sizes, np.array(counted.opposes, dtype=bool)[counted.penalties])
         self.values = _grown(self.values, len(names))
         self.values[counted.rows] += found
-        profile = None if counted.profile is None else counted.profile()[sizes != 0].sum(0)
-        self._profiles.append(None if profile is None else profile.numpy())
+        profile = None
+        if counted.profile is not None:
+            profile = counted.profile()[found[:, AT["total_penalty"]] > 0].sum(0).numpy()
+        self._profiles.append(profile)
 
-    def record(self) -> StepRecord:
+    def record(self, standing: Standing) -> StepRecord:
         """The round as it stands."""
         assert self._layers is not None
-        return StepRecord(self.step, self.values, self._names, self._layers)
+        return StepRecord(self.step, standing.into(self.values), self._names, self._layers)
 
     def profile(self, rates: tuple[float, ...]) -> tuple[ProfileRecord, ...]:
         """Its profile, if every step of it was asked about these rates and could tell."""
@@ -146,8 +203,23 @@ class _Round:
         return (ProfileRecord(self.step, rates, opposing, int(self.values[:, 0].sum())),)
 
 
+def _shares(counted: Counted) -> tuple[Doubles, NDArray[np.bool_]]:
+    """Of each weight what a step that was not measured took off, and whether c tells."""
+    penalties = counted.penalized.penalties
+    shares = np.array([share_of(one.way, float(one.c)) for one in penalties])
+    numbers = np.array(counted.penalized.numbers)
+    exact = np.array([one.way == "exact" for one in penalties])
+    return shares[numbers], ~(exact[numbers] | counted.is_told)
+
+
 def _no_sums(rows: int) -> Doubles:
     return np.zeros((rows, WIDTH))
+
+
+def _added(one: Doubles, other: Doubles) -> Doubles:
+    found = _grown(one, len(other))
+    found[: len(other)] += other
+    return found
 
 
 def _grown(values: Doubles, rows: int) -> Doubles:

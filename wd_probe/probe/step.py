@@ -1,7 +1,8 @@
 """One optimizer's steps seen from both sides: what stood before, and the counts after."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,13 +13,17 @@ from torch.optim import Optimizer
 from ..decay.methods import attached
 from ..decay.moments import voided
 from ..decay.undecayed import undecayed
-from ..errors import Teller, first_line
+from ..errors import InputError, Teller, first_line
 from ..sharding import Shards, local
 from . import formulas
-from .copies import Copies, Keep
-from .movement import Moved, movements, tells_movement
-from .penalties import Effects, Penalized, Penalties, Reading
-from .plan import Plan
+from .copies import Copies, Keep, same
+from .penalties import NOTHING, Effects, Penalized, Penalties, Penalty, Reading
+
+#: The largest c at which signs alone will do: of what opposes they take about c/2 too many.
+MOST_BY_SIGNS = 2e-3
+_BY_SIGNS = (
+    f"keep='signs' counts what crosses zero, and so is right for c up to {MOST_BY_SIGNS:g} alone"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +31,22 @@ class Counted:
     """One optimizer's measured step, whose numbers may still be on the device.
 
     Attributes:
-        rows: which of the probe's parameters were penalized.
-        penalties: for each the number of what was taken off it.
-        sizes: of each penalty Σ|P| in units of the sums counted.
-        opposes: of each penalty whether it can oppose.
-        sums: gives the float64 (len(rows), sums.WIDTH) sums over the whole parameters.
+        rows: which of the probe's parameters have stepped.
+        elements: of each how many weights it has.
+        is_told: of each whether its penalty was added up by itself (see :class:`.sums.Taken`).
+        penalized: what was taken off each.
+        sums: gives the float64 (len(rows), len(sums.RAW)) sums over the whole parameters; None of a
+            step that was not measured.
         profile: gives the float64 (len(rows), rates) counts at other rates, if asked for and
             there are such.
         voided: 1 where `GradScaler` left this step out.
     """
 
     rows: NDArray[np.int64]
-    penalties: NDArray[np.int64]
-    sizes: list[float | Tensor]
-    opposes: list[bool]
-    sums: Callable[[], Tensor]
+    elements: NDArray[np.int64]
+    is_told: NDArray[np.bool_]
+    penalized: Penalized
+    sums: Callable[[], Tensor] | None
     profile: Callable[[], Tensor] | None
     voided: Tensor | None
 
@@ -73,13 +79,13 @@ class WatchedOptimizer:
         self.penalties = Penalties(
             optimizer, exact=exact, reading=reading, effects=effects, tell=tell
         )
-        self._rows, self._keep = rows, keep
-        self._copies = Copies(keep)
-        self._plan: Plan | None = None
+        self._rows, self._by_signs, self._tell = rows, keep == "signs", tell
+        self._copies = Copies()
         self._live: list[list[Tensor]] = []  # by parameter group
         self._has_closure = False
         self._ungraded: set[Tensor] = set()  # decayed though they have no gradient
-        self._moved: set[Tensor] = set()  # recovered from the optimizer's state after the step
+        self._numbered: tuple[list[Tensor], NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._last: Counted | None = None
         self._u_hat: dict[Tensor, Tensor] = {}
         self._second_step_error = ""
 
@@ -96,7 +102,6 @@ class WatchedOptimizer:
             [p for p in params if self._moves(p) or (has_closure and p.requires_grad)]
             for params in groups
         ]
-        self._moved = self._recoverable() if self._keep == "nothing" else set()
         self._copy()
 
     def _moves(self, p: Tensor) -> bool:
@@ -104,21 +109,8 @@ class WatchedOptimizer:
 
     def _copy(self) -> None:
         live = [p for params in self._live for p in params]
-        self._copies.take([p for p in live if p not in self._moved] if self._moved else live)
-
-    def _recoverable(self) -> set[Tensor]:
-        """Those of the weights that the optimizer's state will give back, as the penalty is cθ."""
-        found = self.penalties.of(self._live)
-        told = found.of_each(
-            [
-                one.way == "beside" and one.c < 1 and tells_movement(self.optimizer, one.group)
-                for one in found.penalties
-            ]
-        )
-        return {
-            p for p, is_told in zip(found.weights, told, strict=True)
-            if is_told and p.dtype == torch.float32
-        }  # fmt: skip
+        by_signs = self._by_signs and not self.penalties.need_second_step()
+        self._copies.take(live, [by_signs and p.dtype == torch.float32 for p in live])
 
     @torch.no_grad()
     def graded(self) -> None:
@@ -142,55 +134,95 @@ class WatchedOptimizer:
             return None
         if self._second_step_error:  # and the optimizer itself could
             self.penalties.give_up_second_step(self._second_step_error)
-        if self._has_closure:
-            self._live = [list(filter(self._moves, params)) for params in self._live]
         found = self.penalties.of(self._live)
+        weights = [p for params in self._live for p in params]
         self._live = []
-        closed, exact = found.parted(self._u_hat)
-        plan = self._planned(closed)
+        told = self._counted_alone(weights, found)
+        if self._by_signs:
+            self._check_signs(found)
         profile = None
-        told = all(one.way == "beside" and one.rate > 0 for one in found.penalties)
-        if profile_rates and told:
-            profile = shards.sum(closed.weights, plan.profile(closed, profile_rates))
-        sums = [plan.tally(closed)] if closed.weights or not exact.weights else []
-        for p in exact.weights:
-            counted = formulas.tally_exact(self._copies[p], local(self._u_hat[p]), local(p))
-            sums.append(counted.unsqueeze(0))
+        if profile_rates and _have_profile(found.penalties):
+            profile = shards.sum(weights, self._profile(weights, found, profile_rates))
+        raw = self._copies.count(
+            found.of_each([one.factor for one in found.penalties]),
+            found.of_each([one.falls_after for one in found.penalties]),
+        )
+        for k, row in told.items():
+            raw[k] = row
         self._u_hat = {}
-        return Counted(
-            np.concatenate([plan.rows, self._numbered(exact.weights)]),
-            np.array(closed.numbers + exact.numbers, dtype=np.int64),
-            [one.size for one in found.penalties],
-            [one.opposes for one in found.penalties],
-            shards.sum(closed.weights + exact.weights, torch.cat(sums)),
-            profile,
+        rows, elements = self._numbers(weights)
+        is_told = np.zeros(len(weights), dtype=bool)
+        is_told[list(told)] = True
+        self._last = Counted(
+            rows, elements, is_told, found, shards.sum(weights, raw), profile,
             voided(self.optimizer),
+        )  # fmt: skip
+        return self._last
+
+    def passed(self) -> Counted | None:
+        """A step that is not measured: what it took off, as far as that follows from η and λ."""
+        if self._last is None:
+            return None
+        penalized = self.penalties.again(self._last.penalized)
+        return replace(
+            self._last, penalized=penalized, sums=None, profile=None, voided=voided(self.optimizer)
         )
 
-    def _planned(self, closed: Penalized) -> Plan:
-        """How to count these weights: as the last time, where nothing has changed."""
-        if self._plan is not None and self._plan.holds(closed, self._copies.version):
-            return self._plan
-        rows = self._numbered(closed.weights)
-        plan = Plan(closed, self._befores(closed), self._copies.version, rows)
-        self._plan = None if self._moved else plan
-        return plan
+    def _counted_alone(self, weights: Sequence[Tensor], found: Penalized) -> dict[int, Tensor]:
+        """The sums of those that no pass over all counts: by number, before the copies go."""
+        told: dict[int, Tensor] = {}
+        for k, (p, one) in enumerate(zip(weights, found.of_each(found.penalties), strict=True)):
+            if self._has_closure and not self._moves(p):
+                found.numbers[k] = _nothing(found)
+            elif one.way == "exact":
+                if p in self._u_hat:
+                    theta, u_hat = self._copies[p], local(self._u_hat[p])
+                    told[k] = formulas.tally_exact(theta, u_hat, local(p))
+                else:
+                    found.numbers[k] = _nothing(found)
+            elif p.dtype.itemsize == 2 and one.is_stored and one.way != "none":
+                told[k] = formulas.tally_coarse(self._copies[p], local(p), one.c, one.way)
+        return told
 
-    def _befores(self, closed: Penalized) -> list[Tensor | Moved]:
-        """What is known of these weights as they stood before the step."""
-        if not self._moved:
-            return [self._copies[p] for p in closed.weights]
-        penalties = closed.of_each(closed.penalties)
-        read = [
-            (p, one.group, float(one.c))
-            for p, one in zip(closed.weights, penalties, strict=True)
-            if p in self._moved
-        ]
-        moved = iter(movements(self.optimizer, read) if read else ())
-        return [next(moved) if p in self._moved else self._copies[p] for p in closed.weights]
+    def _check_signs(self, found: Penalized) -> None:
+        for k, one in enumerate(found.penalties):
+            if one.way in ("beside", "literal") and float(one.c) > MOST_BY_SIGNS:
+                self._tell(f"{_BY_SIGNS}; c is {float(one.c):.2g}, so R_op is not measured there")
+                found.penalties[k] = NOTHING
 
-    def _numbered(self, weights: Sequence[Tensor]) -> NDArray[np.int64]:
-        return np.array([self._rows[p] for p in weights], dtype=np.int64)
+    def refuse_signs(self) -> None:
+        """Refuse what signs alone would count wrongly.
+
+        Raises:
+            InputError: c is too large.
+        """
+        live = [group["params"] for group in self.optimizer.param_groups]
+        most = max((float(one.c) for one in self.penalties.of(live).penalties), default=0.0)
+        if self._by_signs and most > MOST_BY_SIGNS:
+            raise InputError(f"{_BY_SIGNS}; c = ηλ is {most:.2g} here: take keep='whole'")
+
+    def _profile(
+        self, weights: Sequence[Tensor], found: Penalized, rates: Sequence[float]
+    ) -> Tensor:
+        """The float64 (weights, rates) counts at other decay rates; for decay beside a step."""
+        rows = []
+        for p, one in zip(weights, found.of_each(found.penalties), strict=True):
+            if one.way == "none":
+                rows.append(torch.zeros(len(rates), dtype=torch.float64))
+                continue
+            c = float(one.c)
+            factors = [c * wanted / one.rate for wanted in rates]
+            counts = formulas.profile(self._copies[p], local(p), c, factors)
+            rows.append(counts.double().cpu())
+        return torch.stack(rows)
+
+    def _numbers(self, weights: list[Tensor]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows of these weights, and how many elements each has."""
+        if self._numbered is None or not same(weights, self._numbered[0]):
+            rows = np.array([self._rows[p] for p in weights], dtype=np.int64)
+            elements = np.array([p.numel() for p in weights], dtype=np.int64)
+            self._numbered = weights, rows, elements
+        return self._numbered[1:]
 
     def forget(self) -> None:
         """Drop what was remembered."""
@@ -199,5 +231,21 @@ class WatchedOptimizer:
     def close(self) -> None:
         """Free the copies."""
         self.forget()
-        self._plan = None
-        self._copies = Copies(self._keep)
+        self._numbered = self._last = None
+        self._copies = Copies()
+
+
+def _have_profile(penalties: Sequence[Penalty]) -> bool:
+    """Whether other rates can be asked about: what is taken off falls beside the step."""
+    ways = {one.way for one in penalties if one.way != "none"}
+    return ways == {"beside"} and all(one.rate > 0 for one in penalties if one.way != "none")
+
+
+def _nothing(found: Penalized) -> int:
+    """The number of a penalty that is none, which is added if there is no such."""
+    for number, one in enumerate(found.penalties):
+        if one is NOTHING:
+            return number
+    found.penalties.append(NOTHING)
+    found.likes.append((sys.maxsize, found.likes[0][1]))
+    return len(found.penalties) - 1

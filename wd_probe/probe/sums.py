@@ -1,57 +1,142 @@
-"""The sums taken over a tensor's weights in one pass, from which all that is recorded follows."""
+"""The sums taken over a tensor's weights in one pass, and what is recorded of them."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Doubles = NDArray[np.float64]
 
+#: How a tensor's penalty P is found. By a closed rule from x, before the step, and d, the way to
+#: where it ends: P = cx beside the step; P = cû after it, or û/(1 + c); P = cθ ahead of the
+#: gradient, so that the step begins at x = (1 − c)θ, read as paired or literally (theory fact 9).
+#: Or against the same step without it ("exact"). "none": nothing is taken off.
+Way = Literal["beside", "after", "proximal", "ahead", "literal", "exact", "none"]
+
+#: What a pass adds up: counts, Σ of sizes of which P is a multiple, over opposing and over all, and
+#: the three sums of theory fact 20. Where P has no closed rule, what follows from û itself: T, the
+#: squared step and Σ P·x; these three are 0 elsewhere.
+RAW = ("penalized", "opposing", "flipped", "nonfinite", "opposing_size", "size",
+       "xx", "xd", "dd", "taken", "updated", "px")  # fmt: skip
+#: How many of these a compiled pass fills: no exact ones.
+PASSED = RAW.index("taken")
+
 
 class Sum(NamedTuple):
-    """One of them.
+    """One of the numbers recorded.
 
     Attributes:
         name: as in :class:`wd_probe.Tally`.
         kind: int where weights are counted, float where their sizes are added up.
-        of_penalty: whether it is a sum of |P|; passes add up what P is a multiple of.
-        of_opposing: whether it is 0 where the rule says that no penalty opposes.
-        always: whether it holds for weights that nothing is taken off, too.
+        lasts: whether it stands until the next step, rather than being a step's own: over several
+            steps it is the last one's.
     """
 
     name: str
-    kind: type[int | float]
-    of_penalty: bool = False
-    of_opposing: bool = False
-    always: bool = False
+    kind: type[int | float] = float
+    lasts: bool = False
 
 
 SUMS = (
     Sum("penalized", int),
-    Sum("opposing", int, of_opposing=True),
+    Sum("opposing", int),
     Sum("flipped", int),
-    Sum("nonfinite", int, always=True),
-    Sum("opposing_penalty", float, of_penalty=True, of_opposing=True),
-    Sum("total_penalty", float, of_penalty=True),
+    Sum("nonfinite", int),
+    Sum("opposing_penalty"),
+    Sum("total_penalty"),
+    Sum("squared"),
+    Sum("along"),
+    Sum("moved"),
+    Sum("growth"),
+    Sum("taken"),
+    Sum("updated"),
+    Sum("decayed", int),
+    Sum("shares"),
+    Sum("squared_norm", lasts=True),
+    Sum("left", lasts=True),
+    Sum("held", int, lasts=True),
 )
 #: How many there are: the columns of every table of sums.
 WIDTH = len(SUMS)
+#: The column of each.
+AT = {one.name: k for k, one in enumerate(SUMS)}
+#: Whether each lasts.
+LASTS = np.array([one.lasts for one in SUMS])
 
-_OF_PENALTY = np.flatnonzero([one.of_penalty for one in SUMS])
-_OF_OPPOSING = np.flatnonzero([one.of_opposing for one in SUMS])
-_NOT_ALWAYS = np.flatnonzero([not one.always for one in SUMS])
+
+class Taken(NamedTuple):
+    """What was taken off a tensor: how that is found, and the share c."""
+
+    way: Way
+    c: float
 
 
-def settle(found: Doubles, sizes: Doubles, opposes: NDArray[np.bool_]) -> None:
-    """Turn what a pass has summed into what is recorded.
+_AFTER, _AHEAD = ("after", "proximal"), ("ahead", "literal")
+_OPPOSING = ("beside", "literal", "exact")
+
+
+def share_of(way: Way, c: float) -> float:
+    """Which share of a weight that stands a penalty takes off; 0 where c does not tell."""
+    found = c / (1 + c) if way == "proximal" else c
+    return found if way not in ("none", "exact") and found > 0 and np.isfinite(found) else 0.0
+
+
+def settle(
+    raw: Doubles,
+    taken: Sequence[Taken],
+    is_told: NDArray[np.bool_],
+    elements: NDArray[np.int64],
+) -> Doubles:
+    """What is recorded, from what passes have added up (theory facts 20 to 23).
 
     Args:
-        found: (tensors, WIDTH), changed in place.
-        sizes: of each tensor Σ|P| in units of what the pass has added up; where it is no number
-            above 0 nothing was taken off that could be told (η = 0, say, or NaN).
-        opposes: of each whether its penalty can oppose.
+        raw: (tensors, len(RAW)).
+        taken: of each tensor what was taken off.
+        is_told: of each whether that was added up by itself, and not only what it is a multiple of.
+        elements: of each how many weights it has.
+
+    Returns:
+        (tensors, WIDTH), but for what lasts: `left` and `held` are told by all steps together.
     """
-    is_taken = (sizes > 0) & np.isfinite(sizes)
-    found[:, _OF_PENALTY] *= np.where(is_taken, sizes, 0.0)[:, None]
-    found[np.ix_(~opposes, _OF_OPPOSING)] = 0
-    found[np.ix_(~is_taken, _NOT_ALWAYS)] = 0
+    way = np.array([one.way for one in taken], dtype="U8")
+    c = np.array([one.c for one in taken], dtype=np.float64)
+    is_after, is_ahead = np.isin(way, _AFTER), np.isin(way, _AHEAD)
+    xx, xd, dd, told_off, told_step, px = raw[:, RAW.index("xx") :].T
+    with np.errstate(all="ignore"):
+        size = np.where((way == "after") | is_ahead, c / (1 - c), c)
+        size = np.where(way == "exact", 1.0, size)
+        # where it is no number above 0 nothing was taken off that could be told (η = 0, say)
+        is_taken = (size > 0) & np.isfinite(size) & (way != "none")
+        size = np.where(is_taken, size, 0.0)
+        # P = a·x + b·d, but for what is taken off ahead of the step
+        a = np.where(is_ahead, 0.0, size)
+        b = np.where(is_after, size, 0.0)
+        squared = a * a * xx + 2 * a * b * xd + b * b * dd
+        off = np.where(
+            is_ahead,
+            (2 + size) * size * xx,
+            2 * (a * xx + (a + b) * xd + b * dd) + squared,
+        )
+        step = dd + 2 * (a * xd + b * dd) + squared
+        share = np.array([share_of(*one) for one in taken])
+        share = np.where(is_told, np.where(xx > 0, px / xx, 0.0), share)
+    off = np.where(is_told, told_off, off)
+    step = np.where(is_told, told_step, step)
+    share = np.where(is_taken & np.isfinite(share), share, 0.0)
+    found = np.zeros((len(raw), WIDTH))
+    found[:, :6] = raw[:, :6]
+    found[:, 4:6] *= np.where(is_told, 1.0 * is_taken, size)[:, None]
+    found[
+        np.ix_(~(np.isin(way, _OPPOSING) & is_taken), (AT["opposing"], AT["opposing_penalty"]))
+    ] = 0
+    found[np.ix_(~is_taken, (AT["penalized"], AT["flipped"]))] = 0
+    change = 2 * xd + dd
+    found[:, AT["squared"] : AT["growth"]] = raw[:, RAW.index("xx") : PASSED]
+    found[:, AT["taken"]] = np.where(is_taken, off, 0.0)
+    found[:, AT["growth"]] = np.where(is_ahead, 0.0, found[:, AT["taken"]]) + change
+    found[:, AT["updated"]] = np.maximum(step, 0.0)
+    found[:, AT["decayed"]] = elements * (way != "none")
+    found[:, AT["shares"]] = share * found[:, AT["decayed"]]
+    found[:, AT["squared_norm"]] = np.maximum(xx + change, 0.0)
+    return found

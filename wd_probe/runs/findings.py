@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..errors import counted
-from ..probe.records import ProfileRecord, Tally
+from ..probe.records import ProfileRecord, Tally, pooled
 from ..wording import percent
 
 _LAYER_SCALES = ("gamma", "gamma_1", "gamma_2", "gamma1", "gamma2", "layer_scale", "scale")
@@ -40,25 +40,14 @@ def findings(
     return [*_by_kind(tensors), *_small_ones(tensors), *_profile(profiles, rate)]
 
 
-def _pooled(tallies: Sequence[Tally]) -> Tally:
-    return Tally(
-        sum(t.penalized for t in tallies),
-        sum(t.opposing for t in tallies),
-        sum(t.flipped for t in tallies),
-        sum(t.nonfinite for t in tallies),
-        sum(t.opposing_penalty for t in tallies),
-        sum(t.total_penalty for t in tallies),
-    )
-
-
 def _by_kind(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
     kinds: dict[str, list[Tally]] = {}
     for name, (ndim, tally) in tensors.items():
         kinds.setdefault(kind_of(name, ndim), []).append(tally)
     found = []
     for kind, tallies in kinds.items():
-        rest = _pooled([t for other, ts in kinds.items() if other != kind for t in ts])
-        own = _pooled(tallies)
+        rest = pooled([t for other, ts in kinds.items() if other != kind for t in ts])
+        own = pooled(tallies)
         if own.opposing >= 50 and rest.opposing >= 50 and own.rate > 4 * rest.rate:
             advice = "" if kind == "matrices and kernels" else "; they are usually left undecayed"
             found.append((own.rate / rest.rate, kind, advice))
@@ -69,7 +58,7 @@ def _by_kind(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
 
 
 def _small_ones(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
-    total = _pooled([tally for _, tally in tensors.values()])
+    total = pooled([tally for _, tally in tensors.values()])
     found = []
     if total.opposing >= 50 and total.rate > 5 * total.mass:
         found.append(

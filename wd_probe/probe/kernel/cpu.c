@@ -1,21 +1,96 @@
-/* The probe's passes over float32 weights: remembering them, whole or in half as many bytes, and
-   counting (formulas.tally) against what was remembered, or against what the optimizer's state tells
-   of them. */
-#include <float.h>
+/* The probe's passes over float32 weights: remembering them, whole or by their signs, and counting
+   what a step did to them while putting what stands in the place of what was remembered. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
-enum { CHUNK = 4096, FIELDS = 6, INFINITE = 0x7f800000 };
+/* Sums in float32 go over RUN weights, a sixteenth of that in each lane, so that they are right to
+   1e-6 in every case; longer ones are added up in float64. */
+enum { CHUNK = 1024, RUN = 128, LANES = 8, WORD = 32, FIELDS = 9 };
+enum { PENALIZED, OPPOSING, FLIPPED, NONFINITE, OPPOSING_SIZE, SIZE, XX, XD, DD };
+
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+typedef float fours __attribute__((vector_size(2 * LANES)));
+typedef double halves __attribute__((vector_size(4 * LANES)));
+
+static const uint32_t MAGNITUDE = 0x7fffffff, INFINITE = 0x7f800000;
+/* Between these the products of two numbers and their sums neither under- nor overflow. */
+static const uint32_t LEAST = 0x21800000 /* 2^-60 */, MOST = 0x5d000000 /* 2^59 */;
+
+static inline floats load(const float *from)
+{
+    floats v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+/* The sign bits of eight numbers, the first one's lowest. */
+static inline unsigned signs_of(bits v)
+{
+#ifdef __AVX2__
+    return (unsigned)_mm256_movemask_ps((__m256)v);
+#else
+    unsigned found = 0;
+    for (int k = 0; k < LANES; k++)
+        found |= (v[k] >> 31) << k;
+    return found;
+#endif
+}
+
+static inline bits lesser(bits a, bits b)
+{
+#ifdef __AVX2__
+    return (bits)_mm256_min_epu32((__m256i)a, (__m256i)b);
+#else
+    for (int k = 0; k < LANES; k++)
+        a[k] = a[k] < b[k] ? a[k] : b[k];
+    return a;
+#endif
+}
+
+static inline bits larger(bits a, bits b)
+{
+#ifdef __AVX2__
+    return (bits)_mm256_max_epu32((__m256i)a, (__m256i)b);
+#else
+    for (int k = 0; k < LANES; k++)
+        a[k] = a[k] > b[k] ? a[k] : b[k];
+    return a;
+#endif
+}
+
+/* Eight sums in float64. */
+typedef struct {
+    halves low, high;
+} doubles;
+
+static inline void add(doubles *sums, floats v)
+{
+    fours low, high;
+    memcpy(&low, &v, sizeof low);
+    memcpy(&high, (const char *)&v + sizeof low, sizeof high);
+    sums->low += __builtin_convertvector(low, halves);
+    sums->high += __builtin_convertvector(high, halves);
+}
+
+static inline double total(const doubles *sums)
+{
+    const halves v = sums->low + sums->high;
+    return (v[0] + v[1]) + (v[2] + v[3]);
+}
+
+/* --- remembering ------------------------------------------------------------------------------ */
 
 /* Streaming stores: the copy is not read again before the step has emptied the caches, and
    writing it through them would first read what it overwrites. */
 static void copy_block(const float *from, float *to, int64_t n)
 {
-#ifdef __AVX__
+#ifdef __AVX2__
     int64_t i = 0;
     for (; i < n && ((uintptr_t)(to + i) & 31); i++)
         to[i] = from[i];
@@ -29,7 +104,7 @@ static void copy_block(const float *from, float *to, int64_t n)
 #endif
 }
 
-void wd_probe_copy(int64_t blocks, const float *const *from, float *const *to, const int64_t *sizes,
+void wd_probe_copy(int64_t blocks, float *const *to, const float *const *from, const int64_t *sizes,
                    int threads)
 {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
@@ -37,185 +112,280 @@ void wd_probe_copy(int64_t blocks, const float *const *from, float *const *to, c
         copy_block(from[k], to[k], sizes[k]);
 }
 
-/* The upper half of every number: sign, exponent and seven bits, as bfloat16 has them. */
-static void halve_block(const uint32_t *from, uint16_t *to, int64_t n)
+/* --- whether what is remembered still stands ---------------------------------------------------- */
+
+/* A sample of every block: PIECE neighbours of each STRETCH, at another place in each. */
+enum { PIECE = 16, STRETCH = 16384, LITTLE = 256 };
+
+static inline uint32_t mixed(uint32_t x)
 {
-    int64_t i = 0;
-#ifdef __AVX2__
-    for (; i < n && ((uintptr_t)(to + i) & 31); i++)
-        to[i] = (uint16_t)(from[i] >> 16);
-    for (; i + 16 <= n; i += 16) {
-        const __m256i a = _mm256_srli_epi32(_mm256_loadu_si256((const __m256i *)(from + i)), 16);
-        const __m256i b = _mm256_srli_epi32(_mm256_loadu_si256((const __m256i *)(from + i + 8)), 16);
-        const __m256i lanes = _mm256_packus_epi32(a, b);
-        _mm256_stream_si256((__m256i *)(to + i), _mm256_permute4x64_epi64(lanes, 0xd8));
-    }
-    _mm_sfence();
-#endif
-    for (; i < n; i++)
-        to[i] = (uint16_t)(from[i] >> 16);
+    x = (x ^ (x >> 16)) * 0x7feb352dU;
+    x = (x ^ (x >> 15)) * 0x846ca68bU;
+    return x ^ (x >> 16);
 }
 
-void wd_probe_halve(int64_t blocks, const float *const *from, uint16_t *const *to,
-                    const int64_t *sizes, int threads)
+static int differs(const float *kept, const float *now, int64_t size, uint32_t turn)
 {
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    const int64_t stretch = size < 4 * STRETCH ? size / 4 : STRETCH;
+    if (size <= LITTLE)
+        return memcmp(kept, now, (size_t)size * sizeof(float)) != 0;
+    for (int64_t start = 0; start + stretch <= size; start += stretch) {
+        turn = mixed(turn + (uint32_t)start);
+        const int64_t at = start + turn % (uint64_t)(stretch - PIECE + 1);
+        if (memcmp(kept + at, now + at, PIECE * sizeof(float)))
+            return 1;
+    }
+    return 0;
+}
+
+void wd_probe_differs(int64_t blocks, const float *const *kept, const float *const *now,
+                      const int64_t *sizes, int threads, const uint32_t *turns, uint8_t *out)
+{
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t k = 0; k < blocks; k++)
-        halve_block((const uint32_t *)from[k], to[k], sizes[k]);
+        out[k] = (uint8_t)differs(kept[k], now[k], sizes[k], turns[k]);
 }
 
-/* What is known of the weights before a step: themselves, their upper halves, or how far the step
-   moved them by the optimizer's state, with a second moment or without. */
-enum known { WHOLE, HALF, FIRST, SECOND };
+/* --- counting ----------------------------------------------------------------------------------- */
 
-typedef struct {
-    const void *a;   /* the weights before, their upper halves, or the first moment */
-    const float *v;  /* the second moment */
-    const float *b;  /* the weights after */
-    float rate, root, eps, up;
-} source;
-
-static inline int32_t bits(float value)
+/* What a step that took c * x off did to n weights, whatever their size. */
+static void count_any(const float *a, const float *b, int n, double c, int after, double *out)
 {
-    int32_t integer;
-    memcpy(&integer, &value, sizeof integer);
-    return integer;
-}
-
-static inline float number(int32_t integer)
-{
-    float value;
-    memcpy(&value, &integer, sizeof value);
-    return value;
-}
-
-/* Weight i before its step. Of a half it is the middle of what it may have been. Had again from the
-   state it is (b + rate * m / (sqrt(v) * root + eps)) * up, where what rounding alone may have left
-   of a zero is one. */
-static inline __attribute__((always_inline)) float before(enum known known, const source *s, int i)
-{
-    if (known == WHOLE)
-        return ((const float *)s->a)[i];
-    if (known == HALF) {
-        const uint32_t upper = ((const uint16_t *)s->a)[i];
-        return number((int32_t)((upper << 16) | (upper & 0x7fff ? 0x8000u : 0)));
-    }
-    float moved = s->rate * ((const float *)s->a)[i];
-    if (known == SECOND)
-        moved /= sqrtf(s->v[i]) * s->root + s->eps;
-    const float value = (s->b[i] + moved) * s->up;
-    const int still = (fabsf(value) <= 1e-6f * fabsf(moved)) & (fabsf(moved) <= FLT_MAX);
-    return number(bits(value) & (still - 1)); /* a branch would keep the loop from SIMD */
-}
-
-/* Counts one chunk in which every number is finite, and so is their sum; returns the largest exponent
-   pattern met, so that the caller can tell whether that was true. */
-static inline __attribute__((always_inline)) int32_t
-tally_finite(enum known known, source s, int n, float c, double *out)
-{
-    const float half = c / 2;
-    int penalized = 0, opposing = 0, flipped = 0;
-    int32_t top = 0;
-    float opposing_size = 0, total_size = 0;
-#pragma omp simd reduction(+ : penalized, opposing, flipped, opposing_size, total_size) \
-    reduction(max : top)
+    int penalized = 0, opposing = 0, flipped = 0, finite = 0;
+    double opposing_size = 0, size = 0, xx = 0, xd = 0, dd = 0;
+#pragma omp simd reduction(+ : penalized, opposing, flipped, finite) \
+    reduction(+ : opposing_size, size, xx, xd, dd)
     for (int i = 0; i < n; i++) {
-        const float x = before(known, &s, i), y = s.b[i];
-        const float ax = fabsf(x), ay = fabsf(y);
-        const int32_t ix = bits(ax), iy = bits(ay);
-        const int opposes = (ax != 0) & ((bits(x) ^ bits(y)) < 0) & (ay > half * ax);
-        top = ix > top ? ix : top;
-        top = iy > top ? iy : top;
-        penalized += ax != 0;
+        const int is_finite = (fabsf(a[i]) < INFINITY) & (fabsf(b[i]) < INFINITY);
+        const double x = is_finite ? a[i] : 0.0f, y = is_finite ? b[i] : 0.0f;
+        const double d = y - x, old = fabs(x), new = fabs(y), weight = after ? new : old;
+        const int across = ((x < 0) & (y > 0)) | ((x > 0) & (y < 0));
+        const int opposes = across & (new > c / 2 * old);
+        finite += is_finite;
+        penalized += weight != 0;
         opposing += opposes;
-        flipped += opposes & (ay > c * ax);
-        opposing_size += opposes ? ax : 0.0f;
-        total_size += ax;
+        flipped += across & (new > c * old);
+        opposing_size += opposes ? weight : 0.0;
+        size += weight;
+        xx += x * x;
+        xd += x * d;
+        dd += d * d;
     }
-    out[0] = penalized;
-    out[1] = opposing;
-    out[2] = flipped;
-    out[3] = 0;
-    out[4] = opposing_size;
-    out[5] = total_size;
-    return top;
+    out[PENALIZED] += penalized;
+    out[OPPOSING] += opposing;
+    out[FLIPPED] += flipped;
+    out[NONFINITE] += n - finite;
+    out[OPPOSING_SIZE] += opposing_size;
+    out[SIZE] += size;
+    out[XX] += xx;
+    out[XD] += xd;
+    out[DD] += dd;
 }
 
-/* The same for any numbers. */
-static void tally_any(enum known known, source s, int n, float c, double *out)
+/* The same of n weights, a multiple of LANES; 0, and nothing is added, where float32 is too small for one of them. */
+static inline __attribute__((always_inline)) int
+count_chunk(const float *a, const float *b, int n, double c, int after, double *out)
 {
-    float x[CHUNK], y[CHUNK];
-    int bad = 0;
-    for (int i = 0; i < n; i++) {
-        x[i] = before(known, &s, i);
-        y[i] = s.b[i];
-        if (!(isfinite(x[i]) && isfinite(y[i]))) {
-            x[i] = y[i] = 0;
-            bad++;
+    doubles size = {0}, xx = {0}, xd = {0}, dd = {0};
+    ints zeros = {0};
+    bits least = ~(bits){0}, most = {0};
+    double opposing_size = 0;
+    int opposing = 0, flipped = 0;
+    for (int start = 0; start < n; start += RUN) {
+        const int end = n - start < RUN ? n : start + RUN;
+        floats run_size = {0}, run_xx = {0}, run_xd = {0}, run_dd = {0};
+        for (int i = start; i < end; i += LANES) {
+            const floats x = load(a + i), y = load(b + i), d = y - x;
+            const bits ax = (bits)x & MAGNITUDE, ay = (bits)y & MAGNITUDE, ad = (bits)d & MAGNITUDE;
+            const bits weighed = after ? ay : ax;
+            least = lesser(least, lesser(ax - 1, ad - 1)); /* zeros are none: they wrap around */
+            most = larger(most, larger(ax, ad));
+            zeros += weighed == 0;
+            run_size += (floats)weighed;
+            run_xx += x * x;
+            run_xd += x * d;
+            run_dd += d * d;
+            for (unsigned across = signs_of((bits)x ^ (bits)y); across; across &= across - 1) {
+                const int k = i + __builtin_ctz(across);
+                const double old = fabs((double)a[k]), new = fabs((double)b[k]);
+                const int opposes = old != 0 && new > c / 2 * old;
+                opposing += opposes;
+                flipped += opposes && new > c * old;
+                opposing_size += opposes ? (after ? new : old) : 0;
+            }
         }
+        add(&size, run_size);
+        add(&xx, run_xx);
+        add(&xd, run_xd);
+        add(&dd, run_dd);
     }
-    tally_finite(WHOLE, (source){.a = x, .b = y}, n, c, out);
-    if (out[5] > FLT_MAX) {
-        out[4] = out[5] = 0;
-        for (int i = 0; i < n; i++) {
-            double one[FIELDS];
-            tally_finite(WHOLE, (source){.a = x + i, .b = y + i}, 1, c, one);
-            out[4] += one[4];
-            out[5] += one[5];
-        }
+    int32_t penalized = n;
+    for (int k = 0; k < LANES; k++) {
+        if (least[k] < LEAST - 1 || most[k] > MOST)
+            return 0;
+        penalized += zeros[k];
     }
-    out[3] = bad;
+    out[PENALIZED] += penalized;
+    out[OPPOSING] += opposing;
+    out[FLIPPED] += flipped;
+    out[OPPOSING_SIZE] += opposing_size;
+    out[SIZE] += total(&size);
+    out[XX] += total(&xx);
+    out[XD] += total(&xd);
+    out[DD] += total(&dd);
+    return 1;
 }
 
-/* Adds the counts of one block. */
 static inline __attribute__((always_inline)) void
-tally_block(enum known known, source s, int64_t size, float c, double *out)
+pass_block(float *kept, const float *now, int64_t size, double c, int after, double *out)
 {
-    for (int64_t start = 0; start < size; start += CHUNK) {
+    for (int64_t start = 0; start < size; start += CHUNK, kept += CHUNK, now += CHUNK) {
         const int n = (int)(size - start < CHUNK ? size - start : CHUNK);
-        double found[FIELDS];
-        if (tally_finite(known, s, n, c, found) >= INFINITE || found[5] > FLT_MAX)
-            tally_any(known, s, n, c, found);
-        for (int k = 0; k < FIELDS; k++)
-            out[k] += found[k];
-        s.a = (const char *)s.a + n * (known == HALF ? sizeof(uint16_t) : sizeof(float));
-        s.v += known == SECOND ? n : 0;
-        s.b += n;
+        const int even = n - n % LANES;
+        if (!(n == CHUNK ? count_chunk(kept, now, CHUNK, c, after, out)
+                         : count_chunk(kept, now, even, c, after, out)))
+            count_any(kept, now, even, c, after, out);
+        count_any(kept + even, now + even, n - even, c, after, out);
+        memcpy(kept, now, (size_t)n * sizeof(float));
     }
 }
 
-/* For each block of weights before (a) and after (b) a step that took c*a off, adds to its row of
-   out: penalized, opposing, flipped, nonfinite, sum|a| opposing, sum|a|. */
-void wd_probe_tally(int64_t blocks, const float *const *a, const float *const *b,
-                    const int64_t *sizes, int threads, const float *c, double *out)
-{
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t k = 0; k < blocks; k++)
-        tally_block(WHOLE, (source){.a = a[k], .b = b[k]}, sizes[k], c[k], out + FIELDS * k);
-}
-
-/* The same, with the weights before as wd_probe_halve left them. */
-void wd_probe_tally_half(int64_t blocks, const uint16_t *const *a, const float *const *b,
-                         const int64_t *sizes, int threads, const float *c, double *out)
-{
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t k = 0; k < blocks; k++)
-        tally_block(HALF, (source){.a = a[k], .b = b[k]}, sizes[k], c[k], out + FIELDS * k);
-}
-
-/* The same, with the weights before recovered from those after and the optimizer's state; v is null
-   where there is no second moment. */
-void wd_probe_tally_state(int64_t blocks, const float *const *m, const float *const *b,
-                          const int64_t *sizes, int threads, const float *const *v,
-                          const float *rate, const float *root, const float *eps,
-                          const float *up, const float *c, double *out)
+/* For each block of weights kept from before a step and standing now, after it has taken c * x off
+   (or, where after is set, a share of what stands), adds to its row of out the FIELDS sums, and
+   keeps what stands. */
+void wd_probe_tally(int64_t blocks, float *const *kept, const float *const *now,
+                   const int64_t *sizes, int threads, const double *c, const uint8_t *after,
+                   double *out)
 {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t k = 0; k < blocks; k++) {
-        const source s = {m[k], v[k], b[k], rate[k], root[k], eps[k], up[k]};
-        if (v[k])
-            tally_block(SECOND, s, sizes[k], c[k], out + FIELDS * k);
+        if (after[k])
+            pass_block(kept[k], now[k], sizes[k], c[k], 1, out + FIELDS * k);
         else
-            tally_block(FIRST, s, sizes[k], c[k], out + FIELDS * k);
+            pass_block(kept[k], now[k], sizes[k], c[k], 0, out + FIELDS * k);
+    }
+}
+
+/* --- the same by signs alone ------------------------------------------------------------------- */
+
+/* One bit of a word for each of up to 32 weights: whether it is negative, and whether it is 0. */
+typedef struct {
+    uint32_t negative, zero;
+} word;
+
+static inline word word_of(const float *now, int n)
+{
+    word found = {0};
+    if (n == WORD) {
+        for (int i = 0; i < WORD; i += LANES) {
+            const bits y = (bits)load(now + i);
+            found.negative |= signs_of(y) << i;
+            found.zero |= signs_of((bits)((y & MAGNITUDE) == 0)) << i;
+        }
+        return found;
+    }
+    for (int i = 0; i < n; i++) {
+        found.negative |= (uint32_t)(signbit(now[i]) != 0) << i;
+        found.zero |= (uint32_t)(now[i] == 0) << i;
+    }
+    return found;
+}
+
+/* Remembers the signs of each block, and which are 0 where there is room for that; adds to out how
+   many are. */
+void wd_probe_signs(int64_t blocks, uint32_t *const *kept, const float *const *now,
+                    const int64_t *sizes, int threads, uint32_t *const *zeros, double *out)
+{
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t k = 0; k < blocks; k++) {
+        int64_t count = 0;
+        for (int64_t i = 0; i < sizes[k]; i += WORD) {
+            const word found = word_of(now[k] + i, sizes[k] - i < WORD ? (int)(sizes[k] - i) : WORD);
+            kept[k][i / WORD] = found.negative;
+            if (zeros[k])
+                zeros[k][i / WORD] = found.zero;
+            count += __builtin_popcount(found.zero);
+        }
+        out[k] += (double)count;
+    }
+}
+
+static uint32_t not_finite(const float *now, int n)
+{
+    uint32_t found = 0;
+    for (int i = 0; i < n; i++)
+        found |= (uint32_t)!isfinite(now[i]) << i;
+    return found;
+}
+
+/* Counts n weights in whole words, but for a last one; zeros may be null. */
+static inline __attribute__((always_inline)) void
+pass_words(uint32_t *kept, uint32_t *zeros, const float *now, int64_t n, int64_t *out)
+{
+    bits most = {0};
+    for (int64_t i = 0; i < n; i += WORD, now += WORD, kept++) {
+        const int size = n - i < WORD ? (int)(n - i) : WORD;
+        const word found = word_of(now, size);
+        uint32_t across = (found.negative ^ *kept) & ~found.zero, was_zero = 0, bad = 0;
+        if (size == WORD) {
+            most = (bits){0};
+            for (int j = 0; j < WORD; j += LANES)
+                most = larger(most, (bits)load(now + j) & MAGNITUDE);
+            if (signs_of((bits)(most >= INFINITE)))
+                bad = not_finite(now, WORD);
+        } else
+            bad = not_finite(now, size);
+        *kept = found.negative;
+        if (zeros) {
+            was_zero = *zeros;
+            *zeros++ = found.zero;
+        }
+        across &= ~(was_zero | bad);
+        out[0] += size - __builtin_popcount(was_zero | bad);
+        out[1] += __builtin_popcount(across);
+        out[2] += __builtin_popcount(bad);
+        out[3] += __builtin_popcount(found.zero);
+    }
+}
+
+/* For each block counts against the signs that are kept, and keeps those that stand: adds to its
+   row of out penalized, opposing and flipped (which are alike), nonfinite, and, in the place of the
+   size, how many are 0. */
+void wd_probe_tally_signs(int64_t blocks, uint32_t *const *kept, const float *const *now,
+                         const int64_t *sizes, int threads, uint32_t *const *zeros, double *out)
+{
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t k = 0; k < blocks; k++) {
+        int64_t found[4] = {0};
+        if (zeros[k])
+            pass_words(kept[k], zeros[k], now[k], sizes[k], found);
+        else
+            pass_words(kept[k], 0, now[k], sizes[k], found);
+        out[FIELDS * k + PENALIZED] += (double)found[0];
+        out[FIELDS * k + OPPOSING] += (double)found[1];
+        out[FIELDS * k + FLIPPED] += (double)found[1];
+        out[FIELDS * k + NONFINITE] += (double)found[2];
+        out[FIELDS * k + SIZE] += (double)found[3];
+    }
+}
+
+/* A word of every stretch, as above. */
+void wd_probe_differs_signs(int64_t blocks, const uint32_t *const *kept, const float *const *now,
+                            const int64_t *sizes, int threads, const uint32_t *turns, uint8_t *out)
+{
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t k = 0; k < blocks; k++) {
+        const int64_t words = (sizes[k] + WORD - 1) / WORD;
+        const int64_t stretch = words < 4 * STRETCH / WORD ? (words + 3) / 4 : STRETCH / WORD;
+        uint32_t turn = turns[k];
+        out[k] = 0;
+        for (int64_t start = 0; start < words; start += stretch) {
+            turn = mixed(turn + (uint32_t)start);
+            int64_t at = start + turn % (uint64_t)stretch;
+            at = at < words ? at : words - 1;
+            const int64_t left = sizes[k] - at * WORD;
+            const word found = word_of(now[k] + at * WORD, left < WORD ? (int)left : WORD);
+            out[k] |= kept[k][at] != found.negative;
+        }
     }
 }

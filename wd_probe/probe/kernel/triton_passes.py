@@ -10,106 +10,139 @@ DTYPES = {
     torch.float16: tl.float16,
     torch.float64: tl.float64,
 }
-#: Columns of `count`'s rows: sums.SUMS, and two that stay empty.
-WIDTH = 8
+#: Columns of `count`'s rows: sums.RAW, and some that stay empty.
+WIDTH = 16
 
 
 @triton.jit
-def seen(x, y, c, penalized, opposing, flipped, nonfinite, opposing_size, total_size):
-    """Add a tile of weights, before and after, to its six counts."""
-    finite = (tl.abs(x) < float("inf")) & (tl.abs(y) < float("inf"))
-    old = tl.where(finite, tl.abs(x), 0.0)
-    new = tl.abs(y)
-    across = (((x < 0) & (y > 0)) | ((x > 0) & (y < 0))) & finite
-    opposes = across & (new > c / 2 * old)
-    penalized += (old != 0).to(tl.int32)
-    opposing += opposes.to(tl.int32)
-    flipped += (across & (new > c * old)).to(tl.int32)
-    nonfinite += 1 - finite.to(tl.int32)
-    opposing_size += tl.where(opposes, old, 0.0)
-    total_size += old
-    return penalized, opposing, flipped, nonfinite, opposing_size, total_size
+def compare(
+    kept, now, sizes, tensors, stale, turn, DTYPE: tl.constexpr, LINED_UP: tl.constexpr,
+    BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Mark a tensor where a sample of a block, another one at each turn, is not what is kept.
+
+    Args:
+        kept: for each block the address of the weights before.
+        now: of the weights after.
+        sizes: its weights.
+        tensors: its tensor's number.
+        stale: int32, by tensor, the result.
+        turn: picks the sample.
+    """
+    k = tl.program_id(0)
+    size = tl.load(sizes + k)
+    stretch = tl.maximum(size // 32, 1)
+    lane = tl.arange(0, 32)
+    at = lane * stretch + ((lane + 1) * 7919 + k * 613 + turn) % stretch
+    inside = at < size
+    x = tl.load(tl.load(kept + k).to(tl.pointer_type(DTYPE)) + at, mask=inside, other=0)
+    y = tl.load(tl.load(now + k).to(tl.pointer_type(DTYPE)) + at, mask=inside, other=0)
+    tl.atomic_max(stale + tl.load(tensors + k), tl.max((x != y).to(tl.int32), 0))
 
 
 @triton.jit
-def store(row, penalized, opposing, flipped, nonfinite, opposing_size, total_size):
-    """Write the sums of a block's tiles into its row."""
-    tl.store(row, tl.sum(penalized, 0).to(tl.float64))
-    tl.store(row + 1, tl.sum(opposing, 0).to(tl.float64))
-    tl.store(row + 2, tl.sum(flipped, 0).to(tl.float64))
-    tl.store(row + 3, tl.sum(nonfinite, 0).to(tl.float64))
-    tl.store(row + 4, tl.sum(opposing_size.to(tl.float64), 0))
-    tl.store(row + 5, tl.sum(total_size.to(tl.float64), 0))
+def renew(
+    kept, now, sizes, tensors, stale, turn, DTYPE: tl.constexpr, LINED_UP: tl.constexpr,
+    BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Keep what stands of a block, where its tensor is marked."""
+    k = tl.program_id(0)
+    if tl.load(stale + tl.load(tensors + k)) != 0:
+        before = tl.load(kept + k).to(tl.pointer_type(DTYPE))
+        after = tl.load(now + k).to(tl.pointer_type(DTYPE))
+        size = tl.load(sizes + k)
+        if LINED_UP:
+            before = tl.multiple_of(before, 16)
+            after = tl.multiple_of(after, 16)
+            size = tl.multiple_of(size, 16)
+        for start in range(0, BLOCK, TILE):
+            at = start + tl.arange(0, TILE)
+            tl.store(before + at, tl.load(after + at, mask=at < size), mask=at < size)
 
 
 @triton.jit
 def count(
-    befores,
-    afters,
-    squares,
+    kept,
+    now,
     sizes,
     tensors,
     factors,
-    moves,
     found,
-    BEFORE: tl.constexpr,
-    AFTER: tl.constexpr,
+    DTYPE: tl.constexpr,
     WIDE: tl.constexpr,
-    MOVED: tl.constexpr,
     LINED_UP: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Count one block (formulas.tally).
+    """Count one block (formulas.tally), and keep what stands.
 
     Args:
-        befores: for each block the address of the weights before, or, if MOVED, of the first
-            moment.
-        afters: of the weights after.
-        squares: of the second moment; 0 where there is none.
+        kept: for each block the address of the weights before.
+        now: of the weights after.
         sizes: its weights.
         tensors: its tensor's number.
-        factors: float64, each tensor's c.
-        moves: float32 (tensors, 4): rate, root, eps and up of movement.Moved.
+        factors: float64, each tensor's c; −1 where what stands is weighed.
         found: float64 (blocks, WIDTH), the result.
     """
     k = tl.program_id(0)
-    before = tl.load(befores + k).to(tl.pointer_type(BEFORE))
-    after = tl.load(afters + k).to(tl.pointer_type(AFTER))
+    before = tl.load(kept + k).to(tl.pointer_type(DTYPE))
+    after = tl.load(now + k).to(tl.pointer_type(DTYPE))
     size = tl.load(sizes + k)
     if LINED_UP:
         before = tl.multiple_of(before, 16)
         after = tl.multiple_of(after, 16)
         size = tl.multiple_of(size, 16)
-    tensor = tl.load(tensors + k)
-    c = tl.load(factors + tensor).to(WIDE)
+    factor = tl.load(factors + tl.load(tensors + k))
+    of_stepped = factor < 0
+    c = tl.maximum(factor, 0.0).to(WIDE)
     penalized = tl.zeros((TILE,), tl.int32)
     opposing = tl.zeros((TILE,), tl.int32)
     flipped = tl.zeros((TILE,), tl.int32)
     nonfinite = tl.zeros((TILE,), tl.int32)
     opposing_size = tl.zeros((TILE,), WIDE)
     total_size = tl.zeros((TILE,), WIDE)
+    xx = tl.zeros((TILE,), tl.float64)
+    xd = tl.zeros((TILE,), tl.float64)
+    dd = tl.zeros((TILE,), tl.float64)
     for start in range(0, BLOCK, TILE):
         at = start + tl.arange(0, TILE)
         inside = at < size
-        x = tl.load(before + at, mask=inside, other=0).to(WIDE)
-        y = tl.load(after + at, mask=inside, other=0).to(WIDE)
-        if MOVED:
-            moved = tl.load(moves + 4 * tensor) * x
-            second = tl.load(squares + k)
-            if second != 0:
-                v = tl.load(second.to(tl.pointer_type(BEFORE)) + at, mask=inside, other=0)
-                root = tl.load(moves + 4 * tensor + 1)
-                eps = tl.load(moves + 4 * tensor + 2)
-                moved = tl.where(inside, tl.div_rn(moved, tl.sqrt_rn(v) * root + eps), 0)
-            x = (y + moved) * tl.load(moves + 4 * tensor + 3)
-            still = (tl.abs(x) <= 1e-6 * tl.abs(moved)) & (tl.abs(moved) < float("inf"))
-            x = tl.where(still, 0.0, x)
-        penalized, opposing, flipped, nonfinite, opposing_size, total_size = seen(
-            x, y, c, penalized, opposing, flipped, nonfinite, opposing_size, total_size
-        )
-    row = found + 8 * k
-    store(row, penalized, opposing, flipped, nonfinite, opposing_size, total_size)
+        kept_x = tl.load(before + at, mask=inside, other=0)
+        stands = tl.load(after + at, mask=inside, other=0)
+        tl.store(before + at, stands, mask=inside)
+        x = kept_x.to(WIDE)
+        y = stands.to(WIDE)
+        finite = (tl.abs(x) < float("inf")) & (tl.abs(y) < float("inf"))
+        x = tl.where(finite, x, 0.0)
+        y = tl.where(finite, y, 0.0)
+        old = tl.abs(x)
+        new = tl.abs(y)
+        weighed = tl.where(of_stepped, new, old)
+        across = ((x < 0) & (y > 0)) | ((x > 0) & (y < 0))
+        opposes = across & (new > c / 2 * old)
+        penalized += (weighed != 0).to(tl.int32)
+        opposing += opposes.to(tl.int32)
+        flipped += (across & (new > c * old)).to(tl.int32)
+        nonfinite += 1 - finite.to(tl.int32)
+        opposing_size += tl.where(opposes, weighed, 0.0)
+        total_size += weighed
+        x64 = x.to(tl.float64)
+        d = y.to(tl.float64) - x64
+        xx += x64 * x64
+        xd += x64 * d
+        dd += d * d
+    row = found + 16 * k
+    tl.store(row, tl.sum(penalized, 0).to(tl.float64))
+    tl.store(row + 1, tl.sum(opposing, 0).to(tl.float64))
+    tl.store(row + 2, tl.sum(flipped, 0).to(tl.float64))
+    tl.store(row + 3, tl.sum(nonfinite, 0).to(tl.float64))
+    tl.store(row + 4, tl.sum(opposing_size.to(tl.float64), 0))
+    tl.store(row + 5, tl.sum(total_size.to(tl.float64), 0))
+    tl.store(row + 6, tl.sum(xx, 0))
+    tl.store(row + 7, tl.sum(xd, 0))
+    tl.store(row + 8, tl.sum(dd, 0))
+    for column in range(9, 16):
+        tl.store(row + column, 0.0)
 
 
 @triton.jit
@@ -123,10 +156,10 @@ def fold(found, begins, sums, TILE: tl.constexpr):
     """
     tensor = tl.program_id(0)
     end = tl.load(begins + tensor + 1)
-    column = tl.arange(0, 8)
-    total = tl.zeros((TILE, 8), tl.float64)
+    column = tl.arange(0, 16)
+    total = tl.zeros((TILE, 16), tl.float64)
     for start in range(tl.load(begins + tensor), end, TILE):
         row = start + tl.arange(0, TILE)
-        at = found + 8 * row[:, None] + column[None, :]
+        at = found + 16 * row[:, None] + column[None, :]
         total += tl.load(at, mask=row[:, None] < end, other=0.0)
-    tl.store(sums + 8 * tensor + column, tl.sum(total, 0))
+    tl.store(sums + 16 * tensor + column, tl.sum(total, 0))

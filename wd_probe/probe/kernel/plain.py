@@ -1,0 +1,136 @@
+"""The same passes by torch, tensor by tensor: for any dtype, device and layout."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import formulas
+from ..sums import RAW
+from . import cpu
+from .blocks import alike
+
+_CHUNK = 1 << 18  # weights that are worked on at a time: their copies stay in the cache
+_LEAST = 1e-24  # what sums of squares in float32 are right from
+_PIECES, _PIECE = 32, 16  # of a sample
+
+
+class Whole:
+    """Keeps weights themselves; see :class:`.cpu.Whole`."""
+
+    def __init__(self, kept: Sequence[Tensor], now: Sequence[Tensor]) -> None:
+        self._kept, self._now = kept, now
+
+    @classmethod
+    def room(cls, now: Tensor, old: Tensor | None) -> Tensor:
+        """A tensor to keep them in: the old one, where it will do."""
+        made = torch.empty_like(now, device="meta", dtype=cls._dtype(now))
+        if old is not None and _layout(old) == _layout(made) and old.device == now.device:
+            return old
+        return torch.empty_like(now, dtype=cls._dtype(now))
+
+    @staticmethod
+    def _dtype(now: Tensor) -> torch.dtype:
+        return now.dtype
+
+    def copy(self) -> None:
+        """Keep what stands."""
+        torch._foreach_copy_(list(self._kept), list(self._now))
+
+    def renew(self, changed: NDArray[np.bool_], turn: int) -> None:
+        """Keep what stands of tensors that have changed, or of which a sample has.
+
+        Elsewhere than on the CPU that is unknown, as the host would have to wait: of all.
+        """
+        for kept, now, is_new in zip(self._kept, self._now, changed, strict=True):
+            if is_new or _differs(kept, now, turn):
+                kept.copy_(now)
+
+    def count(self, factors: Sequence[float | Tensor], of_stepped: Sequence[bool]) -> Tensor:
+        """Count what a step did, and keep what stands."""
+        device = self._now[0].device
+        rows = [
+            _count(*case).to(device, non_blocking=device.type != "cpu")
+            for case in zip(self._kept, self._now, factors, of_stepped, strict=True)
+        ]
+        self.copy()
+        return torch.stack(rows)
+
+
+class Signs(Whole):
+    """Keeps of each weight its sign in a byte; see :class:`.cpu.Signs`."""
+
+    @staticmethod
+    def _dtype(now: Tensor) -> torch.dtype:
+        return torch.int8
+
+    def copy(self) -> None:
+        """Keep the signs that stand."""
+        for kept, now in zip(self._kept, self._now, strict=True):
+            kept.copy_(now.sign())
+
+    def renew(self, changed: NDArray[np.bool_], turn: int) -> None:
+        """Keep the signs that stand."""
+        self.copy()
+
+    def count(self, factors: Sequence[float | Tensor], of_stepped: Sequence[bool]) -> Tensor:
+        """Count what has crossed zero, and keep the signs that stand; sizes are NaN."""
+        rows = []
+        for kept, now in zip(self._kept, self._now, strict=True):
+            bad = ~now.isfinite()
+            across = ((kept * now.sign()) < 0) & ~bad
+            counts = (kept != 0) & ~bad, across, across, bad
+            row = torch.full((len(RAW),), torch.nan, dtype=torch.float64, device=now.device)
+            row[:4] = torch.stack([which.count_nonzero().double() for which in counts])
+            rows.append(row)
+        self.copy()
+        return torch.stack(rows)
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _differs(kept: Tensor, now: Tensor, turn: int) -> bool:
+    if not (now.is_cpu and alike(kept, now)):
+        return True
+    one, other = _flat(kept), _flat(now)
+    stretch = max(_PIECE, len(one) // _PIECES)
+    if len(one) > 2 * stretch:
+        begin = turn * 7919 % (stretch - _PIECE + 1)
+        one, other = (t.unfold(0, _PIECE, stretch)[:, :] for t in (one[begin:], other[begin:]))
+    return not torch.equal(one, other)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """All numbers of a tensor without gaps, as they lie in memory."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def _count(kept: Tensor, now: Tensor, c: float | Tensor, of_stepped: bool) -> Tensor:
+    if now.is_cpu and now.element_size() == 2 and cpu.passes() is not None:
+        old, new = kept.float(), now.float()
+        return cpu.Whole([old], [new]).count([c], [of_stepped])[0]
+    if now.is_cpu and now.dtype in (torch.float32, torch.float64) and alike(kept, now):
+        return _count_closely(_flat(kept), _flat(now), float(c), of_stepped)
+    return formulas.tally(kept, now, c, of_stepped=of_stepped)
+
+
+def _count_closely(kept: Tensor, now: Tensor, c: float, of_stepped: bool) -> Tensor:
+    """`formulas.tally`, looking closely only at the few weights that may have crossed zero."""
+    result = torch.zeros(len(RAW), dtype=torch.float64)
+    for x, y in zip(kept.split(_CHUNK), now.split(_CHUNK), strict=True):
+        d = y - x
+        size = (y if of_stepped else x).abs().sum()
+        sums = torch.stack([size, *(one.sum() for one in (x * x, x * d, d * d))]).double()
+        if not (sums.isfinite().all() and sums[1] > _LEAST and sums[3] > _LEAST):
+            result += formulas.tally(x, y, c, of_stepped=of_stepped)  # the squares underflow
+            continue
+        near = ((x * y) > 0).logical_not_().nonzero()[:, 0]  # crossed, zero or underflown
+        found = formulas.tally(x[near], y[near], c, of_stepped=of_stepped)
+        found[0] += len(x) - len(near)
+        found[5:9] = sums
+        result += found
+    return result
