@@ -27,7 +27,7 @@ def tensors(dtype, generator):
 
 def compare(thetas, afters, factors, of_stepped, way=gpu.Whole):
     kept = [theta.clone() for theta in thetas]
-    found = way(kept, afters).count(factors, of_stepped)
+    found = way(kept, afters).count(np.arange(len(kept)), factors, of_stepped)
     expected = [
         formulas.tally(theta, after, c, of_stepped=is_of)
         for theta, after, c, is_of in zip(thetas, afters, factors, of_stepped, strict=True)
@@ -74,13 +74,15 @@ def main():
         compare(even, [-one for one in even], factors[:3], none[:3], gpu.LinedUp)
     compare_renewal(generator)
     ends = [torch.zeros(33), torch.full((33,), -0.25), torch.full((33,), -0.2501)]
-    found = gpu.Whole([torch.ones(33) for _ in ends], ends).count([0.5] * 3, [False] * 3)
+    found = gpu.Whole([torch.ones(33) for _ in ends], ends).count(np.zeros(3, int), [0.5], [False])
     assert found[:, 1].tolist() == [0, 0, 33]
     group = gpu.Whole([torch.ones(64)], [-torch.ones(64)])
-    first = group.count([0.1], [False])
-    assert torch.equal(group.count([0.9], [False])[:, 1], torch.zeros(1, dtype=torch.float64))
+    first = group.count(np.zeros(1, int), [0.1], [False])
+    assert torch.equal(
+        group.count(np.zeros(1, int), [0.9], [False])[:, 1], torch.zeros(1, dtype=torch.float64)
+    )
     group._kept[0].fill_(1)
-    assert torch.equal(group.count([0.1], [False]), first)
+    assert torch.equal(group.count(np.zeros(1, int), [0.1], [False]), first)
     assert gpu._is_right(torch.device("cpu"))
     print("alike")
 

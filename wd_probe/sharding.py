@@ -14,7 +14,7 @@ from .errors import InputError, Teller
 #: How long a process waits for the others to build their probe, in seconds.
 PATIENCE = 60.0
 #: What is held whole, in memory of its own.
-PLAIN = (Tensor, nn.Parameter)
+PLAIN = frozenset((Tensor, nn.Parameter))
 _meetings: Counter[tuple[int, ...]] = Counter()
 
 

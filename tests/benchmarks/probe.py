@@ -39,7 +39,7 @@ def floor(name, rounds, device):
     away = [p + 1e-4 * torch.randn_like(p) for p in stands]
     copies = [torch.empty_like(p) for p in stands]
     unchanged = np.zeros(len(stands), dtype=bool)
-    nothing = [False] * len(stands)
+    numbers = np.zeros(len(stands), dtype=np.int64)
 
     def bytes_alone():
         torch._foreach_copy_(copies, stands)
@@ -49,18 +49,18 @@ def floor(name, rounds, device):
 
     def kept(signs):
         """Two sets of weights that take turns as what stands: each pass finds them moved."""
-        one = kernel.Kept(stands, [signs] * len(stands), [None] * len(stands))
+        one = kernel.Kept(stands, signs, [None] * len(stands))
         one.copy()
-        return itertools.cycle((kernel.Kept(away, [signs] * len(stands), one.rooms), one))
+        return itertools.cycle((kernel.Kept(away, signs, one.rooms), one))
 
     def carried(turns):
-        return lambda: next(turns).count([1e-6] * len(stands), nothing)
+        return lambda: next(turns).count(numbers, [1e-6], [False])
 
     def written(turns):
         def both():
             one = next(turns)
             one.copy()
-            next(turns).count([1e-6] * len(stands), nothing)
+            next(turns).count(numbers, [1e-6], [False])
 
         return both
 

@@ -215,9 +215,9 @@ def test_inference_tensors_have_no_version():
         weights = [torch.randn(10)]
         copies = Copies()
         for _ in range(3):
-            copies.take(weights, [False])
+            copies.take(weights, signs=False)
             assert torch.equal(copies[weights[0]], weights[0])
-            copies.count([0.0], [False])
+            copies.count(np.zeros(1, int), [0.0], [False])
             weights[0][3] += 1
 
 
@@ -280,7 +280,7 @@ def test_what_signs_take_too_many_of_is_half_of_c():
     for signs in (False, True):
         weights = [theta.clone()]
         copies = Copies()
-        copies.take(weights, [signs])
+        copies.take(weights, signs=signs)
         weights[0].copy_(stepped)
-        counts.append(copies.count([c], [False])[0, AT["opposing"]].item())
+        counts.append(copies.count(np.zeros(1, int), [c], [False])[0, AT["opposing"]].item())
     assert counts[1] / counts[0] - 1 == pytest.approx(c / 2, rel=0.3)

@@ -78,7 +78,7 @@ def test_tally_agrees_with_the_oracle(dtype, c):
 def tally_of(theta, u_hat, stepped):
     raw = formulas.tally_exact(theta, u_hat, stepped).numpy()[None]
     told, elements = np.array([True]), np.array([theta.numel()])
-    return Tally(*fields(settle(raw, [Taken("exact", 0.0)], told, elements)[0]))
+    return Tally(*fields(settle(raw, [Taken("exact", 0.0)], np.zeros(1, int), told, elements)[0]))
 
 
 def test_rate_and_mass_are_nan_where_nothing_is_penalized():

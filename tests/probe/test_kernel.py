@@ -22,7 +22,7 @@ SIZES = (0, 1, 7, 8, 33, 127, 128, 1000, 1024, 1031, (1 << 18) + 5)
 
 def keep(tensors, signs=False):
     """What is kept of these weights."""
-    return kernel.Kept(tensors, [signs] * len(tensors), [None] * len(tensors))
+    return kernel.Kept(tensors, signs, [None] * len(tensors))
 
 
 def counted(thetas, steppeds, factors, of_stepped=None, *, signs=False):
@@ -32,9 +32,10 @@ def counted(thetas, steppeds, factors, of_stepped=None, *, signs=False):
     kept.copy()
     for one, stepped in zip(now, steppeds, strict=True):
         one.copy_(stepped)
-    found = kept.count(factors, of_stepped or [False] * len(now))
+    numbers, nothing = np.arange(len(now)), [False] * len(now)
+    found = kept.count(numbers, factors, of_stepped or nothing)
     # what stands is what is kept, and so a second look finds nothing moved
-    again = kept.count(factors, [False] * len(now))
+    again = kept.count(numbers, factors, nothing)
     assert not again[:, [1, 2]].any()
     assert signs or not again[:, 7:9].nan_to_num(1).any()
     return found
@@ -169,7 +170,7 @@ def test_tensors_of_every_layout_and_dtype_in_one_call(way):
     found = counted(thetas, steppeds, cs)
     for row, theta, stepped, c in zip(found, thetas, steppeds, cs, strict=True):
         agrees(row, theta, stepped, c)
-    assert keep([]).count([], []).shape == (0, len(RAW))
+    assert keep([]).count(np.zeros(0, int), [], []).shape == (0, len(RAW))
 
 
 def test_kernel_is_compiled_where_there_is_a_compiler():
@@ -231,7 +232,7 @@ def test_signs_of_zeros_and_of_what_is_no_number(way):
         ([1.0, 1.0, 1.0], 300, 200),
     ):
         now.copy_(torch.tensor(ends * 100))
-        assert kept.count([0.0], [False])[0, :2].tolist() == [penalized, opposing]
+        assert kept.count(np.zeros(1, int), [0.0], [False])[0, :2].tolist() == [penalized, opposing]
 
 
 def test_signs_take_a_bit_of_each_weight():
@@ -262,10 +263,10 @@ def test_a_whole_tensor_that_has_changed_is_found(way, size, signs):
     now = [torch.randn(size), torch.randn(size)]
     kept = keep(now, signs)
     kept.copy()
-    before = kept.count([0.0, 0.0], [False, False])
+    before = kept.count(np.zeros(2, int), [0.0], [False])
     now[0].data.neg_()
     kept.renew(np.zeros(2, dtype=bool), turn=5)
-    found = kept.count([0.0, 0.0], [False, False])
+    found = kept.count(np.zeros(2, int), [0.0], [False])
     assert torch.equal(found.nan_to_num(0), before.nan_to_num(0))
 
 
@@ -325,9 +326,9 @@ def test_without_a_home_folder_the_passes_are_compiled_for_the_process(monkeypat
 def test_what_weights_were_kept_in_serves_again():
     weights = [torch.randn(10), torch.randn(4, 4)]
     first = keep(weights)
-    again = kernel.Kept(weights, [False, False], first.rooms)
+    again = kernel.Kept(weights, False, first.rooms)
     assert all(one is other for one, other in zip(first.rooms, again.rooms, strict=True))
-    other = kernel.Kept([weights[0].double(), weights[1].T], [False, False], first.rooms)
+    other = kernel.Kept([weights[0].double(), weights[1].T], False, first.rooms)
     assert other.rooms[0].dtype == torch.float64
     assert other.rooms[1].stride() == (1, 4)
     assert issubclass(plain.Signs, plain.Whole)

@@ -21,7 +21,8 @@ RULES = {"beside": "wd", "after": "rwd", "proximal": "proximal", "ahead": "pwd",
 
 def settled(raw, *taken, is_told=False):
     elements = np.full(len(taken), 10)
-    return settle(np.array(raw), taken, np.full(len(taken), is_told), elements)
+    is_told = np.full(len(taken), is_told)
+    return settle(np.array(raw), taken, np.arange(len(taken)), is_told, elements)
 
 
 def test_everything_that_holds_sums_follows_the_table():
@@ -30,8 +31,8 @@ def test_everything_that_holds_sums_follows_the_table():
     theta = torch.ones(3)
     assert formulas.tally(theta, theta, 0.1).shape == (len(RAW),)
     assert formulas.tally_exact(theta, theta, theta).shape == (len(RAW),)
-    kept = kernel.Kept([theta], [False], [None])
-    assert kept.count([0.1], [False]).shape == (1, len(RAW))
+    kept = kernel.Kept([theta], False, [None])
+    assert kept.count(np.zeros(1, int), [0.1], [False]).shape == (1, len(RAW))
     assert "WIDTH" not in vars(gpu)
 
 

@@ -3,18 +3,17 @@
 import math
 import operator
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ..sharding import local
+from ..sharding import PLAIN, local
 from . import kernel
 
 #: What is kept of float32 weights from step to step: all of it, or their signs.
 Keep = Literal["whole", "signs"]
-#: Where a tensor's numbers lie, and how.
-_Place = tuple[int, tuple[int, ...]]
 
 
 class Copies:
@@ -28,8 +27,8 @@ class Copies:
     def __init__(self) -> None:
         self._rooms: dict[Tensor, Tensor] = {}
         self._weights: list[Tensor] = []
-        self._signs: list[bool] = []
-        self._places: list[_Place] = []
+        self._signs = False
+        self._places: tuple[list[int], list[Any]] = [], []  # where numbers lie, and how
         self._versions: list[float] | None = None  # as the last count has left them
         self._kept: kernel.Kept | None = None
         self._turn = 0
@@ -37,34 +36,39 @@ class Copies:
     def __getitem__(self, p: Tensor) -> Tensor:
         return self._rooms[p]
 
-    def take(self, weights: list[Tensor], signs: list[bool]) -> None:
+    def take(self, weights: list[Tensor], *, signs: bool) -> None:
         """Keep what stands of these weights.
 
         Args:
             weights: parameters.
-            signs: of each whether its signs are enough.
+            signs: whether signs are enough of those of float32.
         """
-        places, versions = _places(weights), self._versions
-        self._versions = None
+        here, versions = _here(weights), self._versions
+        places, self._versions = (_pointers(here), list(map(Tensor.stride, here))), None
         is_same = same(weights, self._weights) and (signs, places) == (self._signs, self._places)
         if self._kept is None or not is_same:
             self._weights, self._kept = [], None  # as they are if there is no memory for the rest
-            old = [self._rooms.get(p) for p in weights]
-            self._kept = kernel.Kept([local(p) for p in weights], signs, old)
+            self._kept = kernel.Kept(here, signs, [self._rooms.get(p) for p in weights])
             self._rooms.update(zip(weights, self._kept.rooms, strict=True))
             self._weights, self._signs, self._places = weights, signs, places
         elif versions is not None:
-            changed = np.array(list(map(operator.ne, versions, _versions(weights))), dtype=bool)
+            changed = np.array(list(map(operator.ne, versions, _versions(here))), dtype=bool)
             self._turn += 1
             return self._kept.renew(changed, self._turn)
         return self._kept.copy()
 
-    def count(self, factors: Sequence[float | Tensor], of_stepped: Sequence[bool]) -> Tensor:
+    def count(
+        self,
+        numbers: NDArray[np.int64],
+        factors: Sequence[float | Tensor],
+        of_stepped: Sequence[bool],
+    ) -> Tensor:
         """Count what a step did to the weights taken, and keep what stands.
 
         Args:
-            factors: c of each.
-            of_stepped: of each whether what stands is weighed (see :func:`.formulas.tally`).
+            numbers: of each the number of its kind.
+            factors: c of each kind.
+            of_stepped: of each kind whether what stands is weighed (see :func:`.formulas.tally`).
 
         Returns:
             The float64 (weights, len(sums.RAW)) sums.
@@ -72,29 +76,41 @@ class Copies:
         Raises:
             RuntimeError: the step has put the weights elsewhere, laid out otherwise.
         """
-        if _places(self._weights) != self._places:
-            self._follow()
+        here = _here(self._weights)
+        if _pointers(here) != self._places[0]:
+            self._follow(here)
         assert self._kept is not None
-        found = self._kept.count(factors, of_stepped)
-        self._versions = _versions(self._weights)
+        found = self._kept.count(numbers, factors, of_stepped)
+        self._versions = _versions(here)
         return found
 
-    def _follow(self) -> None:
+    def _follow(self, here: list[Tensor]) -> None:
         """Go where a step has put its weights."""
         old = [self._rooms[p] for p in self._weights]
-        moved = kernel.Kept([local(p) for p in self._weights], self._signs, old)
-        if any(self._signs) or not same(moved.rooms, old):
+        moved = kernel.Kept(here, self._signs, old)
+        if self._signs or not same(moved.rooms, old):
             raise RuntimeError("the step has put its weights elsewhere, laid out otherwise")
-        self._kept, self._places = moved, _places(self._weights)
+        self._kept, self._places = moved, (_pointers(here), self._places[1])
 
 
-def _places(weights: Sequence[Tensor]) -> list[_Place]:
-    return [(here.data_ptr(), here.stride()) for here in map(local, weights)]
+def _here(weights: list[Tensor]) -> list[Tensor]:
+    """The parts of weights that this process holds."""
+    return weights if PLAIN.issuperset(map(type, weights)) else list(map(local, weights))
 
 
-def _versions(weights: Sequence[Tensor]) -> list[float]:
+def _pointers(here: list[Tensor]) -> list[int]:
+    return list(map(Tensor.data_ptr, here))
+
+
+def _versions(here: list[Tensor]) -> list[float]:
     """Of each how often it was written, as torch counts; NaN where it does not."""
-    return [math.nan if here.is_inference() else here._version for here in map(local, weights)]
+    try:
+        return list(map(_version, here))
+    except RuntimeError:  # inference tensors have none
+        return [math.nan if one.is_inference() else one._version for one in here]
+
+
+_version = operator.attrgetter("_version")
 
 
 def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:

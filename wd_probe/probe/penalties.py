@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -88,22 +90,40 @@ class Penalty:
 NOTHING = Penalty("none", 0.0, 0.0, {})
 
 
+class Kinds(NamedTuple):
+    """Which weights are penalized alike.
+
+    Attributes:
+        numbers: of each weight the number of its kind.
+        likes: of each kind the parameter group's number, and a weight of it.
+    """
+
+    numbers: NDArray[np.int64]
+    likes: list[tuple[int, Tensor]]
+
+
 class Penalized(NamedTuple):
     """What a step takes off some weights.
 
     Attributes:
         numbers: of each weight the number of its penalty.
         penalties: those there are.
-        likes: of each penalty the parameter group's number, and a weight that has it.
     """
 
-    numbers: list[int]
+    numbers: NDArray[np.int64]
     penalties: list[Penalty]
-    likes: list[tuple[int, Tensor]]
 
-    def of_each(self, values: Sequence[Any]) -> list[Any]:
-        """Each weight's, of values that stand by penalty."""
-        return [values[number] for number in self.numbers]
+    def each(self) -> Iterator[Penalty]:
+        """Every weight's penalty."""
+        return (self.penalties[number] for number in self.numbers.tolist())
+
+    def without(self, which: Sequence[int]) -> "Penalized":
+        """The same, but that of these weights nothing can be told."""
+        if not which:
+            return self
+        numbers = self.numbers.copy()
+        numbers[list(which)] = len(self.penalties)
+        return Penalized(numbers, [*self.penalties, NOTHING])
 
 
 class Penalties:
@@ -132,31 +152,33 @@ class Penalties:
         self._telling, self._rates = _telling(optimizer), _rates(optimizer)
         self._steps_twice = exact is not False
 
-    def of(self, live: Sequence[Sequence[Tensor]]) -> Penalized:
-        """What the present step takes off these weights, which stand by parameter group."""
+    def kinds(self, live: Sequence[Sequence[Tensor]]) -> Kinds:
+        """Which of these weights, which stand by parameter group, are penalized alike.
+
+        They stay so while the same :class:`wd_probe.WeightDecay` is attached, or none.
+        """
         decay = attached(self._optimizer)
-        found = Penalized([], [], [])
+        numbers: list[int] = []
+        likes: list[tuple[int, Tensor]] = []
         for number, params in enumerate(live):
             known: dict[float | None, int] = {}  # by what tells a group's tensors apart
             for p in params:
                 kind = p.ndim if decay is None else decay.share(p)
-                at = known.get(kind)
-                if at is None:
-                    at = known[kind] = len(found.penalties)
-                    found.likes.append((number, p))
-                    found.penalties.append(self._told(decay, number, p))
-                found.numbers.append(at)
-        return found
+                if kind not in known:
+                    known[kind] = len(likes)
+                    likes.append((number, p))
+                numbers.append(known[kind])
+        return Kinds(np.array(numbers, dtype=np.int64), likes)
 
-    def again(self, found: Penalized) -> Penalized:
-        """What the present step takes off the weights that an earlier one was found to."""
+    def of(self, kinds: Kinds) -> Penalized:
+        """What the present step takes off weights of these kinds."""
         decay = attached(self._optimizer)
         groups = len(self._optimizer.param_groups)
         penalties = [
             self._told(decay, number, p) if number < groups else NOTHING
-            for number, p in found.likes
+            for number, p in kinds.likes
         ]
-        return found._replace(penalties=penalties)
+        return Penalized(kinds.numbers, penalties)
 
     def _told(self, decay: WeightDecay | None, number: int, p: Tensor) -> Penalty:
         """A weight's penalty; nothing where it cannot be told."""

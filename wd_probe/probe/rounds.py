@@ -86,9 +86,9 @@ class Rounds:
     ) -> None:
         if self._open is None:
             self._open = _Round(step)
-        of = [Taken(one.way, float(one.c)) for one in counted.penalized.penalties]
-        each = [of[number] for number in counted.penalized.numbers]
-        found = settle(raw, each, counted.is_told, counted.elements)
+        numbers, penalties = counted.penalized
+        kinds = [Taken(one.way, float(one.c)) for one in penalties]
+        found = settle(raw, kinds, numbers, counted.is_told, counted.elements)
         self._standing.step(counted.rows, found, counted.elements, len(names))
         self._open.add(counted, found, names, layers)
 
@@ -205,9 +205,8 @@ class _Round:
 
 def _shares(counted: Counted) -> tuple[Doubles, NDArray[np.bool_]]:
     """Of each weight what a step that was not measured took off, and whether c tells."""
-    penalties = counted.penalized.penalties
+    numbers, penalties = counted.penalized
     shares = np.array([share_of(one.way, float(one.c)) for one in penalties])
-    numbers = np.array(counted.penalized.numbers)
     exact = np.array([one.way == "exact" for one in penalties])
     return shares[numbers], ~(exact[numbers] | counted.is_told)
 

@@ -1,8 +1,9 @@
 """One optimizer's steps seen from both sides: what stood before, and the counts after."""
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..decay.methods import attached
+from ..decay.methods import WeightDecay, attached
 from ..decay.moments import voided
 from ..decay.undecayed import undecayed
 from ..errors import InputError, Teller, first_line
 from ..sharding import Shards, local
 from . import formulas
 from .copies import Copies, Keep, same
-from .penalties import NOTHING, Effects, Penalized, Penalties, Penalty, Reading
+from .penalties import NOTHING, Effects, Kinds, Penalized, Penalties, Penalty, Reading
 
 #: The largest c at which signs alone will do: of what opposes they take about c/2 too many.
 MOST_BY_SIGNS = 2e-3
@@ -51,6 +52,32 @@ class Counted:
     voided: Tensor | None
 
 
+class _Live(NamedTuple):
+    """The weights that a step moves, and what stays as long as they are the same.
+
+    Attributes:
+        weights: parameters, by group.
+        sizes: how many there are of each group.
+        decay: what is attached to the optimizer.
+        kinds: which are penalized alike.
+        rows: which of the probe's parameters they are.
+        elements: how many weights each has.
+        has_coarse: whether any is of two bytes a number.
+    """
+
+    weights: list[Tensor]
+    sizes: list[int]
+    decay: WeightDecay | None
+    kinds: Kinds
+    rows: NDArray[np.int64]
+    elements: NDArray[np.int64]
+    has_coarse: bool
+
+
+_NOTHING = np.zeros(0, dtype=np.int64)
+_NONE = _Live([], [], None, Kinds(_NOTHING, []), _NOTHING, _NOTHING, False)
+
+
 class WatchedOptimizer:
     """Remembers an optimizer's weights before its step, and counts after it.
 
@@ -81,10 +108,9 @@ class WatchedOptimizer:
         )
         self._rows, self._by_signs, self._tell = rows, keep == "signs", tell
         self._copies = Copies()
-        self._live: list[list[Tensor]] = []  # by parameter group
+        self._live, self._is_kept = _NONE, False
         self._has_closure = False
         self._ungraded: set[Tensor] = set()  # decayed though they have no gradient
-        self._numbered: tuple[list[Tensor], NDArray[np.int64], NDArray[np.int64]] | None = None
         self._last: Counted | None = None
         self._u_hat: dict[Tensor, Tensor] = {}
         self._second_step_error = ""
@@ -96,21 +122,41 @@ class WatchedOptimizer:
     # --- before the step ----------------------------------------------------------------------
 
     def remember(self, groups: Iterable[Sequence[Tensor]], has_closure: bool) -> None:
-        """Copy what this step will move of these parameters, which stand by parameter group."""
+        """Keep what this step will move of these parameters, which stand by parameter group."""
         self._has_closure, self._ungraded = has_closure, self.penalties.ungraded()
-        self._live = [
-            [p for p in params if self._moves(p) or (has_closure and p.requires_grad)]
-            for params in groups
-        ]
+        if has_closure or self._ungraded:
+            live = [
+                [p for p in ps if self._moves(p) or (has_closure and p.requires_grad)]
+                for ps in groups
+            ]
+        else:
+            live = [[p for p in params if p.grad is not None] for params in groups]
+        self._live = self._seen(live)
         self._copy()
 
     def _moves(self, p: Tensor) -> bool:
         return p.grad is not None or p in self._ungraded
 
+    def _seen(self, live: list[list[Tensor]]) -> "_Live":
+        """What is known of these weights, from the last step if they are the same."""
+        weights, sizes = list(chain.from_iterable(live)), list(map(len, live))
+        decay, last = attached(self.optimizer), self._live
+        if (decay, sizes) == (last.decay, last.sizes) and same(weights, last.weights):
+            return last
+        return _Live(
+            weights,
+            sizes,
+            decay,
+            self.penalties.kinds(live),
+            np.array([self._rows[p] for p in weights], dtype=np.int64),
+            np.array([p.numel() for p in weights], dtype=np.int64),
+            any(p.dtype.itemsize == 2 for p in weights),
+        )
+
     def _copy(self) -> None:
-        live = [p for params in self._live for p in params]
         by_signs = self._by_signs and not self.penalties.need_second_step()
-        self._copies.take(live, [by_signs and p.dtype == torch.float32 for p in live])
+        self._copies.take(self._live.weights, signs=by_signs)
+        self._is_kept = True
 
     @torch.no_grad()
     def graded(self) -> None:
@@ -119,7 +165,7 @@ class WatchedOptimizer:
         decay = attached(self.optimizer)
         if self._has_closure and decay is not None and decay.moment == "forward":
             self._copy()  # the closure's forward pass has decayed the weights
-        if not any(self._live) or not self.penalties.need_second_step():
+        if not self._is_kept or not self.penalties.need_second_step():
             return
         try:
             self._u_hat = undecayed(self.optimizer, self.penalties.rates())
@@ -130,59 +176,62 @@ class WatchedOptimizer:
 
     def count(self, shards: Shards, profile_rates: Sequence[float]) -> Counted | None:
         """Count what the step did; None if nothing was remembered of it."""
-        if not any(self._live):
+        if not (self._is_kept and self._live.weights):
             return None
+        self._is_kept = False
         if self._second_step_error:  # and the optimizer itself could
             self.penalties.give_up_second_step(self._second_step_error)
-        found = self.penalties.of(self._live)
-        weights = [p for params in self._live for p in params]
-        self._live = []
-        told = self._counted_alone(weights, found)
+        live = self._live
+        found, told = self._counted_alone(live, self.penalties.of(live.kinds))
         if self._by_signs:
             self._check_signs(found)
         profile = None
         if profile_rates and _have_profile(found.penalties):
-            profile = shards.sum(weights, self._profile(weights, found, profile_rates))
-        raw = self._copies.count(
-            found.of_each([one.factor for one in found.penalties]),
-            found.of_each([one.falls_after for one in found.penalties]),
-        )
+            counts = self._profile(live.weights, found, profile_rates)
+            profile = shards.sum(live.weights, counts)
+        factors = [one.factor for one in found.penalties]
+        falls_after = [one.falls_after for one in found.penalties]
+        raw = self._copies.count(found.numbers, factors, falls_after)
         for k, row in told.items():
             raw[k] = row
         self._u_hat = {}
-        rows, elements = self._numbers(weights)
-        is_told = np.zeros(len(weights), dtype=bool)
+        is_told = np.zeros(len(live.weights), dtype=bool)
         is_told[list(told)] = True
+        sums = shards.sum(live.weights, raw)
         self._last = Counted(
-            rows, elements, is_told, found, shards.sum(weights, raw), profile,
-            voided(self.optimizer),
-        )  # fmt: skip
+            live.rows, live.elements, is_told, found, sums, profile, voided(self.optimizer)
+        )
         return self._last
 
     def passed(self) -> Counted | None:
         """A step that is not measured: what it took off, as far as that follows from η and λ."""
         if self._last is None:
             return None
-        penalized = self.penalties.again(self._last.penalized)
+        penalized = self.penalties.of(self._live.kinds)
         return replace(
             self._last, penalized=penalized, sums=None, profile=None, voided=voided(self.optimizer)
         )
 
-    def _counted_alone(self, weights: Sequence[Tensor], found: Penalized) -> dict[int, Tensor]:
-        """The sums of those that no pass over all counts: by number, before the copies go."""
+    def _counted_alone(
+        self, live: "_Live", found: Penalized
+    ) -> tuple[Penalized, dict[int, Tensor]]:
+        """The sums of those that no pass over all counts, by number, before the copies go."""
+        is_exact = any(one.way == "exact" for one in found.penalties)
+        if not (self._has_closure or is_exact or live.has_coarse):
+            return found, {}
         told: dict[int, Tensor] = {}
-        for k, (p, one) in enumerate(zip(weights, found.of_each(found.penalties), strict=True)):
-            if self._has_closure and not self._moves(p):
-                found.numbers[k] = _nothing(found)
+        untold = []
+        for k, (p, one) in enumerate(zip(live.weights, found.each(), strict=True)):
+            if (self._has_closure and not self._moves(p)) or (
+                one.way == "exact" and p not in self._u_hat
+            ):
+                untold.append(k)
             elif one.way == "exact":
-                if p in self._u_hat:
-                    theta, u_hat = self._copies[p], local(self._u_hat[p])
-                    told[k] = formulas.tally_exact(theta, u_hat, local(p))
-                else:
-                    found.numbers[k] = _nothing(found)
+                u_hat = local(self._u_hat[p])
+                told[k] = formulas.tally_exact(self._copies[p], u_hat, local(p))
             elif p.dtype.itemsize == 2 and one.is_stored and one.way != "none":
                 told[k] = formulas.tally_coarse(self._copies[p], local(p), one.c, one.way)
-        return told
+        return found.without(untold), told
 
     def _check_signs(self, found: Penalized) -> None:
         for k, one in enumerate(found.penalties):
@@ -196,8 +245,8 @@ class WatchedOptimizer:
         Raises:
             InputError: c is too large.
         """
-        live = [group["params"] for group in self.optimizer.param_groups]
-        most = max((float(one.c) for one in self.penalties.of(live).penalties), default=0.0)
+        kinds = self.penalties.kinds([group["params"] for group in self.optimizer.param_groups])
+        most = max((float(one.c) for one in self.penalties.of(kinds).penalties), default=0.0)
         if self._by_signs and most > MOST_BY_SIGNS:
             raise InputError(f"{_BY_SIGNS}; c = ηλ is {most:.2g} here: take keep='whole'")
 
@@ -206,7 +255,7 @@ class WatchedOptimizer:
     ) -> Tensor:
         """The float64 (weights, rates) counts at other decay rates; for decay beside a step."""
         rows = []
-        for p, one in zip(weights, found.of_each(found.penalties), strict=True):
+        for p, one in zip(weights, found.each(), strict=True):
             if one.way == "none":
                 rows.append(torch.zeros(len(rates), dtype=torch.float64))
                 continue
@@ -216,22 +265,14 @@ class WatchedOptimizer:
             rows.append(counts.double().cpu())
         return torch.stack(rows)
 
-    def _numbers(self, weights: list[Tensor]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows of these weights, and how many elements each has."""
-        if self._numbered is None or not same(weights, self._numbered[0]):
-            rows = np.array([self._rows[p] for p in weights], dtype=np.int64)
-            elements = np.array([p.numel() for p in weights], dtype=np.int64)
-            self._numbered = weights, rows, elements
-        return self._numbered[1:]
-
     def forget(self) -> None:
         """Drop what was remembered."""
-        self._live, self._u_hat, self._second_step_error = [], {}, ""
+        self._is_kept, self._u_hat, self._second_step_error = False, {}, ""
 
     def close(self) -> None:
         """Free the copies."""
         self.forget()
-        self._numbered = self._last = None
+        self._live, self._last = _NONE, None
         self._copies = Copies()
 
 
@@ -239,13 +280,3 @@ def _have_profile(penalties: Sequence[Penalty]) -> bool:
     """Whether other rates can be asked about: what is taken off falls beside the step."""
     ways = {one.way for one in penalties if one.way != "none"}
     return ways == {"beside"} and all(one.rate > 0 for one in penalties if one.way != "none")
-
-
-def _nothing(found: Penalized) -> int:
-    """The number of a penalty that is none, which is added if there is no such."""
-    for number, one in enumerate(found.penalties):
-        if one is NOTHING:
-            return number
-    found.penalties.append(NOTHING)
-    found.likes.append((sys.maxsize, found.likes[0][1]))
-    return len(found.penalties) - 1

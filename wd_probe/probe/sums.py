@@ -84,7 +84,8 @@ def share_of(way: Way, c: float) -> float:
 
 def settle(
     raw: Doubles,
-    taken: Sequence[Taken],
+    kinds: Sequence[Taken],
+    numbers: NDArray[np.int64],
     is_told: NDArray[np.bool_],
     elements: NDArray[np.int64],
 ) -> Doubles:
@@ -92,15 +93,16 @@ def settle(
 
     Args:
         raw: (tensors, len(RAW)).
-        taken: of each tensor what was taken off.
+        kinds: what was taken off.
+        numbers: of each tensor which of these.
         is_told: of each whether that was added up by itself, and not only what it is a multiple of.
         elements: of each how many weights it has.
 
     Returns:
         (tensors, WIDTH), but for what lasts: `left` and `held` are told by all steps together.
     """
-    way = np.array([one.way for one in taken], dtype="U8")
-    c = np.array([one.c for one in taken], dtype=np.float64)
+    way = np.array([one.way for one in kinds], dtype="U8")[numbers]
+    c = np.array([one.c for one in kinds], dtype=np.float64)[numbers]
     is_after, is_ahead = np.isin(way, _AFTER), np.isin(way, _AHEAD)
     xx, xd, dd, told_off, told_step, px = raw[:, RAW.index("xx") :].T
     with np.errstate(all="ignore"):
@@ -119,7 +121,7 @@ def settle(
             2 * (a * xx + (a + b) * xd + b * dd) + squared,
         )
         step = dd + 2 * (a * xd + b * dd) + squared
-        share = np.array([share_of(*one) for one in taken])
+        share = np.array([share_of(*one) for one in kinds])[numbers]
         share = np.where(is_told, np.where(xx > 0, px / xx, 0.0), share)
     off = np.where(is_told, told_off, off)
     step = np.where(is_told, told_step, step)

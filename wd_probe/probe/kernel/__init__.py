@@ -24,7 +24,12 @@ class _Group(Protocol):
     def room(now: Tensor, old: Tensor | None) -> Tensor: ...
     def copy(self) -> None: ...
     def renew(self, changed: NDArray[np.bool_], turn: int) -> None: ...
-    def count(self, factors: Sequence[float | Tensor], of_stepped: Sequence[bool]) -> Tensor: ...
+    def count(
+        self,
+        numbers: NDArray[np.int64],
+        factors: Sequence[float | Tensor],
+        of_stepped: Sequence[bool],
+    ) -> Tensor: ...
 
 
 class _Part(NamedTuple):
@@ -39,19 +44,17 @@ class Kept:
 
     Args:
         now: the weights.
-        signs: of each whether its signs are enough, if it is of float32.
+        signs: whether signs are enough of those of float32.
         old: of each what it was kept in before, to be used again where it will do.
 
     Attributes:
         rooms: what each is kept in.
     """
 
-    def __init__(
-        self, now: Sequence[Tensor], signs: Sequence[bool], old: Sequence[Tensor | None]
-    ) -> None:
+    def __init__(self, now: Sequence[Tensor], signs: bool, old: Sequence[Tensor | None]) -> None:
         by_way: dict[tuple[type[_Group], object], list[int]] = {}
-        for number, (one, by_sign) in enumerate(zip(now, signs, strict=True)):
-            by_way.setdefault(_way(one, by_sign), []).append(number)
+        for number, one in enumerate(now):
+            by_way.setdefault(_way(one, signs), []).append(number)
         self._device = now[0].device if now else torch.device("cpu")
         self.rooms = [torch.empty(0)] * len(now)
         self._parts = []
@@ -76,23 +79,27 @@ class Kept:
         for part in self._parts:
             part.group.renew(changed[part.numbers], turn)
 
-    def count(self, factors: Sequence[float | Tensor], of_stepped: Sequence[bool]) -> Tensor:
+    def count(
+        self,
+        numbers: NDArray[np.int64],
+        factors: Sequence[float | Tensor],
+        of_stepped: Sequence[bool],
+    ) -> Tensor:
         """Count what a step did, and keep what stands.
 
         Args:
-            factors: c of each tensor.
-            of_stepped: of each whether what stands is weighed (see :func:`.formulas.tally`).
+            numbers: of each tensor the number of its kind.
+            factors: c of each kind.
+            of_stepped: of each kind whether what stands is weighed (see :func:`.formulas.tally`).
 
         Returns:
             A float64 tensor (tensors, len(RAW)) on the weights' device, which is not waited for.
         """
         if len(self._parts) == 1:
-            return self._parts[0].group.count(factors, of_stepped)
-        result = torch.zeros(len(factors), len(RAW), dtype=torch.float64, device=self._device)
+            return self._parts[0].group.count(numbers, factors, of_stepped)
+        result = torch.zeros(len(numbers), len(RAW), dtype=torch.float64, device=self._device)
         for part in self._parts:
-            found = part.group.count(
-                [factors[k] for k in part.numbers], [of_stepped[k] for k in part.numbers]
-            )
+            found = part.group.count(numbers[part.numbers], factors, of_stepped)
             there = found.to(self._device, non_blocking=self._device.type != "cpu")
             result[torch.from_numpy(part.numbers)] = there
         return result

@@ -87,19 +87,16 @@ class Whole:
         if stale.any():
             self.copy(stale)
 
-    def count(self, factors: Sequence[float | Tensor], of_stepped: Sequence[bool]) -> Tensor:
-        """Count what a step did, and keep what stands.
-
-        Args:
-            factors: c of each tensor.
-            of_stepped: of each whether what stands is weighed (see :func:`.formulas.tally`).
-
-        Returns:
-            The float64 (tensors, len(RAW)) sums.
-        """
-        numbers = self._blocks.numbers
-        c = np.array([float(factor) for factor in factors], dtype=np.float64)[numbers]
-        after = np.array(of_stepped, dtype=np.uint8)[numbers]
+    def count(
+        self,
+        numbers: NDArray[np.int64],
+        factors: Sequence[float | Tensor],
+        of_stepped: Sequence[bool],
+    ) -> Tensor:
+        """Count what a step did, and keep what stands; see :class:`.kernel.Kept`."""
+        of = numbers[self._blocks.numbers]
+        c = np.array([float(factor) for factor in factors], dtype=np.float64)[of]
+        after = np.array(of_stepped, dtype=np.uint8)[of]
         return _padded(self._sums("tally", c, after))
 
     def _places(self, kept: Sequence[Tensor]) -> Integers:
@@ -150,7 +147,12 @@ class Signs(Whole):
         self._call("signs", self._zeros, found, chosen=chosen)
         self._mark(self._blocks.summed(found[:, None])[:, 0] > 0)
 
-    def count(self, factors: Sequence[float | Tensor], of_stepped: Sequence[bool]) -> Tensor:
+    def count(
+        self,
+        numbers: NDArray[np.int64],
+        factors: Sequence[float | Tensor],
+        of_stepped: Sequence[bool],
+    ) -> Tensor:
         """Count what has crossed zero, and keep the signs that stand; sizes are NaN."""
         found = self._sums("tally_signs", self._zeros)
         zeros = found[:, RAW.index("size")].copy()

@@ -79,11 +79,16 @@ class Whole:
                 )  # fmt: skip
         return None
 
-    def count(self, factors: Sequence[float | Tensor], of_stepped: Sequence[bool]) -> Tensor:
+    def count(
+        self,
+        numbers: NDArray[np.int64],
+        factors: Sequence[float | Tensor],
+        of_stepped: Sequence[bool],
+    ) -> Tensor:
         """Count what a step did, and keep what stands."""
         from . import triton_passes as passes
 
-        c = self._c(factors, of_stepped)
+        c = self._c(numbers, factors, of_stepped)
         blocks = len(self._table[0])
         wide = passes.DTYPES[torch.float64 if self._dtype == torch.float64 else torch.float32]
         found, sums = (
@@ -100,18 +105,23 @@ class Whole:
             passes.fold[len(self._now),](found, self._begins, sums, TILE=64, enable_fp_fusion=False)
         return sums[:, : len(RAW)]
 
-    def _c(self, factors: Sequence[float | Tensor], of_stepped: Sequence[bool]) -> Tensor:
+    def _c(
+        self,
+        numbers: NDArray[np.int64],
+        factors: Sequence[float | Tensor],
+        of_stepped: Sequence[bool],
+    ) -> Tensor:
         """The factors on the device, −1 where what stands is weighed; sent when they change."""
-        factors = [-1.0 if is_one else c for c, is_one in zip(factors, of_stepped, strict=True)]
-        tensors = {id(c): c for c in factors if isinstance(c, Tensor)}
-        plain = [0.0 if isinstance(c, Tensor) else c for c in factors]
+        pairs = list(zip(factors, of_stepped, strict=True))
+        plain = [-1.0 if is_of else 0.0 if isinstance(c, Tensor) else c for c, is_of in pairs]
         known, sent = self._factors
-        if sent is None or known != plain:
-            sent = self._sent(np.array(plain, dtype=np.float64))
-            self._factors = plain, sent
-        for one in tensors.values():
-            where = self._sent(np.array([c is one for c in factors]))
-            sent = torch.where(where, one.to(self._device, torch.float64, non_blocking=True), sent)
+        if sent is None or known[0] != plain or not np.array_equal(known[1], numbers):
+            sent = self._sent(np.array(plain, dtype=np.float64)[numbers])
+            self._factors = (plain, numbers), sent
+        for k, (one, is_of) in enumerate(pairs):
+            if isinstance(one, Tensor) and not is_of:
+                there = one.to(self._device, torch.float64, non_blocking=True)
+                sent = torch.where(self._sent(numbers == k), there, sent)
         return sent
 
     def _sent(self, array: NDArray[Any]) -> Tensor:
@@ -143,7 +153,7 @@ def _is_right(device: torch.device) -> bool:
     stepped = theta * 0.9 - step * 0.1
     kept = [theta.clone(), theta.clone()]
     try:
-        found = Whole(kept, [stepped, -theta]).count([0.1, 0.01], [False, False])
+        found = Whole(kept, [stepped, -theta]).count(np.arange(2), [0.1, 0.01], [False] * 2)
     except Exception:  # of whatever a compiler and a driver may raise
         return False
     expected = [formulas.tally(theta, stepped, 0.1), formulas.tally(theta, -theta, 0.01)]

@@ -48,12 +48,17 @@ class Whole:
             if is_new or _differs(kept, now, turn):
                 kept.copy_(now)
 
-    def count(self, factors: Sequence[float | Tensor], of_stepped: Sequence[bool]) -> Tensor:
+    def count(
+        self,
+        numbers: NDArray[np.int64],
+        factors: Sequence[float | Tensor],
+        of_stepped: Sequence[bool],
+    ) -> Tensor:
         """Count what a step did, and keep what stands."""
         device = self._now[0].device
         rows = [
-            _count(*case).to(device, non_blocking=device.type != "cpu")
-            for case in zip(self._kept, self._now, factors, of_stepped, strict=True)
+            _count(kept, now, factors[k], of_stepped[k]).to(device, non_blocking=True)
+            for kept, now, k in zip(self._kept, self._now, numbers.tolist(), strict=True)
         ]
         self.copy()
         return torch.stack(rows)
@@ -75,7 +80,12 @@ class Signs(Whole):
         """Keep the signs that stand."""
         self.copy()
 
-    def count(self, factors: Sequence[float | Tensor], of_stepped: Sequence[bool]) -> Tensor:
+    def count(
+        self,
+        numbers: NDArray[np.int64],
+        factors: Sequence[float | Tensor],
+        of_stepped: Sequence[bool],
+    ) -> Tensor:
         """Count what has crossed zero, and keep the signs that stand; sizes are NaN."""
         rows = []
         for kept, now in zip(self._kept, self._now, strict=True):
@@ -112,7 +122,7 @@ def _flat(tensor: Tensor) -> Tensor:
 def _count(kept: Tensor, now: Tensor, c: float | Tensor, of_stepped: bool) -> Tensor:
     if now.is_cpu and now.element_size() == 2 and cpu.passes() is not None:
         old, new = kept.float(), now.float()
-        return cpu.Whole([old], [new]).count([c], [of_stepped])[0]
+        return cpu.Whole([old], [new]).count(np.zeros(1, np.int64), [c], [of_stepped])[0]
     if now.is_cpu and now.dtype in (torch.float32, torch.float64) and alike(kept, now):
         return _count_closely(_flat(kept), _flat(now), float(c), of_stepped)
     return formulas.tally(kept, now, c, of_stepped=of_stepped)
