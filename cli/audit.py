@@ -119,6 +119,8 @@ _RULES = {
     "rwd": "decoupled: c·û is taken off after the step",
     "pwd": "decoupled: c·θ is taken off before the forward pass",
     "lpwd": "decoupled, with a rate for each layer: c·θ is taken off before the forward pass",
+    "cautious": "decoupled: ηλθ is taken off where the step draws the weight in, too",
+    "corrected": "decoupled: ηλθ·η/η_max is taken off beside the step",
     "proximal": "decoupled: û is divided by 1 + ηλ after the step",
     "scaled": "decoupled: a multiple of ηλθ is taken off beside the step",
     "other": "no closed rule",

@@ -49,6 +49,8 @@ def _u_hat(rule: str, old: float, new: float, told: float, c: float) -> float:
         return new / (1 - c)
     if rule == "proximal":
         return new * (1 + c)
+    if rule == "cautious":  # decayed weights have not been moved away from zero
+        return new + c * old if (new - old) * old <= 0 else new
     return told if rule == "exact" else new
 
 
@@ -108,7 +110,9 @@ def decayed_training(method, theta, update, eta, lam, layers=None, scale="max2")
             added = [[lam_i * sign(w) for w in layer] for layer, lam_i in zip(theta, rates)]
         u = update(t, theta, added)
         u_hat = [[w - eta * d for w, d in zip(*pair)] for pair in zip(theta, u)]
-        if method == "wd":
+        if method == "cautious":
+            theta = [[w if d * w >= 0 else 0.0 for d, w in zip(*pair)] for pair in zip(u, theta)]
+        if method in ("wd", "cautious", "corrected"):  # of one η, which is its largest
             theta = [
                 [a - eta * lam_i * w for a, w in zip(*pair)]
                 for *pair, lam_i in zip(u_hat, theta, rates)

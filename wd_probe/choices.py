@@ -4,8 +4,9 @@ from typing import Literal, get_args
 
 #: baseline: no decay. l1, l2: λ·sign(θ) or λθ goes into the gradient. wd: θ' = θ − ηU − cθ (Eq. 1).
 #: rwd: (1 − c)(θ − ηU) (Eq. 7). pwd: θ is decayed before the forward pass (Algorithm 2). lpwd: pwd
-#: with a rate for each layer (Algorithm 3).
-Method = Literal["baseline", "l1", "l2", "wd", "rwd", "pwd", "lpwd"]
+#: with a rate for each layer (Algorithm 3). Beyond the paper, cautious: wd, but only where U and θ
+#: agree in sign (arXiv 2510.12402). corrected: wd whose c is ηλ·η/η_max (arXiv 2506.02285).
+Method = Literal["baseline", "l1", "l2", "wd", "rwd", "pwd", "lpwd", "cautious", "corrected"]
 #: The methods that :class:`wd_probe.WeightDecay` knows.
 METHODS: tuple[Method, ...] = get_args(Method)
 #: What c is: the paper's experiments and torch multiply by the live learning rate, Eq. 1 does not.

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests import reference
-from tests.small import batch, small, train
+from tests.small import batch, loss_of, small, train
 from wd_probe import (
     InputError,
     OpposingPenaltyProbe,
@@ -27,7 +27,7 @@ from wd_probe.decay.methods import METHODS
 
 DECAYING = [method for method in METHODS if method != "baseline"]
 #: The methods whose share of the weight must stay below one.
-SHRINKING = ["wd", "rwd", "pwd", "lpwd"]
+SHRINKING = ["wd", "rwd", "pwd", "lpwd", "cautious", "corrected"]
 
 
 def same(one, other):
@@ -92,6 +92,90 @@ def test_every_method_is_the_papers_algorithm(method, opt, scale):
             optimizer.zero_grad()
             for p, layer in zip(model.parameters(), next(expected), strict=True):
                 torch.testing.assert_close(p.tolist(), layer, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("held", ["a number", "a tensor"])
+@pytest.mark.parametrize("convention", ["lr*rate", "rate"])
+def test_corrected_decay_follows_the_learning_rate_twice(held, convention):
+    """c = ηλ·η/η_max (arXiv 2506.02285); a warm-up's η_max is what its schedule starts from."""
+    model = small()
+    twin = copy.deepcopy(model)
+
+    def adam(ps):
+        return torch.optim.Adam(ps, lr=torch.tensor(0.02) if held == "a tensor" else 0.02)
+
+    optimizer, plain = adam(model.parameters()), adam(twin.parameters())
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(one, lambda k: [0.1, 0.5, 1.0, 0.7, 0.2, 0.0][k])
+        for one in (optimizer, plain)
+    ]
+    WeightDecay(model, optimizer, "corrected", rate=0.9, convention=convention)
+    wd = WeightDecay(twin, plain, "wd", rate=0.9, convention=convention)
+    for step in range(5):
+        wd.rate = 0.9 * float(plain.param_groups[0]["lr"]) / 0.02
+        for one, its in ((model, optimizer), (twin, plain)):
+            loss_of(one, step).backward()
+            its.step()
+            its.zero_grad()
+        for schedule in schedules:
+            schedule.step()
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-8)
+
+
+def test_corrected_decay_goes_on_from_its_state():
+    """Without a schedule's word η_max is the largest learning rate so far."""
+    models = [small(), small()]
+    for model, broken in zip(models, (False, True), strict=True):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        decay = WeightDecay(model, optimizer, "corrected", rate=0.9)
+        for step, lr in enumerate((0.1, 0.4, 0.2, 0.05)):
+            if step == 2 and broken:
+                state = decay.state_dict()
+                assert state["tops"] == [[0.4]]
+                decay.detach()
+                decay = WeightDecay(model, optimizer, "corrected", rate=0.9)
+                decay.load_state_dict(state)
+            optimizer.param_groups[0]["lr"] = lr
+            loss_of(model, step).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert same(*models)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cautious_decay_falls_on_weights_that_the_step_draws_in(dtype):
+    """arXiv 2510.12402: θ − ηU − c·1[U⊙θ ≥ 0]⊙θ, whatever the optimizer, with a closure too."""
+    for has_closure in (False, True):
+        model = small(dtype)
+        twin = copy.deepcopy(model)
+        optimizer, plain = (torch.optim.Adam(m.parameters(), lr=0.01) for m in (model, twin))
+        WeightDecay(model, optimizer, "cautious", rate=0.9)
+        masked = 0
+        for step in range(6):
+            before = [p.detach().clone() for p in twin.parameters()]
+
+            def closure(of=model, its=optimizer, step=step):
+                its.zero_grad()
+                loss = loss_of(of, step)
+                loss.backward()
+                return loss
+
+            if has_closure:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+            closure(twin, plain)
+            plain.step()
+            with torch.no_grad():
+                for p, theta in zip(twin.parameters(), before, strict=True):
+                    mask = (theta - p) * theta >= 0  # U = (θ − û) / η
+                    masked += int((~mask).sum())
+                    p -= 0.009 * theta * mask
+            for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+                torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9)
+        assert masked > 100
 
 
 # --- laws -----------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ RULES = {
     "wd": ("wd", sgd, "wd"),
     "rwd": ("rwd", sgd, "rwd"),
     "pwd": ("pwd", sgd, "pwd"),
+    "corrected": ("wd", sgd, "corrected"),
+    "cautious": ("cautious", sgd, "cautious"),
     "l2": ("exact", sgd, "l2"),
     "l1": ("exact", sgd, "l1"),
 }

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests import reference
-from tests.small import LR, RATE, adamw, batch, counted, loss_of, small, train
+from tests.small import LR, RATE, Oracle, adamw, batch, counted, loss_of, small, train
 from wd_probe import (
     OpposingPenaltyProbe,
     WdProbeWarning,
@@ -397,3 +397,24 @@ def test_a_groups_rule_is_that_of_its_options_as_they_stand(change):
     own = [[r.values[:, ~LASTS].tolist() for r in records] for records in (attached, fresh)]
     assert own[0] == own[1]
     assert all(r.penalized for r in fresh)
+
+
+def test_cautious_decay_does_not_remove_opposing_penalties():
+    """Theory fact 11: every opposing weight lies inside its mask; the others have no penalty."""
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
+    WeightDecay(model, optimizer, "cautious", rate=RATE)
+    probe, counts = OpposingPenaltyProbe(model, optimizer), []
+    oracle = Oracle(model.named_parameters())
+
+    def after():
+        oracle.after()
+        moved = [(oracle.kept[n], p.detach()) for n, p in model.named_parameters()]
+        counts.append(sum(int(((y - x) * x <= 0).sum()) for x, y in moved))
+
+    train(model, optimizer, 12, oracle.before, after)
+    for record, tensors, penalized in zip(probe.records, oracle.steps, counts, strict=True):
+        assert record.total.opposing == sum(t["opposing"] for t in tensors.values())
+        assert record.total.flipped == sum(t["flipped"] for t in tensors.values())
+        assert record.penalized == penalized < 212
+    assert probe.total.total.opposing > 10

@@ -16,7 +16,7 @@ from wd_probe.probe.sums import AT, RAW, SUMS, WIDTH, Taken, settle
 RAWS = [10.0, 4, 3, 1, 0.5, 2, 4, -1, 0.5, 0, 0, 0]
 #: The rules by the names of their ways.
 RULES = {"beside": "wd", "after": "rwd", "proximal": "proximal", "ahead": "pwd", "literal": "pwd",
-         "none": "none", "exact": "exact"}  # fmt: skip
+         "cautious": "cautious", "none": "none", "exact": "exact"}  # fmt: skip
 
 
 def settled(raw, *taken, is_told=False):
@@ -66,8 +66,13 @@ pairs = st.lists(st.tuples(values, values, values), min_size=1, max_size=30)
 def test_the_ledger_is_what_a_loop_over_the_weights_gives(rows, c, way):
     x, y, u_hat = (torch.tensor(column) for column in zip(*rows, strict=True))
     expected = reference.ledger(x, y, RULES[way], c, u_hat)
-    raw = formulas.tally_exact(x, u_hat, y) if way == "exact" else formulas.tally(x, y, c)
-    found = settled([raw.tolist()], Taken(way, c), is_told=way == "exact")[0]
+    if way == "exact":
+        raw = formulas.tally_exact(x, u_hat, y)
+    elif way == "cautious":
+        raw = formulas.tally_parted(x, y, c, way)
+    else:
+        raw = formulas.tally(x, y, c)
+    found = settled([raw.tolist()], Taken(way, c), is_told=way in ("exact", "cautious"))[0]
     scale = float((x.double() ** 2 + y.double() ** 2 + u_hat.double() ** 2).sum()) + 1e-30
     near = partial(pytest.approx, rel=1e-9, abs=1e-9 * scale / (1 - c) ** 2)
     for name, value in expected.items():
@@ -89,7 +94,7 @@ def test_what_is_rounded_away_is_not_taken(dtype, way):
     for c in (1e-6, 0.003 if dtype is torch.bfloat16 else 4e-4, 0.1):
         of = y if way in ("after", "proximal") else x
         moves = (of * (1 - c)).to(dtype) != of
-        raw = formulas.tally_coarse(x, y, c, way)
+        raw = formulas.tally_parted(x, y, c, way)
         found = settled([raw.tolist()], Taken(way, c), is_told=True)[0]
         assert found[AT["penalized"]] == moves.sum()
         taken = reference.ledger(x[moves], y[moves], RULES[way], c)

@@ -36,6 +36,8 @@ _MOMENTS: dict[Method, Moment] = {
     "rwd": "update",
     "pwd": "forward",
     "lpwd": "forward",
+    "cautious": "step",
+    "corrected": "step",
 }
 # The optimizer's hooks keep its WeightDecay alive; were this to, neither would ever be freed.
 _ATTACHED: WeakKeyDictionary[Optimizer, ReferenceType["WeightDecay"]] = WeakKeyDictionary()
@@ -60,7 +62,8 @@ class WeightDecay:
             any method. Default: "max2" for lpwd, and the same rate everywhere for the others.
         convention: "lr*rate" (default): c = ηλ with the live learning rate of the parameter's
             group. "rate": c = λ, as Eq. 1 is printed. l1 and l2 have no c: they add λ to the
-            gradient.
+            gradient. "corrected" multiplies either by η/η_max, of the group's largest learning rate
+            so far, or the one that its schedule starts from (``initial_lr``, ``max_lr``).
         parameters: names of the parameters to decay; default all, those that join an optimizer
             later included.
         groups: the model's layers, if not ``wd_probe.layers(model)``.
@@ -114,6 +117,9 @@ class WeightDecay:
         self._parameters = None if parameters is None else list(self._names)
         _check_held(self._names, set(self._held()))
         self._rate = check_rate(rate)
+        self._tops: dict[Optimizer, dict[int, float | Tensor]] = {
+            one: {} for one in self.optimizers
+        }
         self._check_live_rates()
         self._tell = Teller()
         self._looked_through = {one: _all_of(one) for one in self.optimizers}
@@ -230,11 +236,32 @@ class WeightDecay:
         return self._moments[optimizer].idle
 
     def _factor(self, parameter: Tensor, group: dict[str, Any]) -> float | Tensor:
-        rate = self.rate * self._shares[parameter]
+        rate: float | Tensor = self.rate * self._shares[parameter]
+        if self.method == "corrected":
+            rate = rate * self._of_top(group)
         if self.convention == "rate":
             return rate
         c: float | Tensor = math.nan if group.get("lr") is None else group["lr"] * rate
         return c
+
+    def _of_top(self, group: dict[str, Any]) -> float | Tensor:
+        """η/η_max of a parameter group; 0 where η_max is 0."""
+        lr = group.get("lr")
+        if lr is None:
+            return 1.0
+        for one, tops in self._tops.items():
+            for number, own in enumerate(one.param_groups):
+                if own is group:
+                    known = (
+                        tops.get(number, 0.0),
+                        group.get("initial_lr", 0),
+                        group.get("max_lr", 0),
+                    )
+                    tops[number] = top = _largest(lr, *known)
+                    if isinstance(top, Tensor):
+                        return torch.as_tensor(lr / top).nan_to_num(0.0)
+                    return float(lr) / top if top else 0.0
+        return 1.0
 
     def _layer_shares(self, chosen: dict[str, nn.Parameter]) -> dict[Tensor, float]:
         """λ_i / λ of every parameter that decays."""
@@ -301,9 +328,20 @@ class WeightDecay:
                 rate = self.rate * share
                 yield (-rate if self._updates.climbs(optimizer, group, chosen[0]) else rate), chosen
 
-    def reads_weights(self, optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> bool:
-        """Whether the optimizer's step depends on the weights, beside their gradient."""
-        return self._updates.reads_weights(optimizer, group, p)
+    def needs_both(self, optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> bool:
+        """Whether what is taken off, or the optimizer's step, depends on the weights before it."""
+        return self.method == "cautious" or self._updates.reads_weights(optimizer, group, p)
+
+    def decayed(self, stands: Tensor, theta: Tensor) -> Tensor:
+        """What of θ it is that a share is taken off, after a step that put it where it stands."""
+        if self.method != "cautious":
+            return theta
+        if theta.is_complex():
+            parts = self.decayed(torch.view_as_real(stands), torch.view_as_real(theta))
+            return torch.view_as_complex(parts)
+        # the step and the weight agree where it was not moved away from zero
+        away = ((stands > theta) & (theta > 0)) | ((stands < theta) & (theta < 0))
+        return theta.masked_fill(away, 0)
 
     def _by_share(
         self, group: dict[str, Any], needs_grad: bool = True
@@ -450,6 +488,7 @@ class WeightDecay:
             "rate": self.rate,
             "due": [k for k, one in enumerate(self.optimizers) if self._moments[one].due],
             **({"ahead": names} if names else {}),
+            **({"tops": self._top_rates()} if self.method == "corrected" else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -465,10 +504,16 @@ class WeightDecay:
                     f"{getattr(self, name)!r}"
                 )
         self.rate = state["rate"]
+        for one, tops in zip(self.optimizers, state.get("tops", ()), strict=False):
+            self._tops[one] = dict(enumerate(tops))
         for number, moment in enumerate(self._moments.values()):
             moment.forget()
             moment.due = number in state["due"]
             moment.given = {self._names[name] for name in state.get("ahead", ())}
+
+    def _top_rates(self) -> list[list[float]]:
+        groups = ((tops, range(len(one.param_groups))) for one, tops in self._tops.items())
+        return [[float(tops.get(k, 0.0)) for k in numbers] for tops, numbers in groups]
 
     def detach(self) -> None:
         """Stop decaying; safe to call twice."""
@@ -497,6 +542,15 @@ class WeightDecay:
     def __exit__(self, *_: object) -> None:
         """Detach."""
         self.detach()
+
+
+def _largest(*rates: float | Tensor) -> float | Tensor:
+    """The largest; a tensor if one is, which the host does not wait for."""
+    made = [rate for rate in rates if isinstance(rate, Tensor)]
+    if not made:
+        return max(map(float, rates))
+    own = [torch.as_tensor(rate, dtype=made[0].dtype).to(made[0].device) for rate in rates]
+    return torch.stack([rate.reshape(()) for rate in own]).amax()
 
 
 def _all_of(optimizer: Optimizer) -> set[Tensor]:

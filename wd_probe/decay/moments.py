@@ -30,8 +30,11 @@ class Rates(Protocol):
     def penalties(self, optimizer: Optimizer) -> Iterator[tuple[float, list[Tensor]]]:
         """What times θ, or its sign, is added to the gradients of which weights."""
 
-    def reads_weights(self, optimizer: Optimizer, group: _Group, p: Tensor) -> bool:
-        """Whether a step depends on the weights, beside their gradient."""
+    def needs_both(self, optimizer: Optimizer, group: _Group, p: Tensor) -> bool:
+        """Whether what is taken off, or the step, depends on the weights ahead of the step."""
+
+    def decayed(self, stands: Tensor, theta: Tensor) -> Tensor:
+        """What of θ it is that a share is taken off, after a step that put it where it stands."""
 
 
 class Moment:
@@ -206,7 +209,7 @@ class WithStep(Moment):
             for p in weights:
                 if p not in done:
                     read = has_closure or _has_graph(p)
-                    read = read or self.rates.reads_weights(self.optimizer, group, p)
+                    read = read or self.rates.needs_both(self.optimizer, group, p)
                     (keep if read else take).append(p)
             if keep:
                 kept.append((c, keep, [local(p).clone() for p in keep]))
@@ -243,7 +246,8 @@ class WithStep(Moment):
             for c, weights, thetas in self._kept:
                 both = [(p, was) for p, was in zip(weights, thetas, strict=True) if owes(p, was)]
                 if both:
-                    owed.append(_Share(c, [p for p, _ in both], [was for _, was in both]))
+                    of = [self.rates.decayed(local(p), was) for p, was in both]
+                    owed.append(_Share(c, [p for p, _ in both], of))
             self._owed = owed
         for share in self._owed:
             share.take(voided(self.optimizer))

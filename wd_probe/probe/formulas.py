@@ -140,13 +140,14 @@ def tally_exact(theta: Tensor, unpenalized: Tensor, stepped: Tensor) -> Tensor:
     return _summed(size, opposes, flipped, bad, old, new, told)
 
 
-def tally_coarse(theta: Tensor, stepped: Tensor, c: float | Tensor, way: Way) -> Tensor:
-    """As :func:`tally_exact`, where a closed rule holds but the dtype rounds (theory fact 27).
+def tally_parted(theta: Tensor, stepped: Tensor, c: float | Tensor, way: Way) -> Tensor:
+    """As :func:`tally_exact`, where a closed rule holds for some of the weights alone.
 
-    What (1 − c) of it is rounded back to is not penalized; from others what the rule says is taken.
+    Of two-byte weights what (1 − c) of it is rounded back to is not penalized (theory fact 27), and
+    by "cautious" what moves away from zero; from others what the rule says is taken.
 
     Args:
-        theta: weights before the step, of two bytes each.
+        theta: weights before the step.
         stepped: weights after it.
         c: the share taken off.
         way: how, by a closed rule.
@@ -156,14 +157,18 @@ def tally_coarse(theta: Tensor, stepped: Tensor, c: float | Tensor, way: Way) ->
     """
     is_after, is_ahead = way in ("after", "proximal"), way in ("ahead", "literal")
     of = stepped if is_after else theta
-    stays = ((of * (1 - c)).to(of.dtype) == of) & of.isfinite()
+    stays = torch.zeros_like(of, dtype=torch.bool)
+    if of.element_size() == 2:
+        stays = ((of * (1 - c)).to(of.dtype) == of) & of.isfinite()
     bad = ~(theta.isfinite() & stepped.isfinite())
     old, new = (torch.where(bad, 0.0, t.double()) for t in (theta, stepped))
+    if way == "cautious":
+        stays |= ((new > old) & (old > 0)) | ((new < old) & (old < 0))
     weighed = torch.where(stays, 0.0, new if is_after else old)
-    part = c if way in ("beside", "proximal") else c / (1 - c)
+    part = c if way in ("beside", "cautious", "proximal") else c / (1 - c)
     penalty = part * weighed
     across = sign_flips(old, new) & (weighed != 0)
-    least = part * old.abs() * (way in ("beside", "literal"))
+    least = part * old.abs() * (way in ("beside", "literal", "cautious"))
     base, move = (old, new - old) if is_ahead else (new, new - old + penalty)
     whole = (new if is_after else old).square().sum()
     share = (c / (1 + c) if way == "proximal" else c) * weighed.square().sum() / whole

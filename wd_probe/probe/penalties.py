@@ -200,6 +200,11 @@ class Penalties:
             return decay.rate > 0 and (forced or decay.moment == "gradient")
         return any(self._way(effect) == "exact" for effect in self._all_effects())
 
+    def need_weights(self) -> bool:
+        """Whether signs are not enough to count against."""
+        decay = attached(self._optimizer)
+        return self.need_second_step() or (decay is not None and decay.method == "cautious")
+
     def ungraded(self) -> set[Tensor]:
         """Weights that the coming step decays though they have no gradient."""
         if not any(effect.ungraded for effect in self._own_effects.values()):
@@ -265,6 +270,8 @@ class Penalties:
             way = "literal" if self._reading == "literal" else "ahead"
         elif self._exact:
             way = "exact"
+        elif decay.method == "cautious":
+            way = "cautious"
         idle = decay.took_nothing(self._optimizer)
         return Penalty(way, 0.0 if idle else decay.factor(p, group), decay.rate, group)
 

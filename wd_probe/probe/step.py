@@ -154,7 +154,7 @@ class WatchedOptimizer:
         )
 
     def _copy(self) -> None:
-        by_signs = self._by_signs and not self.penalties.need_second_step()
+        by_signs = self._by_signs and not self.penalties.need_weights()
         self._copies.take(self._live.weights, signs=by_signs)
         self._is_kept = True
 
@@ -216,8 +216,8 @@ class WatchedOptimizer:
         self, live: "_Live", found: Penalized
     ) -> tuple[Penalized, dict[int, Tensor]]:
         """The sums of those that no pass over all counts, by number, before the copies go."""
-        is_exact = any(one.way == "exact" for one in found.penalties)
-        if not (self._has_closure or is_exact or live.has_coarse):
+        alone = any(one.way in ("exact", "cautious") for one in found.penalties)
+        if not (self._has_closure or alone or live.has_coarse):
             return found, {}
         told: dict[int, Tensor] = {}
         untold = []
@@ -229,8 +229,10 @@ class WatchedOptimizer:
             elif one.way == "exact":
                 u_hat = local(self._u_hat[p])
                 told[k] = formulas.tally_exact(self._copies[p], u_hat, local(p))
-            elif p.dtype.itemsize == 2 and one.is_stored and one.way != "none":
-                told[k] = formulas.tally_coarse(self._copies[p], local(p), one.c, one.way)
+            elif one.way == "cautious" or (
+                p.dtype.itemsize == 2 and one.is_stored and one.way != "none"
+            ):
+                told[k] = formulas.tally_parted(self._copies[p], local(p), one.c, one.way)
         return found.without(untold), told
 
     def _check_signs(self, found: Penalized) -> None:

@@ -10,9 +10,10 @@ Doubles = NDArray[np.float64]
 
 #: How a tensor's penalty P is found. By a closed rule from x, before the step, and d, the way to
 #: where it ends: P = cx beside the step; P = cû after it, or û/(1 + c); P = cθ ahead of the
-#: gradient, so that the step begins at x = (1 − c)θ, read as paired or literally (theory fact 9).
-#: Or against the same step without it ("exact"). "none": nothing is taken off.
-Way = Literal["beside", "after", "proximal", "ahead", "literal", "exact", "none"]
+#: gradient, so that the step begins at x = (1 − c)θ, read as paired or literally (theory fact 9);
+#: P = cx of weights that the step alone does not move away from zero ("cautious"). Or against the
+#: same step without it ("exact"). "none": nothing is taken off.
+Way = Literal["beside", "after", "proximal", "ahead", "literal", "cautious", "exact", "none"]
 
 #: What a pass adds up: counts, Σ of sizes of which P is a multiple, over opposing and over all, and
 #: the three sums of theory fact 20. Where P has no closed rule, what follows from û itself: T, the
@@ -73,7 +74,7 @@ class Taken(NamedTuple):
 
 
 _AFTER, _AHEAD = ("after", "proximal"), ("ahead", "literal")
-_OPPOSING = ("beside", "literal", "exact")
+_OPPOSING = ("beside", "literal", "cautious", "exact")
 
 
 def share_of(way: Way, c: float) -> float:
