@@ -1,5 +1,6 @@
 """The same passes by torch, tensor by tensor: for any dtype, device and layout."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ from . import cpu
 from .blocks import alike
 
 _CHUNK = 1 << 18  # weights that are worked on at a time: their copies stay in the cache
+_ROW = 64
+_FEW = 4096  # what is soon looked at closely
+_SUMS = RAW.index("taken")
 _LEAST = 1e-24  # what sums of squares in float32 are right from
 _PIECES, _PIECE = 32, 16  # of a sample
 
@@ -130,17 +134,42 @@ def _count(kept: Tensor, now: Tensor, c: float | Tensor, of_stepped: bool) -> Te
 
 def _count_closely(kept: Tensor, now: Tensor, c: float, of_stepped: bool) -> Tensor:
     """`formulas.tally`, looking closely only at the few weights that may have crossed zero."""
-    result = torch.zeros(len(RAW), dtype=torch.float64)
-    for x, y in zip(kept.split(_CHUNK), now.split(_CHUNK), strict=True):
-        d = y - x
-        size = (y if of_stepped else x).abs().sum()
-        sums = torch.stack([size, *(one.sum() for one in (x * x, x * d, d * d))]).double()
-        if not (sums.isfinite().all() and sums[1] > _LEAST and sums[3] > _LEAST):
-            result += formulas.tally(x, y, c, of_stepped=of_stepped)  # the squares underflow
+    result = np.zeros(len(RAW))
+    even = len(now) - len(now) % _ROW if len(now) >= _FEW else 0
+    if even < len(now):
+        result[:_SUMS] += _few(kept[even:], now[even:], c, of_stepped)
+    chunks = (t[:even].view(-1, _ROW).split(_CHUNK // _ROW) for t in (kept, now))
+    room, d = (torch.empty_like(kept[: min(even, _CHUNK)]).view(-1, _ROW) for _ in range(2))
+    for x, y in zip(*chunks, strict=True):
+        room, d = room[: len(x)], d[: len(x)]
+        torch.sub(y, x, out=d)
+        sums = [torch.abs(y if of_stepped else x, out=room).sum()]
+        sums += [torch.mul(*pair, out=room).sum() for pair in ((x, x), (x, d), (d, d))]
+        found = torch.stack(sums).tolist()
+        if not (all(map(math.isfinite, found)) and found[1] > _LEAST and found[3] > _LEAST):
+            result += formulas.tally(x, y, c, of_stepped=of_stepped).numpy()  # squares underflow
             continue
-        near = ((x * y) > 0).logical_not_().nonzero()[:, 0]  # crossed, zero or underflown
-        found = formulas.tally(x[near], y[near], c, of_stepped=of_stepped)
-        found[0] += len(x) - len(near)
-        found[5:9] = sums
-        result += found
-    return result
+        rows = (torch.mul(x, y, out=room).amin(1) <= 0).nonzero()[:, 0]
+        old, new = x[rows].view(-1), y[rows].view(-1)
+        near = (old * new <= 0).nonzero()[:, 0]  # crossed, zero or underflown
+        result[0] += x.numel() - len(near)
+        if len(near):
+            result[:5] += _few(old[near], new[near], c, of_stepped)[:5]
+        result[5:_SUMS] += found
+    return torch.from_numpy(result)
+
+
+def _few(kept: Tensor, now: Tensor, c: float, of_stepped: bool) -> NDArray[np.float64]:
+    """The same of a few weights, by fewer operations."""
+    x, y = kept.double(), now.double()
+    d, old, new = y - x, x.abs(), y.abs()
+    weighed = new if of_stepped else old
+    across = (x * y) < 0
+    opposes = across & (new > c / 2 * old)
+    flipped = across & (new > c * old)
+    counts = [int(which.count_nonzero()) for which in (weighed, opposes, flipped)]
+    sizes = (weighed * opposes).sum(), weighed.sum(), x.dot(x), x.dot(d), d.dot(d)
+    found = [*counts, 0, *torch.stack(sizes).tolist()]
+    if kept.dtype == torch.float32 and all(map(math.isfinite, found)):
+        return np.array(found)
+    return formulas.tally(kept, now, c, of_stepped=of_stepped)[:_SUMS].numpy()
