@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tests import reference
 from tests.probe.test_formulas import factors, numbers
 from tests.small import Oracle, adamw, small, train
-from wd_probe import OpposingPenaltyProbe
+from wd_probe import OpposingPenaltyProbe, WdProbeWarning
 from wd_probe.probe import formulas, kernel
 from wd_probe.probe.kernel import cpu, plain
 from wd_probe.probe.sums import RAW
@@ -197,6 +198,14 @@ def test_no_compiler_falls_back(monkeypatch):
         assert cpu.passes() is None
         theta = torch.tensor([1.0])
         assert counted([theta], [-theta], [0.1])[0, 1] == 1
+        model = small()
+        with pytest.warns(WdProbeWarning, match=r"no C compiler was found .* six times as fast"):
+            OpposingPenaltyProbe(model, adamw(model.parameters()))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            OpposingPenaltyProbe(model.double(), adamw(model.parameters()))
+            monkeypatch.setenv("WD_PROBE_KERNEL", "0")
+            OpposingPenaltyProbe(model.float(), adamw(model.parameters()))
     finally:
         monkeypatch.undo()
         cpu.passes.cache_clear()

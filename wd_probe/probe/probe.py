@@ -15,6 +15,7 @@ from ..errors import InputError, Teller, first_line
 from ..hooks import Missing, StepHooks, classes, hooked_all, weakly
 from ..layering import Layers, check_made, clean_name, layers, layers_or, named_parameters
 from ..sharding import Shards, refuse_flat
+from . import kernel
 from .copies import Keep, same
 from .dynamics import LATE
 from .penalties import Effects, Reading
@@ -157,6 +158,11 @@ class OpposingPenaltyProbe:
         for watched in self._watched:
             watched.penalties.check_rules()
             watched.refuse_signs()
+        if kernel.slowly(self._row):
+            self._tell(
+                "no C compiler was found ($CC, else cc), so torch counts; with one the probe is six "
+                "times as fast"
+            )
         if self._shards:
             self._shards.meet(self._tell)
         self._missing = Missing(self._row, weakly(self._miss))

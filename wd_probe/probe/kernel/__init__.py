@@ -4,7 +4,8 @@ On the CPU compiled C does it (`cpu.py`), on a GPU Triton (`gpu.py`), and torch,
 wherever neither can (`plain.py`).
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -103,6 +104,12 @@ class Kept:
             there = found.to(self._device, non_blocking=self._device.type != "cpu")
             result[torch.from_numpy(part.numbers)] = there
         return result
+
+
+def slowly(weights: Iterable[Tensor]) -> bool:
+    """Whether any would be counted faster if there were a C compiler."""
+    would = any(one.is_cpu and one.dtype == torch.float32 for one in weights)
+    return would and os.environ.get("WD_PROBE_KERNEL") != "0" and cpu.passes() is None
 
 
 def _way(now: Tensor, by_sign: bool) -> tuple[type[_Group], object]:
