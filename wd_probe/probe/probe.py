@@ -160,8 +160,8 @@ class OpposingPenaltyProbe:
             watched.refuse_signs()
         if kernel.slowly(self._row):
             self._tell(
-                "no C compiler was found ($CC, else cc), so torch counts; with one the probe is six "
-                "times as fast"
+                "no C compiler was found ($CC, else cc), so torch counts; with one the probe is "
+                "six times as fast"
             )
         if self._shards:
             self._shards.meet(self._tell)
