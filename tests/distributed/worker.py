@@ -118,8 +118,15 @@ def whole(model):
 
 
 def counts(record):
+    ledger = ("growth", "taken", "updated", "remaining", "norm", "angular_update")
     return {
-        name: [t.penalized, t.opposing, t.flipped, t.total_penalty]
+        name: [
+            t.penalized,
+            t.opposing,
+            t.flipped,
+            t.total_penalty,
+            *(getattr(t, number) for number in ledger),
+        ]
         for name, t in record.tensors.items()
     }
 
