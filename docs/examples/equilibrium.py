@@ -45,9 +45,12 @@ def measured(rate: float, steps: int) -> tuple[list[str], list[float]]:
     ]
     whole, last = probe.total, probe.late
     states = [state(whole.tensors[name], last.tensors[name]) for name in names]
-    print(f"λ = {rate:g}: remaining {whole.total.remaining:.3g}, balance of the last quarter "
-          f"{last.total.balance:.2f}, angle over prediction {min(angles):.2f} to {max(angles):.2f}, "
-          + ", ".join(f"{states.count(one)} {one}" for one in sorted(set(states))))  # fmt: skip
+    print(
+        f"λ = {rate:g}: remaining {whole.total.remaining:.3g}, balance of the last quarter "
+        f"{last.total.balance:.2f}, angle over prediction {min(angles):.2f} to {max(angles):.2f}",
+        *(f"{states.count(one)} {one}" for one in sorted(set(states))),
+        sep=", ",
+    )
     return names, angles
 
 
