@@ -94,3 +94,11 @@ def test_tallies_are_pooled_and_what_lasts_is_the_present():
     found = since(now, then)
     assert found[AT["opposing"]] == 3
     assert [found[AT[name]] for name in ("squared_norm", "left", "held")] == [5, 5, 5]
+
+
+def test_a_record_has_the_ledger_of_its_total():
+    values = np.full((3, WIDTH), 2.0)
+    found = record(values=values)
+    for name in ("growth", "taken", "balance", "norm", "relative_update", "angular_update",
+                 "remaining", "timescale"):  # fmt: skip
+        assert getattr(found, name) == getattr(found.total, name)

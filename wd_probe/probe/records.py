@@ -225,6 +225,46 @@ class StepRecord:
         """Number of weights with NaN or infinity, which are counted nowhere else."""
         return self.total.nonfinite
 
+    @property
+    def growth(self) -> float:
+        """G, what the step alone added to the squared norm."""
+        return self.total.growth
+
+    @property
+    def taken(self) -> float:
+        """T, what decay took off the squared norm."""
+        return self.total.taken
+
+    @property
+    def balance(self) -> float:
+        """G / T; NaN where nothing is taken."""
+        return self.total.balance
+
+    @property
+    def norm(self) -> float:
+        """The Euclidean norm of all measured weights after the step."""
+        return self.total.norm
+
+    @property
+    def relative_update(self) -> float:
+        """|ηU| / |x|, how large the step alone is."""
+        return self.total.relative_update
+
+    @property
+    def angular_update(self) -> float:
+        """The angle between the weights before the step and after it, in radians."""
+        return self.total.angular_update
+
+    @property
+    def remaining(self) -> float:
+        """The share of the weights that decay has left in all steps so far."""
+        return self.total.remaining
+
+    @property
+    def timescale(self) -> float:
+        """1/c in steps; ∞ where nothing decays."""
+        return self.total.timescale
+
     @cached_property
     def tensors(self) -> Mapping[str, Tally]:
         """The tally of each tensor by its name."""
