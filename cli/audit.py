@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from wd_probe.errors import InputError, counted
 from wd_probe.training.options import (
+    AT_LEAST_1,
     POSITIVE,
     FilterBiasAndBn,
     ImgSize,
@@ -37,11 +38,16 @@ def audit(
     weight_decay: WeightDecay = 0.01,
     filter_bias_and_bn: FilterBiasAndBn = False,
     layer_decay: Annotated[float | None, Option("timm's layer-wise lr_scale.")] = None,
+    steps: Annotated[
+        int | None, Option("Of a run; says what decay takes off in it.", must=AT_LEAST_1)
+    ] = None,
     json: o.Json = False,
 ) -> None:
     """Find by effect which decay rule an optimizer runs, on which tensors, and by how much."""
     if (opt is None) != every_one:
         raise InputError("give either --opt NAME or --all")
+    if every_one and steps is not None:
+        raise InputError("--steps needs --opt NAME")
     with loading():
         from wd_probe.training import survey
     if opt is None:
@@ -56,6 +62,7 @@ def audit(
             options=opt_kwargs or (),
             filter_bias_and_bn=filter_bias_and_bn,
             layer_decay=layer_decay,
+            steps=steps,
         )
     if json:
         to_stdout(result)

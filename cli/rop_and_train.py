@@ -13,6 +13,7 @@ from wd_probe.errors import InputError, RunError, counted
 from wd_probe.training.options import OUTPUT, Option, TrainOptions
 from wd_probe.wording import percent
 
+from . import what_decay_did
 from .ahead import check_ahead
 from .console import err, loading, out, plain_table, to_stdout
 from .options import Given
@@ -105,10 +106,15 @@ def _show(summary: dict[str, Any]) -> None:
         f"λ {summary['weight_decay']:g}"
     )
     _scores(summary)
+    told = summary.get("verdict") or ()
+    if told:
+        out.print(f"\n[bold]{escape(told[0])}[/]")
+    if "dynamics" in summary:
+        what_decay_did.show(summary)
     if "rate" in summary:
         _rates(summary)
         _worst_layers(summary["layers"], summary["layer_definition"])
-        for finding in summary["findings"]:
+        for finding in (*told[1:], *summary["findings"]):
             _item(finding)
     out.print(f"\nRun folder: {escape(summary['run'])}", soft_wrap=True)
 
@@ -146,6 +152,7 @@ def _rates(summary: dict[str, Any]) -> None:
     ):
         if key in summary:
             table.add_row(title, *(percent(summary[key][k]) for k in ("mean", "max", "last")))
+    out.print()
     out.print(table)
     if "literal_rate" in summary:
         out.print(

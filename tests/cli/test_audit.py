@@ -47,7 +47,28 @@ def test_tables(monkeypatch, capsys, width):
     assert "fusedsgd: " in shown
 
 
+TOLD = {
+    ("adamw",): "1/(ηλ) is 1,000,000 steps, the run has 88: decay would take 0.0088 % off",
+    ("adamw", "--weight-decay", "1e-5"): "decay would take nothing off in 88 steps: rounding",
+    ("adamw", "--layer-decay", "0.5"): "1/(ηλ) is 1,000,000 steps",
+    ("adam",): "how much decay takes off in a run goes by its gradients",
+}
+
+
+@pytest.mark.parametrize("given", TOLD)
+def test_what_decay_comes_to_in_a_run(monkeypatch, capsys, given):
+    assert run(monkeypatch, "--lr", "1e-4", "--steps", "88", "--json", "--opt", *given) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"][-1].startswith(TOLD[given])
+
+
+def test_nothing_is_said_of_a_run_where_nothing_decays(monkeypatch, capsys):
+    arguments = ("--opt", "adamw", "--weight-decay", "0", "--steps", "88", "--json")
+    assert run(monkeypatch, *arguments) == 0
+    assert not any("88" in line for line in json.loads(capsys.readouterr().out)["warnings"])
+
+
 BAD = {
+    "steps of all": (["--all", "--steps", "3"], "--steps needs --opt NAME"),
     "neither": ([], "give either --opt NAME or --all"),
     "both": (["--opt", "sgd", "--all"], "give either --opt NAME or --all"),
     "unknown": (["--opt", "adamv"], "unknown optimizer 'adamv'; did you mean "),

@@ -12,7 +12,16 @@ from tests import reference
 from tests.small import loss_of, small, train
 from wd_probe import OpposingPenaltyProbe, Tally, WdProbeWarning, WeightDecay
 from wd_probe.decay.undecayed import undecayed
-from wd_probe.probe.dynamics import state, state_of_most
+from wd_probe.probe.dynamics import (
+    decaying,
+    equilibrium_angle,
+    momentum,
+    remaining,
+    state,
+    state_of_most,
+    timescale,
+)
+from wd_probe.probe.records import pooled
 
 C = 0.05 * 0.3
 LEDGER = ("squared", "along", "moved", "growth", "taken", "updated")
@@ -289,3 +298,59 @@ def test_the_state_of_a_whole_is_that_of_most_weights():
     assert state_of_most([("idle", 10), ("balanced", 30), ("idle", 15)]) == "balanced"
     assert state_of_most([("idle", 10), ("balanced", 10), ("idle", 1)]) == "idle"
     assert state_of_most([]) == "idle"
+
+
+# --- what a verdict is told by ----------------------------------------------------------------
+
+
+def test_decay_at_a_constant_share():
+    assert timescale(1e-6) == pytest.approx(1e6)
+    assert timescale(0.0) == math.inf
+    assert remaining(0.01, 100) == pytest.approx(0.99**100)
+    assert (remaining(2.0, 3), remaining(0.0, 9)) == (0.0, 1.0)
+
+
+def test_only_tensors_that_decay_are_kept():
+    model = small()
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([{"params": weights}, others], lr=0.05, weight_decay=0.3)
+    with OpposingPenaltyProbe(model, optimizer) as probe:
+        train(model, optimizer, 3)
+    kept = decaying(probe.total)
+    for name, tally in probe.total.tensors.items():
+        assert kept.tensors[name] == (tally if name.endswith("weight") else pooled([]))
+    assert kept.total.growth < probe.total.total.growth
+    assert decaying(kept) == kept
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9])
+def test_the_angle_of_equilibrium_is_that_of_a_random_walk(beta):
+    """Random steps with momentum on weights whose size nothing sees (theory fact 25)."""
+    c, step = 0.01, 0.1
+    dice = np.random.default_rng(0)
+    x, velocity = dice.normal(size=20_000), np.zeros(20_000)
+    angles = []
+    for k in range(1500):
+        velocity = beta * velocity + dice.normal(size=x.size)
+        y = x - step * velocity - c * x
+        if k >= 1000:
+            cosine = x @ y / np.linalg.norm(x) / np.linalg.norm(y)
+            angles.append(math.acos(cosine))
+        x = y
+    assert np.mean(angles) == pytest.approx(equilibrium_angle(c, beta), rel=0.03)
+
+
+def test_momentum_is_known_of_plain_optimizers_alone():
+    ps = [nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))]
+    assert momentum([torch.optim.AdamW(ps, betas=(0.8, 0.9))]) == 0.8
+    assert momentum([torch.optim.SGD(ps, lr=0.1)]) == 0
+    assert momentum([sgd(ps[:1]), torch.optim.Adam(ps[1:])]) == 0.9
+    for unknown in (
+        [torch.optim.SGD(ps, lr=0.1, momentum=0.9, nesterov=True)],
+        [torch.optim.SGD(ps, lr=0.1, momentum=1.5)],
+        [torch.optim.NAdam(ps)],
+        [sgd(ps[:1]), torch.optim.Adam(ps[1:], betas=(0.8, 0.9))],
+        [],
+    ):
+        assert math.isnan(momentum(unknown))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.small import rows
+from tests.small import adamw, loss_of, rows, small
 from wd_probe import OpposingPenaltyProbe, WdProbeWarning, layers
 from wd_probe.probe.records import ProfileRecord
 from wd_probe.runs import figures, reading
@@ -278,6 +278,80 @@ def test_what_a_loop_does_not_tell_stays_empty(tmp_path):
     assert math.isnan(summary["train_loss"])
 
 
+LEDGER = ("norm", "relative_update", "angular_update", "growth", "taken", "balance", "remaining",
+          "timescale")  # fmt: skip
+
+
+def test_the_ledger_is_in_every_table(tmp_path):
+    model = small()
+    optimizer = adamw(model.parameters())
+    records = []
+    with RunFolder(tmp_path / "run") as folder:
+        probe = OpposingPenaltyProbe(model, optimizer)
+        recorder = Recorder(folder, probe)
+        folder.json("config.json", config(probe))
+        for step in range(1, 7):
+            loss_of(model, step).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            records.append(recorder.step(step, update=step))
+        found = recorder.summary(0.3)
+        recorder.close(NAMED | found, {})
+    tables = [
+        (rows(tmp_path / "run/steps.csv"), [record.total for record in records]),
+        (rows(tmp_path / "run/layers.csv"), [t for record in records for t in record.layers]),
+        (rows(tmp_path / "run/tensors.csv"), list(probe.total.tensors.values())),
+    ]
+    for lines, tallies in tables:
+        for line, tally in zip(lines, tallies, strict=True):
+            assert {name: float(line[name]) for name in LEDGER} == {
+                name: getattr(tally, name) for name in LEDGER
+            }
+    total, last = probe.total.total, records[-1].total
+    for name in ("balance", "angular_update", "relative_update"):
+        assert found["dynamics"][name] == {
+            "mean": getattr(total, name), "last": getattr(last, name)
+        }  # fmt: skip
+    assert found["dynamics"]["remaining"] == total.remaining
+    assert [layer["norm"] for layer in found["layers"]] == [t.norm for t in probe.total.layers]
+    read = read_json(tmp_path / "run/summary.json", RunSummary)
+    assert read["dynamics"]["timescale_epochs"] is None, "nobody said how long an epoch is"
+    assert read["verdict"] == found["verdict"]
+
+
+@pytest.mark.filterwarnings("ignore:Adam has weight_decay=0")
+def test_what_is_no_number_stays_empty(tmp_path):
+    """Where nothing decays there is no balance, and no timescale."""
+    model = small()
+    optimizer = torch.optim.Adam(model.parameters())
+    with RunFolder(tmp_path / "run") as folder:
+        recorder = Recorder(folder, OpposingPenaltyProbe(model, optimizer))
+        loss_of(model, 1).backward()
+        optimizer.step()
+        recorder.step(1, update=1)
+        recorder.step(2)
+        found = recorder.summary(0.0)
+    measured, voided = rows(tmp_path / "run/steps.csv")
+    assert measured["balance"] == measured["timescale"] == ""
+    assert (float(measured["remaining"]), float(measured["taken"])) == (1, 0)
+    assert float(measured["angular_update"]) > 0
+    assert {voided[name] for name in LEDGER} == {""}
+    assert found["verdict"] == ["Nothing was taken off in this run."]
+    assert found["dynamics"]["state"] == "idle"
+    assert found["dynamics"]["timescale_steps"] == math.inf
+    assert {layer["state"] for layer in found["layers"]} == {None}
+
+
+def test_a_probe_that_measured_nothing_says_nothing(tmp_path):
+    model = small()
+    with RunFolder(tmp_path / "run") as folder:
+        found = Recorder(folder, OpposingPenaltyProbe(model, adamw(model.parameters()))).summary(
+            0.3
+        )
+    assert found["verdict"] == []
+    assert "dynamics" not in found
+
+
 def test_without_a_probe_there_are_losses_alone(tmp_path):
     with RunFolder(tmp_path / "run") as folder:
         recorder = Recorder(folder)
@@ -376,7 +450,7 @@ def test_the_state_is_laid_out_as_in_every_recovery_file(tmp_path):
     assert state["epochs"] == [(1, 1, 3.0, (0.1, 2.0), (0.3, 4.0), (0.5, 6.0))]
     assert state["profiles"] == [(1, (0.1, 0.2), (3, 4), 5)]
     assert set(state) == {
-        "steps", "measured", "penalized", "epochs", "profiles", "largest", "rate", "mass",
+        "steps", "measured", "penalized", "epochs", "profiles", "largest", "last", "rate", "mass",
         "flip_rate", "literal_rate", "epoch_loss", "shown_loss", "shown", "kept",
     }  # fmt: skip
     again = Recorder(folder)

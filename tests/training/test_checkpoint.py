@@ -236,6 +236,12 @@ def test_a_killed_run_of_the_first_layout_is_resumed(wdprobe, tmp_path):
     assert len(rates) == 33
     assert summary["rate"]["max"] == max(rates)
     assert summary["rate"]["mean"] == pytest.approx(sum(rates) / 33)
+    assert "dynamics" not in summary, "its first steps measured none"
+    assert summary["verdict"] == [
+        "What decay did is not told: a version that did not measure it began the run."
+    ]
+    code, out, err = wdprobe("report", run, "--output", tmp_path / "page.html")
+    assert code == 0, err
 
 
 # --- stopped in this process ----------------------------------------------------------------------

@@ -1,10 +1,16 @@
 """Whether decay acts: the state of a tensor, a layer or a run (theory fact 26)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
-from .records import Tally
+import numpy as np
+import torch
+from torch.optim import Optimizer
+
+from .records import StepRecord, Tally
+from .sums import AT
 
 #: What decay does to weights: nothing that shows; they shrink, hold, or grow in spite of it.
 State = Literal["idle", "shrinking", "balanced", "growing"]
@@ -42,3 +48,46 @@ def state_of_most(states: Sequence[tuple[State, int]]) -> State:
     """
     counts = {one: sum(n for found, n in states if found == one) for one in STATES}
     return max(STATES, key=lambda one: counts[one])
+
+
+def timescale(c: float) -> float:
+    """In how many steps c adds up to 1; ∞ where nothing is taken off (theory fact 23)."""
+    return 1 / c if c else math.inf
+
+
+def remaining(c: float, steps: float) -> float:
+    """The share of the weights that so many steps leave, which all take c off."""
+    return float(max(1 - c, 0.0) ** steps)
+
+
+def decaying(record: StepRecord) -> StepRecord:
+    """The same of those tensors alone that have ever decayed; of all where none has."""
+    has = record.values[:, AT["held"]] > 0
+    if not has.any():
+        return record
+    return replace(record, values=np.where(has[:, None], record.values, 0.0))
+
+
+def equilibrium_angle(c: float, momentum: float) -> float:
+    """What weights whose scale the loss does not see turn by in a step, in balance (fact 24).
+
+    Args:
+        c: the share taken off in a step.
+        momentum: β; NaN where it is not known.
+    """
+    return math.sqrt(2 * c * (1 - momentum) / (1 + momentum))
+
+
+def momentum(optimizers: Iterable[Optimizer]) -> float:
+    """β of plain momentum, as Adam's and SGD's; NaN of any other kind, or where groups differ."""
+    found = {_momentum(one, group) for one in optimizers for group in one.param_groups}
+    beta = found.pop() if len(found) == 1 else math.nan
+    return beta if 0 <= beta < 1 else math.nan
+
+
+def _momentum(optimizer: Optimizer, group: dict[str, object]) -> float:
+    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+        return float(group["betas"][0])  # type: ignore[index]
+    if type(optimizer) is torch.optim.SGD and not group["nesterov"]:
+        return float(group["momentum"])  # type: ignore[arg-type]
+    return math.nan

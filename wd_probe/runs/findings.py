@@ -37,7 +37,7 @@ def findings(
     Returns:
         None, one or a few sentences.
     """
-    return [*_by_kind(tensors), *_small_ones(tensors), *_profile(profiles, rate)]
+    return [*_by_kind(tensors), *_flips(tensors), *_profile(profiles, rate)]
 
 
 def _by_kind(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
@@ -57,21 +57,14 @@ def _by_kind(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
     ]
 
 
-def _small_ones(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
+def _flips(tensors: Mapping[str, tuple[int, Tally]]) -> list[str]:
     total = pooled([tally for _, tally in tensors.values()])
-    found = []
-    if total.opposing >= 50 and total.rate > 5 * total.mass:
-        found.append(
-            f"Opposing penalties fall on small weights: over all steps {percent(total.rate)} of "
-            f"the weights carry them, {percent(total.mass)} of all that is taken off."
-        )
-    if total.opposing >= 50 and total.flipped / total.opposing > 0.95:
-        found.append(
-            f"{percent(total.flipped / total.opposing)} of the opposing weights had their sign "
-            "flipped by the step alone: R_op follows the learning rate far more than the decay "
-            "rate."
-        )
-    return found
+    if total.opposing < 50 or total.flipped / total.opposing <= 0.95:
+        return []
+    return [
+        f"{percent(total.flipped / total.opposing)} of the opposing weights had their sign "
+        "flipped by the step alone: R_op follows the learning rate far more than the decay rate."
+    ]
 
 
 def _profile(profiles: Sequence[ProfileRecord], rate: float) -> list[str]:

@@ -3,25 +3,35 @@
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import InputError, WdProbeWarning
 from ..layering import Layers
+from ..probe.dynamics import momentum
 from ..probe.probe import OpposingPenaltyProbe
-from ..probe.records import ProfileRecord, StepRecord
+from ..probe.records import ProfileRecord, StepRecord, Tally
+from ..probe.sums import WIDTH
 from ..wording import decimal
 from . import figures
 from .findings import findings
 from .folder import RunFolder
 from .reading import read_run
+from .states import States
 from .tensorboard import Dashboard
+from .verdict import Setting, verdict
 
 _SHARES = ("rate", "mass", "flip_rate")
 _COUNTS = ("penalized", "opposing", "flipped", "nonfinite")
+_LEDGER = (
+    "norm", "relative_update", "angular_update", "growth", "taken", "balance", "remaining",
+    "timescale",
+)  # fmt: skip
+_NO_LEDGER = "What decay did is not told: a version that did not measure it began the run."
 
 
 class Running:
@@ -139,6 +149,8 @@ class Recorder:
         self._epoch_loss, self._shown_loss = Running(), Running()
         self._shown, self._kept = Stretches(), Stretches()  # steps, measured steps
         self._largest: tuple[int, StepRecord] | None = None
+        self._last: tuple[int, StepRecord] | None = None
+        self._ledger: tuple[str, ...] = _LEDGER
         self._records: dict[int, StepRecord] = {}
         self._literals: dict[int, StepRecord] = {}
         self._profiles_taken = 0
@@ -194,6 +206,7 @@ class Recorder:
             columns |= {name: _cell(getattr(record, name, math.nan)) for name in _SHARES}
             total = None if record is None else record.total
             columns |= {name: "" if total is None else getattr(total, name) for name in _COUNTS}
+            columns |= {name: _cell(getattr(total, name, math.nan)) for name in self._ledger}
         if self.literal is not None:
             columns["literal_rate"] = _cell(getattr(literal, "rate", math.nan))
         self.folder.rows("steps.csv", tuple(columns), [tuple(columns.values())])
@@ -215,6 +228,7 @@ class Recorder:
             self.shares[name].add(getattr(record, name))
         self.measured += 1
         self.penalized = record.penalized
+        self._last = (step, record)
         if self._largest is None or not self._largest[1].rate >= record.rate:
             self._largest = (step, record)
         if self._kept.ends():
@@ -237,13 +251,11 @@ class Recorder:
         if self._largest is None:
             return
         (step, record), self._largest = self._largest, None
+        columns = (*_SHARES, "penalized", "nonfinite", *self._ledger)
         self.folder.rows(
             "layers.csv",
-            ("step", "index", *_SHARES, "penalized", "nonfinite"),
-            [
-                (step, t.index, *(_cell(getattr(t, n)) for n in _SHARES), t.penalized, t.nonfinite)
-                for t in record.layers
-            ],
+            ("step", "index", *columns),
+            [(step, t.index, *_cells(t, columns)) for t in record.layers],
         )
         self._show(lambda board: board.record(step, record))
 
@@ -271,14 +283,14 @@ class Recorder:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs once every step so far is written; plain values and tensors."""
-        largest = self._largest
         return {
             "steps": self.steps,
             "measured": self.measured,
             "penalized": self.penalized,
             "epochs": [_nested(epoch) for epoch in self.epochs],
             "profiles": [astuple(profile) for profile in self.profiles],
-            "largest": largest and (largest[0], largest[1].step, torch.tensor(largest[1].values)),
+            "largest": _plain(self._largest),
+            "last": _plain(self._last) if self._ledger else None,
             **{name: part.state_dict() for name, part in self._parts().items()},
         }
 
@@ -294,12 +306,21 @@ class Recorder:
             ProfileRecord(int(step), tuple(rates), tuple(opposing), int(penalized))
             for step, rates, opposing, penalized in state["profiles"]
         ]
-        if self.probe is not None and state["largest"] is not None:
-            step, own, largest = state["largest"]
-            record = StepRecord(int(own), largest.numpy(), self.probe.names, self.probe.layers)
-            self._largest = (int(step), record)
+        self._largest = self._record(state["largest"])
+        self._last = self._record(state.get("last"))
+        if "last" not in state or (self.measured and self._last is None):
+            self._ledger = ()  # begun by a version that had none
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+
+    def _record(self, state: tuple[int, int, torch.Tensor] | None) -> tuple[int, StepRecord] | None:
+        """A step and its record from plain values; those of an older version are fewer."""
+        if self.probe is None or state is None:
+            return None
+        step, own, values = state
+        table = np.zeros((len(values), WIDTH))
+        table[:, : values.shape[1]] = values.numpy()
+        return int(step), StepRecord(int(own), table, self.probe.names, self.probe.layers)
 
     def _parts(self) -> dict[str, Running | Stretches]:
         return {
@@ -312,13 +333,23 @@ class Recorder:
 
     # --- at the end -------------------------------------------------------------------------------
 
-    def summary(self, rate: float) -> dict[str, Any]:
-        """What was measured, for ``summary.json``: R_op, findings, accuracy.
+    def summary(self, rate: float, setting: Setting | None = None) -> dict[str, Any]:
+        """What was measured, for ``summary.json``: what decay did, R_op, findings, accuracy.
 
         Args:
             rate: the decay rate λ of the run.
+            setting: what else is known of what it was asked to do; momentum and steps are found.
         """
-        return {"steps": self.steps, **self._rates(), **self._findings(rate), **self._scores()}
+        states = self._states()
+        beta = math.nan if self.probe is None else momentum(self.probe.optimizers)
+        known = replace(setting or Setting(), rate=rate, steps=self.steps, momentum=beta)
+        return {
+            "steps": self.steps,
+            **self._verdict(states, known),
+            **self._rates(states),
+            **self._findings(rate),
+            **self._scores(),
+        }
 
     def close(self, summary: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         """Write what is left, draw the figures, end the dashboard; ``summary.json`` comes last.
@@ -339,9 +370,9 @@ class Recorder:
             return
         self.folder.rows(
             "tensors.csv",
-            ("name", *_COUNTS, "rate", "mass"),
+            ("name", *_COUNTS, "rate", "mass", *self._ledger),
             [
-                (name, *(getattr(t, count) for count in _COUNTS), _cell(t.rate), _cell(t.mass))
+                (name, *_cells(t, (*_COUNTS, "rate", "mass", *self._ledger)))
                 for name, t in self.probe.total.tensors.items()
             ],
         )
@@ -357,23 +388,39 @@ class Recorder:
         if self._board is not None:
             self._board.summary(summary, options, drawn)
 
-    def _rates(self) -> dict[str, Any]:
+    def _rates(self, states: States | None) -> dict[str, Any]:
         if self.probe is None:
             return {}
         total = self.probe.total
+        told = [{} for _ in total.layers] if states is None else states.layers_json()
         found = {
             "measured_steps": self.measured,
             "penalized": self.penalized,
             "nonfinite": total.nonfinite,
             **{name: self.shares[name].statistics() for name in _SHARES},
             "layers": [
-                {"index": t.index, "name": t.name} | {name: getattr(t, name) for name in _SHARES}
-                for t in total.layers
+                {"index": t.index, "name": t.name}
+                | {name: getattr(t, name) for name in (*_SHARES, "norm")}
+                | more
+                for t, more in zip(total.layers, told, strict=True)
             ],
         }
         if self.literal is not None:
             found["literal_rate"] = self.shares["literal_rate"].statistics()
         return found
+
+    def _states(self) -> States | None:
+        """What decay did, if that was measured from the first step on."""
+        if self.probe is None or self._last is None or not self._ledger:
+            return None
+        parameters = dict(self.probe.named_parameters())
+        return States.of(self.probe.total, self.probe.late, self._last[1], parameters)
+
+    def _verdict(self, states: States | None, setting: Setting) -> dict[str, Any]:
+        if states is not None:
+            numbers = states.json(setting.steps_per_epoch, setting.beta)
+            return {"verdict": verdict(states, setting), "dynamics": numbers}
+        return {} if self.probe is None else {"verdict": [] if self._ledger else [_NO_LEDGER]}
 
     def _findings(self, rate: float) -> dict[str, Any]:
         if self.probe is None:
@@ -426,6 +473,14 @@ def _nested(epoch: Epoch) -> tuple[Any, ...]:
     """An epoch as ``recovery.pt`` holds it: top-1 and loss of each evaluation in pairs."""
     number, step, train_loss, *scores = astuple(epoch)
     return (number, step, train_loss, *zip(scores[::2], scores[1::2], strict=True))
+
+
+def _plain(record: tuple[int, StepRecord] | None) -> tuple[int, int, torch.Tensor] | None:
+    return record and (record[0], record[1].step, torch.tensor(record[1].values))
+
+
+def _cells(tally: Tally, names: Iterable[str]) -> tuple[float | str, ...]:
+    return tuple(_cell(getattr(tally, name)) for name in names)
 
 
 def _cell(value: float) -> float | str:

@@ -123,6 +123,22 @@ class _Layer(_Named):
     rate: Number = None
     mass: Number = None
     flip_rate: Number = None
+    norm: Number = None
+    balance: Number = None
+    angular_update: Number = None
+    remaining: Number = None
+    state: Text = None
+
+
+class _Dynamics(Contents):
+    state: Text = None
+    remaining: Number = None
+    timescale_steps: Number = None
+    timescale_epochs: Number = None
+    momentum: Number = None
+    balance: _Statistics | None = None
+    angular_update: _Statistics | None = None
+    relative_update: _Statistics | None = None
 
 
 class _Point(Contents):
@@ -176,6 +192,8 @@ class RunSummary(Contents):
     literal_rate: _Statistics | None = None
     best10: _Best | None = None
     chosen: _Chosen | None = None
+    dynamics: _Dynamics | None = None
+    verdict: Items[str] = None
     findings: Items[str] = None
     layers: Items[_Layer] = None
     curve: Items[_Point] = None

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import sys
 import warnings
 import zipfile
@@ -29,6 +30,7 @@ from ..errors import (
     shown_line,
 )
 from ..layering import decayed_parameters, layers, layerwise_rates
+from ..probe.dynamics import remaining, timescale
 from ..wording import decimal
 
 
@@ -299,14 +301,32 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def describe_layers(
-    name: str, *, img_size: int, weight_decay: float, scale: Scale, filter_bias_and_bn: bool
+    name: str,
+    *,
+    img_size: int,
+    weight_decay: float,
+    scale: Scale,
+    filter_bias_and_bn: bool,
+    lr: float | None = None,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """What `wdprobe layers` prints; the model is built without memory for its weights.
 
+    Args:
+        name: of a timm model.
+        img_size: side of its images.
+        weight_decay: λ.
+        scale: of the layers' rates.
+        filter_bias_and_bn: whether biases and norms are spared.
+        lr: η, by which each layer's timescale is told.
+        steps: of a run, after which it is told how much is left.
+
     Raises:
-        InputError: an unknown model, a rate that is negative or not finite.
+        InputError: an unknown model, a rate that is negative or not finite; steps without ``lr``.
     """
     check_rate(weight_decay, "--weight-decay")
+    if steps is not None and lr is None:
+        raise InputError("--steps needs --lr: a step takes ηλ off")
     model = _weightless(
         lambda: create_model(name, num_classes=1000, img_size=img_size, check_size=False)
     )
@@ -314,6 +334,11 @@ def describe_layers(
     rates = layerwise_rates(len(found), weight_decay, scale)
     decayed = set(decayed_parameters(model, filter_bias_and_bn=filter_bias_and_bn))
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    eta = math.nan if lr is None else lr
+    taken = [
+        eta * rate if decayed.intersection(layer.parameters) else 0.0
+        for layer, rate in zip(found, rates, strict=True)
+    ]
     return {
         "command": "layers",
         "model": name,
@@ -323,6 +348,8 @@ def describe_layers(
         "weight_decay": weight_decay,
         "scale": scale,
         "mean_rate": decimal(sum(rates) / len(rates)),
+        "lr": lr,
+        "steps": steps,
         "layers": [
             {
                 "index": layer.index,
@@ -332,7 +359,9 @@ def describe_layers(
                 "rate": decimal(rate),
                 "parameters": layer.parameters,
                 "decayed": [name for name in layer.parameters if name in decayed],
+                "timescale_steps": timescale(c),
+                "remaining": None if steps is None else remaining(c, steps),
             }
-            for layer, rate in zip(found, rates, strict=True)
+            for layer, rate, c in zip(found, rates, taken, strict=True)
         ],
     }

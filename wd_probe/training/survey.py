@@ -1,7 +1,9 @@
 """The audit of optimizers by name, over a tiny model or one of timm's."""
 
 import inspect
+import math
 import re
+import statistics
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +14,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..decay.auditing import AuditReport, TensorAudit, audit
-from ..errors import InputError
-from ..wording import decimal
+from ..errors import InputError, counted
+from ..probe.dynamics import remaining
+from ..wording import decimal, percent
 from .optimizers import LR, WEIGHT_DECAY, build_optimizer
 from .options import parse_options
 
@@ -120,8 +123,11 @@ def audit_by_name(
     options: Sequence[str] = (),
     filter_bias_and_bn: bool = False,
     layer_decay: float | None = None,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """The audit of one optimizer over one model, as `wdprobe audit --json` prints it.
+
+    With ``steps`` a warning says what decay comes to in a run of so many.
 
     Raises:
         InputError: an unknown optimizer or model, or options it does not take.
@@ -151,4 +157,27 @@ def audit_by_name(
         "weight_decay": weight_decay,
         **asdict(report),
         "tensors": [asdict(t) | {"expected": decimal(t.expected)} for t in report.tensors],
+        "warnings": (*report.warnings, *_in_a_run(report, steps)),
     }
+
+
+def _in_a_run(report: AuditReport, steps: int | None) -> Iterator[str]:
+    """What decay takes off in so many steps."""
+    decayed = [t for t in report.tensors if t.decays]
+    if steps is None or not decayed:
+        return
+    if any(math.isnan(t.factor) for t in decayed):
+        yield (
+            "how much decay takes off in a run goes by its gradients: `wdprobe rop` and `wdprobe "
+            "train --every 10` measure it"
+        )
+        return
+    c = statistics.fmean(t.factor if t.observed else 0.0 for t in decayed)
+    if not c:
+        yield f"decay would take nothing off in {counted(steps, 'step')}: rounding undoes it"
+        return
+    is_product = all(math.isclose(t.expected, c, rel_tol=1e-6) for t in decayed)
+    yield (
+        f"1/{'(ηλ)' if is_product else 'c'} is {counted(float(f'{1 / c:.3g}'), 'step')}, the run "
+        f"has {steps:,}: decay would take {percent(1 - remaining(c, steps))} off"
+    )

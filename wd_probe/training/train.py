@@ -20,6 +20,7 @@ from ..probe.records import StepRecord
 from ..runs.folder import RunFolder, default_folder, dumps, environment, run_folder
 from ..runs.locks import Lock
 from ..runs.recorder import Recorder
+from ..runs.verdict import Setting
 from ..wording import decimal
 from .checkpoint import RECOVERY, Recovery, Stateful
 from .data import Batches, Data, load_data
@@ -401,12 +402,22 @@ def _summary(run: Training, recorder: Recorder, status: Status, seconds: float) 
         "convention": options.convention,
         "seed": options.seed,
         "layer_definition": run.layers.definition,
-        **recorder.summary(options.weight_decay),
+        **recorder.summary(options.weight_decay, _setting(run)),
         "status": status,
         "seconds": seconds,
         "images_per_second": recorder.steps * options.batch_size / seconds if seconds else math.nan,
         "run": str(recorder.folder.path),
     }
+
+
+def _setting(run: Training) -> Setting:
+    options = run.options
+    return Setting(
+        lr=options.learning_rate,
+        rule=run.method(),
+        optimizer=options.opt,
+        steps_per_epoch=len(run.data.train),
+    )
 
 
 def _save_weights(model: nn.Module, path: Path) -> None:
