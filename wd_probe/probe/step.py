@@ -203,10 +203,13 @@ class WatchedOptimizer:
         )
         return self._last
 
-    def passed(self) -> Counted | None:
+    def passed(self, groups: Iterable[Sequence[Tensor]]) -> Counted:
         """A step that is not measured: what it took off, as far as that follows from η and λ."""
-        if self._last is None:
-            return None
+        if self._last is None:  # of a resumed run, whose last measured step another process saw
+            live = self._live = self._seen([[p for p in ps if self._moves(p)] for ps in groups])
+            is_told = np.zeros(len(live.weights), dtype=bool)
+            found = self.penalties.of(live.kinds)
+            self._last = Counted(live.rows, live.elements, is_told, found, None, None, None)
         penalized = self.penalties.of(self._live.kinds)
         return replace(
             self._last, penalized=penalized, sums=None, profile=None, voided=voided(self.optimizer)
