@@ -305,7 +305,9 @@ class OpposingPenaltyProbe:
     def _count(self, watched: WatchedOptimizer) -> None:
         measured, passed = divmod(self.steps - 1, self.every)
         rates = self.profile_rates if measured % self.profile_every == 0 else ()
-        counted = watched.passed(self._known(watched)) if passed else watched.count(self._shards, rates)
+        counted = (
+            watched.passed(self._known(watched)) if passed else watched.count(self._shards, rates)
+        )
         if counted is not None:
             self._rounds.add(counted, self.steps, self.names, self.layers)
 
