@@ -19,11 +19,11 @@ def folders(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # such small steps gain nothing from more
     small = TrainOptions(model="test_convnext", batch_size=64, lr=1e-3, train_samples=256)
-    for name, method, opt in (("one", "wd", "adamw"), ("two", "lpwd", "adam")):
+    for name, method, opt, rate in (("one", "wd", "adamw", 0.05), ("two", "lpwd", "adam", 50.0)):
         train(
             TrainOptions(
                 command="rop", every=1, model="test_convnext", batch_size=64, lr=1e-3, epochs=2,
-                train_samples=256, method=method, opt=opt, output=root / name,
+                train_samples=256, method=method, opt=opt, weight_decay=rate, output=root / name,
             ),
             Silent(),
         )  # fmt: skip

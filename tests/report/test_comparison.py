@@ -8,10 +8,25 @@ def test_several_runs(folders, tmp_path):
     assert shown.figures[:3] == [
         "R_op over the steps", "Training loss", "Top-1 on the test images",
     ]  # fmt: skip
-    assert len(shown.figures) == 3 + 4 + 3 + 3
+    assert len(shown.figures) == 3 + 6 + 7 + 3
     assert {row["run"] for row in shown.data["rate_by_run.csv"]} == {"one", "two"}
     assert "Top-1 after the last epoch is highest in" in shown.text
     assert "Mean R_op goes from 0 % (two)" in shown.text
+
+
+def headings(shown):
+    return re.findall(r"<th scope=\"col\"[^>]*>([^<]*)</th>", shown.source.partition("<svg")[0])
+
+
+def test_the_table_has_what_decay_did_and_no_column_that_no_run_fills(folders, copy, tmp_path):
+    shown = written([folders / name for name in ("one", "two")], tmp_path)
+    assert headings(shown)[-7:] == [
+        "steps", "top-1", "mean R_op", "decay", "left", "balance", "status",
+    ]  # fmt: skip
+    row = shown.source[shown.source.index("two</td>") :].partition("</tr>")[0]
+    assert re.search(r">(shrinking|balanced|growing)</td>", row)
+    scans = written([folders / "scan", copy("scan", "other")], tmp_path)
+    assert headings(scans) == ["run", "top-1", "half-life", "taken off", "status"]
 
 
 def test_scans_are_laid_over_each_other(folders, copy, tmp_path):

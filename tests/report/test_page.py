@@ -87,7 +87,7 @@ def test_names_are_text_and_never_markup(copy, tmp_path):
     assert "<img src=x onerror=alert(1)>" in shown.text
     assert "<b>scan & $a$" in shown.text
     assert not {"script", "img", "i"} & set(shown.elements)
-    assert len(shown.figures) == 4 + 3
+    assert len(shown.figures) == 6 + 3
 
 
 def as_markup(value):

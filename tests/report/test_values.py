@@ -3,7 +3,7 @@ from urllib.parse import unquote
 from matplotlib.figure import Figure
 
 from wd_probe.report import page, values
-from wd_probe.runs import figures
+from wd_probe.runs import style
 
 
 def test_a_long_table_is_thinned_by_whole_steps():
@@ -29,10 +29,17 @@ def test_a_long_line_is_embedded_as_a_picture():
 def test_drawn_colours_are_the_pages():
     figure = Figure()
     axes = figure.subplots()
-    axes.plot([1, 2], color=figures.PALETTE["series-2"])
+    axes.plot([1, 2], color=style.PALETTE["series-2"])
     axes.set_title("fill: #d1495b <&>")
     text = values.svg(figure, 'a "label" <b>')
     assert "stroke: var(--series-2)" in text
     assert "#000000" not in text
     assert 'aria-label="a &quot;label&quot; &lt;b&gt;"' in text
     assert "&lt;&amp;&gt;" in text
+
+
+def test_what_stands_between_backticks_is_code_and_nothing_else_is():
+    assert values.coded("a `--steps` <b> `x<y`") == (
+        "a <code>--steps</code> &lt;b&gt; <code>x&lt;y</code>"
+    )
+    assert values.coded("one ` alone") == "one ` alone"

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from wd_probe.runs import figures
+from wd_probe.runs import figures, style
 from wd_probe.runs.reading import Run, read_run
 from wd_probe.runs.schema import TABLES
 
@@ -384,8 +384,8 @@ def test_opposing_beside_top1_has_a_point_a_setting_and_a_colour_a_method():
 
 
 def test_names_are_short_and_no_formula():
-    assert figures._short(r"$\frac{1}$") == r"\$\frac{1}\$"
-    assert figures._short("x" * 41) == "x" * 39 + "…"
+    assert style.short(r"$\frac{1}$") == r"\$\frac{1}\$"
+    assert style.short("x" * 41) == "x" * 39 + "…"
     epochs = {"epoch": [1], "train_loss": [1.0], "top1": [0.5]}
     strange = run(config=CONFIG | {"model": "$" * 60, "method": "own"}, epochs=epochs)
     title = figures.training_curves(strange).get_suptitle()

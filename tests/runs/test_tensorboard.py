@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
 from wd_probe import InputError, layers
 from wd_probe.layering import Layer, Layers
 from wd_probe.probe.records import StepRecord
-from wd_probe.probe.sums import WIDTH
+from wd_probe.probe.sums import AT, WIDTH
 from wd_probe.runs import figures
 from wd_probe.runs.tensorboard import Dashboard, serve
 
@@ -39,20 +40,74 @@ def test_numbers_are_points_and_what_is_no_number_is_left_out(tmp_path):
     assert points(tmp_path) == {"train/loss": [(3, 0.5), (4, 0.25)]}
 
 
+def tally(**sums):
+    row = np.zeros(WIDTH)
+    for name, value in sums.items():
+        row[AT[name]] = value
+    return row
+
+
+STEP = np.array([
+    tally(penalized=10, opposing=5, flipped=4, opposing_penalty=1, total_penalty=4, squared=4,
+          moved=0.04, updated=0.01, growth=1, taken=4, decayed=10, shares=0.1, held=10, left=9),
+    tally(penalized=20, opposing=2, flipped=1, total_penalty=4, squared=4, moved=0.01,
+          updated=0.0025, growth=2, taken=1, decayed=20, shares=0.1, held=20, left=15),
+    tally(squared=1, moved=1, updated=1, growth=100),  # a bias that does not decay
+])  # fmt: skip
+
+
 def test_a_step_has_its_totals_and_a_chart_a_stage(tmp_path):
-    counts = [[10, 5, 4, 0, 1.0, 4.0], [20, 2, 1, 0, 0.0, 4.0], [10, 1, 1, 0, 1.0, 8.0]]
-    values = np.pad(np.array(counts), ((0, 0), (0, WIDTH - 6)))
     board = Dashboard(tmp_path, STAGES)
-    board.record(7, StepRecord(9, values, NAMES, STAGES))
+    board.record(7, StepRecord(9, STEP, NAMES, STAGES))
     board.flush()
     assert points(tmp_path) == {
-        "R_op/rate": [(7, 8 / 40)],
-        "R_op/mass": [(7, 2 / 16)],
-        "R_op/flip_rate": [(7, 6 / 40)],
-        "R_op by stage/1 stem": [(7, 0.5)],
-        "R_op by stage/2 head": [(7, 0.1)],
+        "R_op/rate": [(7, 7 / 30)],
+        "R_op/mass": [(7, 1 / 8)],
+        "R_op/flip_rate": [(7, 5 / 30)],
+        "decay/balance": [(7, 3 / 5)],
+        "decay/angular_update": [(7, math.atan(math.sqrt(0.05 / 8)))],
+        "decay/relative_update": [(7, math.sqrt(0.0125 / 8))],
+        "decay/remaining": [(7, 24 / 30)],
+        "R_op by stage/01": [(7, 0.5)],
+        "R_op by stage/last": [(7, 0.1)],
+        "balance by stage/01": [(7, 1 / 4)],
+        "balance by stage/last": [(7, 2)],
+        "angular_update by stage/01": [(7, math.atan(0.1))],
+        "angular_update by stage/last": [(7, math.atan(0.05))],
+        "relative_update by stage/01": [(7, 0.05)],
+        "relative_update by stage/last": [(7, 0.025)],
+        "remaining by stage/01": [(7, 0.9)],
+        "remaining by stage/last": [(7, 0.75)],
     }
     board.close()
+
+
+def test_what_was_not_measured_has_no_chart(tmp_path):
+    """Nothing decays, and of weights kept by their signs no size is known."""
+    board = Dashboard(tmp_path, STAGES)
+    board.record(7, StepRecord(9, np.zeros((3, WIDTH)), NAMES, STAGES))
+    assert points(tmp_path) == {}
+    board.close()
+
+
+def test_models_share_the_charts_of_their_stages_and_a_chart_names_its_layer(tmp_path):
+    parts = (("conv1", NAMES[:1]), ("layer1", NAMES[2:]), ("fc", NAMES[1:2]))
+    other = Layers((Layer(k, *part) for k, part in enumerate(parts, start=1)), "given")
+    for folder, stages in (("a", STAGES), ("b", other)):
+        board = Dashboard(tmp_path / folder, stages)
+        for step in (1, 2):
+            board.record(step, StepRecord(step, STEP, NAMES, stages))
+        board.close()
+    found = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    a, b = (found.PluginRunToTagToContent("scalars")[folder].keys() for folder in "ab")
+    assert {"R_op by stage/01", "balance by stage/last"} <= (a & b)
+    told = [
+        found.SummaryMetadata(folder, f"R_op by stage/{stage}").summary_description
+        for folder, stage in (("a", "01"), ("b", "01"), ("a", "last"), ("b", "last"))
+    ]
+    assert told == [
+        "Stage 1 of 2: stem.", "Stage 1 of 3: conv1.", "Stage 2 of 2: head.", "Stage 3 of 3: fc.",
+    ]  # fmt: skip
 
 
 def test_stages_are_numbered_so_that_they_sort(tmp_path):
@@ -62,8 +117,9 @@ def test_stages_are_numbered_so_that_they_sort(tmp_path):
     board.record(1, StepRecord(1, np.ones((12, WIDTH)), names, stages))
     board.close()
     tags = [tag for tag in sorted(points(tmp_path)) if tag.startswith("R_op by stage/")]
-    assert tags[0] == "R_op by stage/01 s0"
-    assert tags[-1] == "R_op by stage/12 s11"
+    assert tags[0] == "R_op by stage/01"
+    assert tags[10] == "R_op by stage/11"
+    assert tags[-1] == "R_op by stage/last"
 
 
 SUMMARY = {
@@ -94,6 +150,7 @@ def test_the_end_of_a_run_is_its_figures_a_text_and_a_row_to_compare(tmp_path):
     )
     assert "| R_op (share of weights) | 10 % | 25 % | 5 % |" in lines
     assert "- A finding." in lines
+    assert not any("state" in line for line in lines), "as a run of an older version"
     assert lines[-2:] == ["| 3 l3 | 30 % |", "| 1 l1 | 10 % |"]
     found = shown(tmp_path)
     (image,) = found.Images("figures/one")
@@ -101,6 +158,38 @@ def test_the_end_of_a_run_is_its_figures_a_text_and_a_row_to_compare(tmp_path):
     plugin = found.PluginTagToContent("hparams")
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(plugin)
     assert [event.value for event in found.Scalars("hparams/R_op max")] == [0.25]
+
+
+DYNAMICS = {
+    "verdict": ["Decay did it."],
+    "dynamics": {
+        "state": "shrinking", "remaining": 0.75, "timescale_steps": 100.0, "timescale_epochs": 2.0,
+        **{name: {"mean": 0.5, "last": 0.25}
+           for name in ("balance", "angular_update", "relative_update")},
+    },
+    "layers": [
+        {"index": 1, "name": "stem", "rate": 0.1, "state": "balanced", "balance": 1.0,
+         "remaining": 0.75, "angular_update": 0.25, "norm": 2.0},
+        {"index": 2, "name": "head", "rate": 0.2, "state": "shrinking", "balance": 0.5,
+         "remaining": 0.5, "angular_update": 0.125, "norm": 3.0},
+    ],
+}  # fmt: skip
+
+
+def test_the_end_of_a_run_opens_with_what_decay_did(tmp_path):
+    board = Dashboard(tmp_path, STAGES)
+    board.summary(SUMMARY | RATES | DYNAMICS, {"lr": 0.001}, {})
+    board.close()
+    lines = [line for line in text(tmp_path).splitlines() if line]
+    assert lines[1] == "- Decay did it."
+    assert "| taken off | 25 % of what stood at the start |" in lines
+    assert "| timescale 1/c | 100 steps, 2 epochs |" in lines
+    assert "| layers | 0 idle · 1 shrinking · 1 balanced · 0 growing |" in lines
+    worst = lines.index("| 2 | head | shrinking | 0.5 | 50 % | 0.125 | 3 |")
+    assert lines[worst + 1] == "| 1 | stem | balanced | 1 | 25 % | 0.25 | 2 |"
+    found = shown(tmp_path)
+    assert [event.value for event in found.Scalars("hparams/remaining")] == [0.75]
+    assert [event.value for event in found.Scalars("hparams/balance")] == [0.5]
 
 
 def test_a_run_without_a_probe_has_a_line_alone(tmp_path):
@@ -120,7 +209,7 @@ def test_whatever_the_file_system_says_is_an_oserror(tmp_path):
     def fail(*_):
         raise Full("disk")
 
-    board._writer.add_scalar = fail
+    board._writer._get_file_writer = fail
     with pytest.raises(OSError, match="TensorBoard's file: disk"):
         board.scalars(1, {"a": 1.0})
     board.close()

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-import torch
-from torch.optim import Optimizer
 
 from .records import StepRecord, Tally
 from .sums import AT
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 #: What decay does to weights: nothing that shows; they shrink, hold, or grow in spite of it.
 State = Literal["idle", "shrinking", "balanced", "growing"]
@@ -63,7 +64,7 @@ def remaining(c: float, steps: float) -> float:
 def decaying(record: StepRecord) -> StepRecord:
     """The same of those tensors alone that have ever decayed; of all where none has."""
     has = record.values[:, AT["held"]] > 0
-    if not has.any():
+    if has.all() or not has.any():
         return record
     return replace(record, values=np.where(has[:, None], record.values, 0.0))
 
@@ -78,14 +79,16 @@ def equilibrium_angle(c: float, momentum: float) -> float:
     return math.sqrt(2 * c * (1 - momentum) / (1 + momentum))
 
 
-def momentum(optimizers: Iterable[Optimizer]) -> float:
+def momentum(optimizers: Iterable["Optimizer"]) -> float:
     """β of plain momentum, as Adam's and SGD's; NaN of any other kind, or where groups differ."""
     found = {_momentum(one, group) for one in optimizers for group in one.param_groups}
     beta = found.pop() if len(found) == 1 else math.nan
     return beta if 0 <= beta < 1 else math.nan
 
 
-def _momentum(optimizer: Optimizer, group: dict[str, object]) -> float:
+def _momentum(optimizer: "Optimizer", group: dict[str, object]) -> float:
+    import torch
+
     if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
         return float(group["betas"][0])  # type: ignore[index]
     if type(optimizer) is torch.optim.SGD and not group["nesterov"]:

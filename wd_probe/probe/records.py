@@ -4,13 +4,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..layering import Layers
 from .sums import LASTS, SUMS, WIDTH
+
+if TYPE_CHECKING:
+    from ..layering import Layers
 
 _KINDS = tuple(one.kind for one in SUMS)
 _NAMES = tuple(one.name for one in SUMS)
@@ -150,7 +152,7 @@ def _columns(values: NDArray[np.float64]) -> list[list[Any]]:
 
 
 def summed(
-    groups: Layers, names: Sequence[str], values: NDArray[np.float64]
+    groups: "Layers", names: Sequence[str], values: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """The rows of ``values``, one for each of ``names``, summed over each layer of ``groups``."""
     number = {name: k for k, layer in enumerate(groups) for name in layer.parameters}
@@ -174,7 +176,7 @@ class StepRecord:
     step: int
     values: NDArray[np.float64]
     names: tuple[str, ...]
-    groups: Layers
+    groups: "Layers"
 
     def __eq__(self, other: object) -> bool:
         """Whether it is the same step with the same numbers."""

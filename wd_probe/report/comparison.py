@@ -1,15 +1,18 @@
 """What a report page says of several runs beside each other."""
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..runs import figures
+from ..runs.decay_tables import number
 from ..runs.reading import Run
 from ..wording import half_life_cells, half_life_told, percent
-from .run import is_scan, known, last, mean_rate, status, steps
+from .run import is_number, is_scan, known, last, mean_rate, status, steps
 from .values import Columns, Figures
 
+_NONE = "–"  # a column of nothing else is left out
 _COMPARED = {
     "model": "model",
     "dataset": "data",
@@ -32,13 +35,17 @@ def section(runs: Sequence[Run]) -> dict[str, Any]:
         for key, title in _COMPARED.items()
         if len({str(_chosen(run, key)) for run in runs}) > 1
     }
+    rows = [
+        {"run": label}
+        | {title: _option(_chosen(run, key)) for key, title in differing.items()}
+        | results(run)
+        for label, run in labelled.items()
+    ]
+    shown = [title for title in rows[0] if any(row[title] != _NONE for row in rows)]
     return {
         "sentences": _ranked(labelled),
-        "options": list(differing.values()),
-        "rows": [
-            (label, *(_option(_chosen(run, key)) for key in differing), *results(run))
-            for label, run in labelled.items()
-        ],
+        "columns": shown,
+        "rows": [[row[title] for title in shown] for row in rows],
         "figures": _overlays(labelled),
     }
 
@@ -59,22 +66,34 @@ def _chosen(run: Run, key: str) -> object:
     )
 
 
-def results(run: Run) -> tuple[str, ...]:
-    """A run's results: steps, top-1, mean R_op, half-life as scale and as share, status."""
-    scan = is_scan(run)
+def results(run: Run) -> dict[str, str]:
+    """A run's results by their headings."""
+    scan, summary = is_scan(run), run.summary or {}
     first = (run.curve.get("top1") or [math.nan])[0]
-    return (
-        "–" if scan else str(steps(run)),
-        percent(first if scan else last(run.epochs.get("top1", ())), 1),
-        percent(mean_rate(run)),
-        *half_life_cells((run.summary or {}).get("half_life"), 4),
-        status(run),
-    )
+    dynamics = summary.get("dynamics") or {}
+    life, off = half_life_cells(summary.get("half_life"), 4)
+    return {
+        "steps": _NONE if scan else str(steps(run)),
+        "top-1": percent(first if scan else last(run.epochs.get("top1", ())), 1),
+        "mean R_op": percent(mean_rate(run)),
+        "decay": dynamics.get("state") or _NONE,
+        "left": percent(dynamics.get("remaining")),
+        "balance": number(_balance(summary)),
+        "half-life": life,
+        "taken off": off,
+        "status": status(run),
+    }
+
+
+def _balance(summary: Mapping[str, Any]) -> float:
+    """That of the median layer, over the last quarter of the steps."""
+    found = [layer.get("balance") for layer in summary.get("layers") or () if layer.get("state")]
+    return statistics.median([float(value) for value in found if is_number(value)] or [math.nan])
 
 
 def _option(value: object) -> str:
     if value is None:
-        return "–"
+        return _NONE
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

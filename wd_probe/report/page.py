@@ -16,7 +16,7 @@ from ..runs.reading import Run, damaged, read_run
 from . import comparison, scan
 from . import run as training
 from . import sweep as sweeps
-from .values import csv_url, numeric_columns, svg
+from .values import coded, csv_url, numeric_columns, svg
 
 #: More runs than this are only compared; each has a section of its own up to here.
 _OWN_SECTIONS = 8
@@ -34,7 +34,7 @@ _templates = Environment(
     lstrip_blocks=True,
 )
 _templates.filters.update(
-    counted=counted, csv_url=csv_url, numeric_columns=numeric_columns, svg=svg
+    coded=coded, counted=counted, csv_url=csv_url, numeric_columns=numeric_columns, svg=svg
 )
 
 

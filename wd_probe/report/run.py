@@ -9,23 +9,29 @@ from matplotlib.figure import Figure
 
 from ..errors import counted
 from ..runs import figures
+from ..runs.decay_tables import LAYER_COLUMNS, in_all, layer_table
 from ..runs.reading import Run
+from ..runs.verdict import THRESHOLDS
 from ..wording import percent
 from .values import Columns, Figures, number
 
-#: By figure the table behind it.
-_TABLES = {
-    "rop_over_steps": "steps",
-    "rop_by_layer": "layers",
-    "rop_by_decay_rate": "profile",
-    "flips_over_steps": "steps",
-    "flips_by_layer": "layers",
-    "training": "epochs",
-    "zeroshot": "curve",
-    "zeroshot_by_part": "parts",
-    "distortion": "distortion",
+#: By figure the table behind it, and of that the columns where they are not all.
+_TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "rop_over_steps": ("steps", ()),
+    "rop_by_layer": ("layers", ("rate", "mass", "flip_rate", "penalized")),
+    "rop_by_decay_rate": ("profile", ()),
+    "flips_over_steps": ("steps", ()),
+    "flips_by_layer": ("layers", ("rate", "mass", "flip_rate", "penalized")),
+    "balance_by_layer": ("layers", ("growth", "taken", "balance")),
+    "angle_by_layer": ("layers", ("angular_update", "relative_update", "timescale")),
+    "remaining": ("layers", ("remaining",)),
+    "norm_by_layer": ("layers", ("norm",)),
+    "training": ("epochs", ()),
+    "zeroshot": ("curve", ()),
+    "zeroshot_by_part": ("parts", ()),
+    "distortion": ("distortion", ()),
 }
-_WORST = 8
+_WORST, _LAYERS = 8, 24
 
 
 def status(run: Run) -> str:
@@ -40,11 +46,21 @@ def is_scan(run: Run) -> bool:
 
 def section(run: Run) -> dict[str, Any]:
     """What ``run.html`` shows of a run that trained."""
+    summary = run.summary or {}
+    measured = summary if summary.get("dynamics") else {}
+    states = layer_table(measured.get("layers", ()))
     return {
         "config": run.config,
         "method": _method(run),
         "steps": steps(run),
         "status": status(run),
+        "ending": _ending(run),
+        "verdict": [str(sentence) for sentence in summary.get("verdict") or ()],
+        "in_all": in_all(measured) if measured else {},
+        "thresholds": THRESHOLDS,
+        "layer_columns": LAYER_COLUMNS,
+        "states": states[:_LAYERS],
+        "state_count": len(states),
         "sentences": _findings(run),
         "figures": with_data(run, figures.draw_training(run)),
         "layers": [
@@ -71,11 +87,13 @@ def steps(run: Run) -> int:
 
 def with_data(run: Run, drawn: Mapping[str, Figure]) -> Figures:
     """Each figure with the table behind it, which has names where the run's has only indices."""
-    return {name: (figure, _data(run, _TABLES[name])) for name, figure in drawn.items()}
+    return {name: (figure, _data(run, *_TABLES[name])) for name, figure in drawn.items()}
 
 
-def _data(run: Run, table: str) -> Columns:
+def _data(run: Run, table: str, chosen: Sequence[str]) -> Columns:
     columns: Columns = getattr(run, table)
+    if chosen:
+        columns = {k: columns[k] for k in ("step", "index", *chosen) if k in columns}
     if "index" not in columns:
         return columns
     names = run.config["parts"] if table == "parts" else run.layer_names
@@ -88,7 +106,6 @@ def _data(run: Run, table: str) -> Columns:
 def _findings(run: Run) -> list[str]:
     summary = run.summary or {}
     return [
-        *_ending(run),
         *_accuracy(run),
         *_opposing(run, summary),
         *map(str, summary.get("findings", ())),

@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 import matplotlib as mpl
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from ..runs.figures import PALETTE
+from ..runs.style import PALETTE
 
 #: A table's columns, by heading.
 Columns = Mapping[str, Sequence[Any]]
@@ -28,6 +28,7 @@ _DRAWN_POINTS = 5_000
 #: A longer table is thinned before it is embedded.
 _EMBEDDED_ROWS = 20_000
 _NUMBER = re.compile(r"[-−+±<]?\d[\d.,]*(e[-+]?\d+)?( ± [\d.]+)?( of \d+)?( %| s| points)?$|[–∞]?$")
+_CODE = re.compile(r"`([^`]+)`")
 #: How much larger than drawn a figure may be shown.
 _GROWTH = 1.4
 _VARIABLES = {colour: f"var(--{name})" for name, colour in PALETTE.items()}
@@ -44,6 +45,11 @@ def numeric_columns(rows: Sequence[Sequence[str]], header: Sequence[str]) -> lis
     """Of each column of a table whether it holds nothing but numbers."""
     columns = zip(header, *rows, strict=True)
     return [bool(cells) and all(map(_NUMBER.match, cells)) for _, *cells in columns]
+
+
+def coded(sentence: str) -> Markup:
+    """A sentence with what stands between backticks as code."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(sentence))))
 
 
 def csv_url(columns: Columns) -> tuple[str, int]:

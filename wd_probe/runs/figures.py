@@ -7,74 +7,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..wording import decimal, half_life_told, percent
+from .decay_figures import draw_decay
+from .style import (
+    INK,
+    SERIES,
+    InPercent,
+    dress,
+    layer_rows,
+    layers_high,
+    line_look,
+    new_figure,
+    short,
+    smooth,
+    title_of,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from .reading import Run
 
-INK = "#222222"
-SERIES = ("#0b5fa5", "#d1495b", "#3a7d44", "#8a5fbf", "#c77f1a", "#4b4b4b")
 _LINE, _SECOND = SERIES[:2]
-_RULE = "#e6e6e6"
 _RING, _DARK, _LIGHT = "#e8453c", "#111111", "#fefefe"  # on a colour map
-#: The colours of lines and text by their part, for a page that exchanges them in the dark.
-PALETTE = {"ink": INK, "rule": _RULE} | {f"series-{k}": c for k, c in enumerate(SERIES, start=1)}
-_DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _COLUMNS = 1000  # of a map whose steps are not evenly spaced
-_WINDOW = 25  # points a smoothed curve is averaged over, at most
-
-
-def new_figure(title: str, width: float = 7.0, height: float = 3.8) -> Figure:
-    """An empty figure with a title at its left."""
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
-    return figure
-
-
-class InPercent(PercentFormatter):
-    """Ticks in per cent, in the form of every other share."""
-
-    def __init__(self) -> None:
-        super().__init__(1.0, symbol=" %")
-
-    def format_pct(self, x: float, display_range: float) -> str:
-        """A tick; with more places where those of an axis would not differ."""
-        return percent(x) if abs(x) < 20 * display_range else super().format_pct(x, display_range)
-
-
-def dress(axes: Any, ylabel: str, xlabel: str = "") -> Any:
-    """The house style on an axes, which is returned."""
-    axes.set_xlabel(xlabel, fontsize=9)
-    axes.set_ylabel(ylabel, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=_RULE, linewidth=0.7)
-    axes.set_axisbelow(True)
-    return axes
-
-
-def _title(run: "Run") -> str:
-    c = run.config
-    return (
-        f"{_short(c['model'])} on {_short(c['dataset'])} · {_short(c['opt'])} · {_method(c)}"
-        f"η {c['lr']:g} "
-        f"· λ {c['weight_decay']:g} · batch {c['batch_size']}"
-    )
-
-
-def _method(config: Mapping[str, Any]) -> str:
-    method = config.get("method", "own")
-    return "" if method == "own" else f"{_short(method)} · "
-
-
-def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A moving average over a twentieth of the values, at most 25."""
-    window = max(1, min(_WINDOW, len(values) // 20))
-    padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
-    return np.convolve(padded, np.ones(window) / window, mode="valid")
 
 
 def opposing_rate(run: "Run") -> Figure:
@@ -96,7 +53,7 @@ def flip_rate(run: "Run") -> Figure:
 
 def _over_steps(run: "Run", title: str, panels: Mapping[str, str]) -> Figure:
     """One column or two of the table of steps, the first with more room."""
-    figure = new_figure(f"{title}\n{_title(run)}", height=4.6 if len(panels) > 1 else 3.4)
+    figure = new_figure(f"{title}\n{title_of(run)}", height=4.6 if len(panels) > 1 else 3.4)
     ratios = (3, 1.5)[: len(panels)]
     drawn = figure.subplots(len(panels), sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
     for axes, (name, label), colour in zip(drawn, panels.items(), SERIES, strict=False):
@@ -138,7 +95,7 @@ def layer_heatmap(
     columns = np.searchsorted(steps, run.layers["step"])
     grid[np.asarray(run.layers["index"], dtype=int) - 1, columns] = run.layers[column]
     grid, steps = _evenly(grid, steps)
-    figure = new_figure(f"{title}\n{_title(run)}", height=max(3.0, 1.1 + 0.17 * min(count, 60)))
+    figure = new_figure(f"{title}\n{title_of(run)}", height=layers_high(count))
     axes = dress(figure.subplots(), "layer (1 = shallowest)", "step")
     axes.grid(visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -154,10 +111,7 @@ def layer_heatmap(
         vmax=top or 1e-9,
         extent=(steps[0] - 0.5, steps[-1] + 0.5, count + 0.5, 0.5),
     )
-    every = max(1, -(-count // 40))
-    shown = range(1, count + 1, every)
-    axes.set_yticks(list(shown), [_short(f"{k} {run.layer_names[k - 1]}") for k in shown])
-    axes.tick_params(axis="y", labelsize=6.5)
+    layer_rows(axes, run.layer_names)
     bar = figure.colorbar(image, ax=axes, format=InPercent(), extend="max", pad=0.01)
     bar.ax.tick_params(labelsize=7)
     bar.set_label(label, fontsize=8)
@@ -179,14 +133,9 @@ def _evenly(
     return even[:, np.maximum.accumulate(filled)], np.linspace(steps[0], steps[-1], count)
 
 
-def _short(text: str, most: int = 40) -> str:
-    """A name as a label: not too long, and its dollar signs are no formula."""
-    return (text if len(text) <= most else f"{text[: most - 1]}…").replace("$", r"\$")
-
-
 def decay_profile(run: "Run") -> Figure:
     """R_op as a function of the decay rate λ, from the recorded updates of one run (fact 4)."""
-    figure = new_figure(f"R_op had λ been another\n{_title(run)}")
+    figure = new_figure(f"R_op had λ been another\n{title_of(run)}")
     axes = dress(figure.subplots(), "opposing penalties", "weight decay λ")
     asked = {
         (decimal(rate), step): opposing / max(penalized, 1)
@@ -216,7 +165,7 @@ def decay_profile(run: "Run") -> Figure:
 
 def training_curves(run: "Run") -> Figure:
     """Training loss and top-1 after every epoch."""
-    figure = new_figure(f"Training\n{_title(run)}", height=4.6)
+    figure = new_figure(f"Training\n{title_of(run)}", height=4.6)
     upper, lower = figure.subplots(2, sharex=True)
     dress(upper, "training loss")
     dress(lower, "top-1", "epoch").xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -264,7 +213,7 @@ def draw_training(run: "Run") -> dict[str, Figure]:
         name: draw(run)
         for name, table, column, draw in figures
         if _any(getattr(run, table), column)
-    }
+    } | draw_decay(run)
     if len(run.epochs.get("epoch", ())) > 1:
         drawn["training"] = training_curves(run)
     return drawn
@@ -281,7 +230,7 @@ def zero_shot(runs: Sequence["Run"]) -> Figure:
         kinds.add({"top1": "top-1", "agreement": "agreement with the undecayed model"}[kind])
         taken = 1 - np.asarray(run.curve["scale"])
         life = (run.summary or {}).get("half_life")
-        label = _short(str(run.config["model"])) + (
+        label = short(str(run.config["model"])) + (
             f" · half-life {half_life_told(life)}" if life else ""
         )
         # NaN draws as a gap
@@ -323,14 +272,14 @@ def _part_map(
     grid, indices, scales = _grid(table, value)
     count = len(indices)
     figure = new_figure(
-        f"{title}\n{_short(run.config['model'])} · {_short(run.config['source'], 80)}",
+        f"{title}\n{short(run.config['model'])} · {short(run.config['source'], 80)}",
         height=max(3.0, 1.3 + 0.17 * min(count, 60)),
     )
     axes = dress(figure.subplots(), "", "scale")
     axes.grid(visible=False)
     image = axes.imshow(grid, aspect="auto", interpolation="nearest", **colours)
     every = max(1, -(-count // 40))
-    axes.set_yticks(range(0, count, every), [_short(names[int(k) - 1]) for k in indices[::every]])
+    axes.set_yticks(range(0, count, every), [short(names[int(k) - 1]) for k in indices[::every]])
     axes.set_xticks(range(len(scales)), [f"{s:.3g}" for s in scales])
     axes.tick_params(labelsize=6.5)
     bar = figure.colorbar(image, ax=axes, format=form, pad=0.01)
@@ -395,20 +344,11 @@ def overlay(
         if known.any():
             where = np.asarray(columns[table[:-1]])[known]
             values = smooth(values[known]) if table == "steps" else values[known]
-            axes.plot(where, values, label=_short(name, 60), **_line(number))
+            axes.plot(where, values, label=short(name, 60), **line_look(number))
     if share:
         axes.yaxis.set_major_formatter(InPercent())
     axes.legend(frameon=False, fontsize=8)
     return figure
-
-
-def _line(number: int) -> dict[str, Any]:
-    """The look of a line; colours come again with other dashes."""
-    return {
-        "color": SERIES[number % len(SERIES)],
-        "linestyle": _DASHES[number // len(SERIES) % len(_DASHES)],
-        "linewidth": 1.8,
-    }
 
 
 def lr_decay_map(
@@ -522,13 +462,13 @@ def top1_by_decay_rate(
     figure = new_figure(title)
     axes = dress(figure.subplots(), "top-1", "weight decay λ")
     for number, (name, points) in enumerate(curves.items()):
-        look = _line(number)
+        look = line_look(number)
         drawn = [(decay, top1) for decay, top1 in sorted(points) if decay > 0]
         if not drawn:
-            axes.axhline(points[0][1], label=_short(name), **look | {"linewidth": 1.0})
+            axes.axhline(points[0][1], label=short(name), **look | {"linewidth": 1.0})
             continue
         axes.plot(*zip(*drawn, strict=True), marker="o", markersize=4, markerfacecolor="none",
-                  label=_short(name), **look)  # fmt: skip
+                  label=short(name), **look)  # fmt: skip
         chosen = [(d, t) for d, t in drawn if d == (marks or {}).get(name)]
         axes.plot(*zip(*chosen, strict=True) if chosen else ((), ()), "o", color=look["color"])
     axes.set_xscale("log")
@@ -542,10 +482,10 @@ def opposing_beside_top1(points: Mapping[str, Sequence[tuple[float, float]]], ti
     figure = new_figure(title)
     axes = dress(figure.subplots(), "top-1", "mean R_op")
     for number, (name, pairs) in enumerate(points.items()):
-        colour = _line(number)["color"]
+        colour = line_look(number)["color"]
         if pairs:
             axes.scatter(
-                *zip(*pairs, strict=True), s=22, alpha=0.75, color=colour, label=_short(name)
+                *zip(*pairs, strict=True), s=22, alpha=0.75, color=colour, label=short(name)
             )
     axes.xaxis.set_major_formatter(InPercent())
     axes.yaxis.set_major_formatter(InPercent())

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import InputError, WdProbeWarning
 from ..layering import Layers
-from ..probe.dynamics import momentum
+from ..probe.dynamics import decaying, momentum
 from ..probe.probe import OpposingPenaltyProbe
 from ..probe.records import ProfileRecord, StepRecord, Tally
 from ..probe.sums import WIDTH
@@ -206,7 +206,8 @@ class Recorder:
             columns |= {name: _cell(getattr(record, name, math.nan)) for name in _SHARES}
             total = None if record is None else record.total
             columns |= {name: "" if total is None else getattr(total, name) for name in _COUNTS}
-            columns |= {name: _cell(getattr(total, name, math.nan)) for name in self._ledger}
+            decayed = None if record is None else decaying(record).total
+            columns |= {name: _cell(getattr(decayed, name, math.nan)) for name in self._ledger}
         if self.literal is not None:
             columns["literal_rate"] = _cell(getattr(literal, "rate", math.nan))
         self.folder.rows("steps.csv", tuple(columns), [tuple(columns.values())])
@@ -251,11 +252,14 @@ class Recorder:
         if self._largest is None:
             return
         (step, record), self._largest = self._largest, None
-        columns = (*_SHARES, "penalized", "nonfinite", *self._ledger)
+        counted = (*_SHARES, "penalized", "nonfinite")
         self.folder.rows(
             "layers.csv",
-            ("step", "index", *columns),
-            [(step, t.index, *_cells(t, columns)) for t in record.layers],
+            ("step", "index", *counted, *self._ledger),
+            [
+                (step, t.index, *_cells(t, counted), *_cells(d if d.held else t, self._ledger))
+                for t, d in zip(record.layers, decaying(record).layers, strict=True)
+            ],
         )
         self._show(lambda board: board.record(step, record))
 
@@ -380,7 +384,7 @@ class Recorder:
     def _draw(self, summary: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         path = self.folder.path
         try:
-            drawn = figures.draw_training(read_run(path))
+            drawn = figures.draw_training(replace(read_run(path), summary=summary))
         except InputError as error:  # longer than can be read back: the run itself is whole
             warnings.warn(f"no figures are drawn: {error}", WdProbeWarning, stacklevel=2)
             drawn = {}

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..probe.dynamics import IDLE, State, decaying, equilibrium_angle, state, state_of_most
 from ..probe.records import StepRecord, Tally
 from .findings import kind_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class States:
         total: StepRecord,
         late: StepRecord,
         last: StepRecord,
-        parameters: Mapping[str, Tensor],
+        parameters: Mapping[str, "Tensor"],
     ) -> "States":
         """From the probe's `total`, `late` and parameters, and the last measured step's record."""
         last = replace(last, groups=total.groups)
@@ -133,5 +134,5 @@ def _by_name(*records: StepRecord) -> Iterator[tuple[str, tuple[Tally, Tally, Ta
     return ((name, (whole[name], late[name], last.get(name, none))) for name in whole)
 
 
-def _described(name: str, p: Tensor | None) -> tuple[str, str]:
+def _described(name: str, p: "Tensor | None") -> tuple[str, str]:
     return ("", "") if p is None else (kind_of(name, p.ndim), str(p.dtype).removeprefix("torch."))

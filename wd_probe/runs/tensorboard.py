@@ -5,20 +5,31 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import numpy as np
 
 from ..errors import InputError, counted
-from ..layering import Layers
+from ..layering import Layer, Layers
+from ..probe.dynamics import decaying
 from ..probe.records import StepRecord, Tally, fields, summed
 from ..wording import percent
+from .decay_tables import LAYER_COLUMNS, in_all, layer_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 P = ParamSpec("P")
+
+#: What decay did, of the weights that decay: by name, what its charts show.
+_DECAY = {
+    "balance": "What the step gives back of the squared norm that decay takes off: 1 is balance.",
+    "angular_update": "The angle that a step turns the weights by, in radians.",
+    "relative_update": "How large the step alone is beside the weights.",
+    "remaining": "The share of what stood at the start that decay has left.",
+}
 
 
 def _writes(
@@ -68,34 +79,60 @@ class Dashboard:
 
         _hush()
         self.stages = stages
+        self._explained: set[str] = set()
         self._writer = SummaryWriter(str(folder), flush_secs=10)
 
     @_writes
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a point to each named chart; a value that is not a number is left out."""
-        for tag, value in values.items():
-            if math.isfinite(value):
-                self._writer.add_scalar(tag, value, step)
+    def scalars(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        about: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Add a point to each named chart; a value that is not a number is left out.
+
+        Args:
+            step: where they stand.
+            values: by the chart's tag.
+            about: by the tag what a chart shows, to be read beside it.
+        """
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        points = [
+            Summary.Value(tag=tag, simple_value=value)
+            for tag, value in values.items()
+            if math.isfinite(value)
+        ]
+        for point in points:
+            if point.tag in about and point.tag not in self._explained:  # once a file is enough
+                self._explained.add(point.tag)
+                point.metadata.summary_description = about[point.tag]
+                point.metadata.plugin_data.plugin_name = "scalars"
+        if points:
+            self._writer._get_file_writer().add_summary(Summary(value=points), step)
 
     def record(self, step: int, record: StepRecord) -> None:
-        """Add a measured step: totals, and each stage."""
-        self.scalars(
-            step,
-            {
-                "R_op/rate": record.rate,
-                "R_op/mass": record.mass,
-                "R_op/flip_rate": record.flip_rate,
-            },
-        )
-        rows = summed(self.stages, record.names, record.values)
-        width = len(str(len(rows)))
-        self.scalars(
-            step,
-            {
-                f"R_op by stage/{stage.index:0{width}d} {stage.name}": Tally(*fields(row)).rate
-                for stage, row in zip(self.stages, rows, strict=True)
-            },
-        )
+        """Add a measured step: R_op and what decay did, in total and of each stage."""
+        decayed = decaying(record)
+        values = {
+            "R_op/rate": record.rate,
+            "R_op/mass": record.mass,
+            "R_op/flip_rate": record.flip_rate,
+            **{f"decay/{name}": value for name, value in _decay(decayed.total).items()},
+        }
+        about = {f"decay/{name}": told for name, told in _DECAY.items()}
+        rows = summed(self.stages, record.names, decayed.values)
+        for stage, row in zip(self.stages, rows, strict=True):
+            tally, where = Tally(*fields(row)), self._depth(stage)
+            for name, value in {"R_op": tally.rate, **_decay(tally)}.items():
+                values[tag := f"{name} by stage/{where}"] = value
+                place = f"Stage {stage.index} of {len(rows)}: {stage.name}."
+                about[tag] = f"{place} {_DECAY.get(name, '')}".rstrip()
+        self.scalars(step, values, about)
+
+    def _depth(self, stage: Layer) -> str:
+        """A stage by its place, which models have in common whatever they call it."""
+        return "last" if stage.index == len(self.stages) else f"{stage.index:02d}"
 
     @_writes
     def figure(self, tag: str, figure: "Figure", step: int) -> None:
@@ -135,6 +172,13 @@ class Dashboard:
                 "hparams/R_op mean": summary["rate"]["mean"],
                 "hparams/R_op max": summary["rate"]["max"],
             }
+        if "dynamics" in summary:
+            found = summary["dynamics"]
+            results |= {
+                "hparams/remaining": found["remaining"],
+                "hparams/balance": found["balance"]["mean"],
+                "hparams/angular_update": found["angular_update"]["mean"],
+            }
         self.hparams(options, results)
 
     @_writes
@@ -148,6 +192,12 @@ class Dashboard:
         self._writer.close()
 
 
+def _decay(tally: Tally) -> dict[str, float]:
+    """What decay did, by name; nothing of what is left where none decays."""
+    found = {name: float(getattr(tally, name)) for name in _DECAY}
+    return found if tally.held else found | {"remaining": math.nan}
+
+
 def _markdown(summary: Mapping[str, Any]) -> str:
     lines = [
         f"**{summary['model']}** on {summary['dataset']}, {summary['optimizer']}, method "
@@ -157,22 +207,36 @@ def _markdown(summary: Mapping[str, Any]) -> str:
     ]
     if "rate" not in summary:
         return lines[0]
-    lines += ["", "| | mean | max | last |", "|---|---|---|---|"]
-    for title, key in (
-        ("R_op (share of weights)", "rate"),
-        ("R_op by size (share of penalty)", "mass"),
-        ("sign flips by the step alone", "flip_rate"),
-    ):
-        values = summary[key]
-        lines.append(f"| {title} | " + " | ".join(map(percent, values.values())) + " |")
-    lines += ["", *(f"- {finding}" for finding in summary["findings"])]
+    lines += _items(summary.get("verdict", ()))
+    if "dynamics" in summary:
+        lines += _table(("what decay did", ""), list(in_all(summary).items()))
+        lines += _table(LAYER_COLUMNS, layer_table(summary["layers"]))
+    shares = {
+        "R_op (share of weights)": summary["rate"],
+        "R_op by size (share of penalty)": summary["mass"],
+        "sign flips by the step alone": summary["flip_rate"],
+    }
+    lines += _table(
+        ("", "mean", "max", "last"),
+        [(title, *map(percent, found.values())) for title, found in shares.items()],
+    )
+    lines += _items(summary["findings"])
     worst = sorted(
         (layer for layer in summary["layers"] if math.isfinite(layer["rate"])),
         key=lambda layer: -layer["rate"],
     )[:5]
-    lines += ["", "| layer | R_op |", "|---|---|"]
-    lines += [f"| {layer['index']} {layer['name']} | {percent(layer['rate'])} |" for layer in worst]
+    lines += _table(
+        ("layer", "R_op"), [(f"{x['index']} {x['name']}", percent(x["rate"])) for x in worst]
+    )
     return "\n".join(lines)
+
+
+def _items(sentences: Sequence[str]) -> list[str]:
+    return ["", *(f"- {sentence}" for sentence in sentences)]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["", *(f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows))]
 
 
 def serve(folder: Path, port: int, host: str = "localhost") -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..runs.figures import INK, SERIES, InPercent, dress, new_figure, smooth
+from ..runs.style import INK, SERIES, InPercent, dress, new_figure, smooth
 from .results import Interval
 
 Columns = Mapping[str, list[float]]
