@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from wd_probe.runs import figures, style
+from wd_probe.runs import figures
 from wd_probe.runs.reading import Run, read_run
 from wd_probe.runs.schema import TABLES
 
@@ -68,14 +68,6 @@ def test_a_run_of_no_measured_step_and_of_one():
     assert not nothing.axes[0].texts
     one = figures.opposing_rate(run(steps={"step": [7], "rate": [0.5], "mass": [0.5]}))
     assert labels(one.axes[0]) == ["each step"]
-
-
-def test_smoothing_keeps_a_level_and_the_length():
-    assert figures.smooth(np.full(100, 0.25)).tolist() == [0.25] * 100
-    few = np.array([1.0, 2.0, 4.0])
-    assert figures.smooth(few).tolist() == few.tolist()
-    line = np.arange(60.0)
-    assert figures.smooth(line)[5:-5] == pytest.approx(line[5:-5])
 
 
 def test_layer_heatmap_puts_each_value_at_its_layer_and_step():
@@ -204,26 +196,6 @@ def test_a_profile_asked_twice_about_a_rate_but_for_its_last_bit_has_it_once():
     profile = {name: twice[name] + later[name] for name in twice} | {"penalized": [100] * 5}
     middle = figures.decay_profile(run(profile=profile)).axes[0].lines[0]
     assert points(middle) == [(0.3, 0.02), (3.0, pytest.approx(0.03))]
-
-
-@pytest.mark.parametrize(
-    ("values", "scale", "ticks"),
-    [
-        ([0, 0.004], "linear", {"0 %", "0.05 %", "0.1 %", "0.4 %"}),
-        ([0, 1], "linear", {"0 %", "100 %"}),
-        ([0, 3e-9], "linear", {"0 %", "1.0e−07 %"}),
-        ([0.9725, 0.9735], "linear", {"97.260 %", "97.300 %"}),
-        ([2e-6, 0.02], "log", {"0.001 %", "1 %"}),
-    ],
-)
-def test_ticks_are_per_cent_as_people_write_it(values, scale, ticks):
-    figure = figures.new_figure("")
-    axes = figures.dress(figure.subplots(), "share")
-    axes.plot(values)
-    axes.set_yscale(scale)
-    axes.yaxis.set_major_formatter(figures.InPercent())
-    figure.canvas.draw()
-    assert ticks <= {label.get_text() for label in axes.get_yticklabels()}
 
 
 # --- zero-shot decay ------------------------------------------------------------------------------
@@ -381,15 +353,6 @@ def test_opposing_beside_top1_has_a_point_a_setting_and_a_colour_a_method():
 
 
 # --- names and files ------------------------------------------------------------------------------
-
-
-def test_names_are_short_and_no_formula():
-    assert style.short(r"$\frac{1}$") == r"\$\frac{1}\$"
-    assert style.short("x" * 41) == "x" * 39 + "…"
-    epochs = {"epoch": [1], "train_loss": [1.0], "top1": [0.5]}
-    strange = run(config=CONFIG | {"model": "$" * 60, "method": "own"}, epochs=epochs)
-    title = figures.training_curves(strange).get_suptitle()
-    assert title.splitlines()[1].startswith(r"\$" * 39 + "… on digits · adamw · η 0.001")
 
 
 def test_figures_are_saved_as_pictures(tmp_path):
