@@ -95,7 +95,7 @@ def test_what_is_left_is_a_line_a_layer_or_one_where_all_are_alike():
     assert points(second)[-1] == (8, pytest.approx(0.975**8))
     assert first.get_color() != second.get_color()
     assert set(idle.get_ydata()) == {0.95}
-    assert axes.texts[-1].get_text() == "idle above 95 %"
+    assert labels(axes) == ["idle above 95 %"]
     assert [text.get_text() for text in bar.get_yticklabels()] == ["1 stem", "2 head"]
     alike = ledger(remaining=0.9 ** np.repeat(np.arange(1, STEPS + 1), 2))
     (axes,) = decay_figures.remaining(run(layers=alike)).axes

@@ -133,11 +133,10 @@ def remaining(run: "Run") -> Figure:
         )  # fmt: skip
     else:
         _by_depth(figure, axes, run, curves)
-    axes.axhline(IDLE, color=INK, linewidth=0.9, linestyle=_DASHED)
-    axes.annotate(
-        f"idle above {percent(IDLE)}", (1, IDLE), xycoords=("axes fraction", "data"), ha="right",
-        va="top", xytext=(-2, -3), textcoords="offset points", fontsize=8,
-    )  # fmt: skip
+    axes.axhline(
+        IDLE, color=INK, linewidth=0.9, linestyle=_DASHED, label=f"idle above {percent(IDLE)}"
+    )
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(InPercent())
     return figure
