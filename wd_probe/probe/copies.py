@@ -36,15 +36,19 @@ class Copies:
     def __getitem__(self, p: Tensor) -> Tensor:
         return self._rooms[p]
 
-    def take(self, weights: list[Tensor], *, signs: bool) -> None:
+    def take(self, weights: list[Tensor], *, signs: bool) -> bool:
         """Keep what stands of these weights.
 
         Args:
             weights: parameters.
             signs: whether signs are enough of those of float32.
+
+        Returns:
+            Whether they are others than before, or lie elsewhere or otherwise.
         """
         here, versions = _here(weights), self._versions
-        places, self._versions = (_pointers(here), list(map(Tensor.stride, here))), None
+        layout = [*map(Tensor.stride, here), *map(Tensor.numel, here)]
+        places, self._versions = (_pointers(here), layout), None
         is_same = same(weights, self._weights) and (signs, places) == (self._signs, self._places)
         if self._kept is None or not is_same:
             self._weights, self._kept = [], None  # as they are if there is no memory for the rest
@@ -54,8 +58,10 @@ class Copies:
         elif versions is not None:
             changed = np.array(list(map(operator.ne, versions, _versions(here))), dtype=bool)
             self._turn += 1
-            return self._kept.renew(changed, self._turn)
-        return self._kept.copy()
+            self._kept.renew(changed, self._turn)
+            return False
+        self._kept.copy()
+        return not is_same
 
     def count(
         self,

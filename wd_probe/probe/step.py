@@ -131,32 +131,32 @@ class WatchedOptimizer:
             ]
         else:
             live = [[p for p in params if p.grad is not None] for params in groups]
-        self._live = self._seen(live)
-        self._copy()
+        weights, sizes = list(chain.from_iterable(live)), list(map(len, live))
+        decay, last = attached(self.optimizer), self._live
+        is_same = (decay, sizes) == (last.decay, last.sizes) and same(weights, last.weights)
+        lie_otherwise = self._copy(last.weights if is_same else weights)
+        if lie_otherwise or not is_same:
+            self._live = self._seen(weights, live)
 
     def _moves(self, p: Tensor) -> bool:
         return p.grad is not None or p in self._ungraded
 
-    def _seen(self, live: list[list[Tensor]]) -> "_Live":
-        """What is known of these weights, from the last step if they are the same."""
-        weights, sizes = list(chain.from_iterable(live)), list(map(len, live))
-        decay, last = attached(self.optimizer), self._live
-        if (decay, sizes) == (last.decay, last.sizes) and same(weights, last.weights):
-            return last
+    def _seen(self, weights: list[Tensor], live: list[list[Tensor]]) -> "_Live":
         return _Live(
             weights,
-            sizes,
-            decay,
+            list(map(len, live)),
+            attached(self.optimizer),
             self.penalties.kinds(live),
             np.array([self._rows[p] for p in weights], dtype=np.int64),
             np.array([p.numel() for p in weights], dtype=np.int64),
             any(p.dtype.itemsize == 2 for p in weights),
         )
 
-    def _copy(self) -> None:
+    def _copy(self, weights: list[Tensor]) -> bool:
+        """Keep these weights; whether they are others than before, or lie otherwise."""
         by_signs = self._by_signs and not self.penalties.need_weights()
-        self._copies.take(self._live.weights, signs=by_signs)
         self._is_kept = True
+        return self._copies.take(weights, signs=by_signs)
 
     @torch.no_grad()
     def graded(self) -> None:
@@ -164,7 +164,7 @@ class WatchedOptimizer:
         self._u_hat = {}
         decay = attached(self.optimizer)
         if self._has_closure and decay is not None and decay.moment == "forward":
-            self._copy()  # the closure's forward pass has decayed the weights
+            self._copy(self._live.weights)  # the closure's forward pass has decayed the weights
         if not self._is_kept or not self.penalties.need_second_step():
             return
         try:
@@ -206,7 +206,8 @@ class WatchedOptimizer:
     def passed(self, groups: Iterable[Sequence[Tensor]]) -> Counted:
         """A step that is not measured: what it took off, as far as that follows from η and λ."""
         if self._last is None:  # of a resumed run, whose last measured step another process saw
-            live = self._live = self._seen([[p for p in ps if self._moves(p)] for ps in groups])
+            moved = [[p for p in params if self._moves(p)] for params in groups]
+            live = self._live = self._seen(list(chain.from_iterable(moved)), moved)
             is_told = np.zeros(len(live.weights), dtype=bool)
             found = self.penalties.of(live.kinds)
             self._last = Counted(live.rows, live.elements, is_told, found, None, None, None)
