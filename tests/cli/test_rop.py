@@ -25,7 +25,7 @@ def test_rop_end_to_end(wdprobe, tmp_path):
         "config.json", "epochs.csv", "figures", "layers.csv", "model.safetensors", "profile.csv",
         "steps.csv", "summary.json", "tensors.csv",
     ]  # fmt: skip
-    assert len(list((run / "figures").glob("*.png"))) == 3
+    assert len(list((run / "figures").glob("*.png"))) == 5
     assert json.loads((run / "summary.json").read_text()) == result
     config = json.loads((run / "config.json").read_text())
     assert config["c"].startswith("lr*rate")
@@ -47,9 +47,12 @@ def test_tensorboard_gets_few_tags_and_all_kinds(wdprobe, tmp_path):
     tags = events.Tags()
     scalars = set(tags["scalars"])
     assert {"R_op/rate", "R_op/mass", "R_op/flip_rate", "train/loss", "test/top1"} <= scalars
-    assert any(tag.startswith("R_op by stage/1 stem") for tag in scalars)
-    assert len(scalars) < 20
-    assert len(tags["images"]) == 3
+    stages = {tag.rpartition("/")[2] for tag in scalars if " by stage/" in tag}
+    assert stages == {"01", "02", "03", "04", "05", "last"}
+    assert len({tag for tag in scalars if " by stage/" not in tag}) < 20
+    charts = {"R_op", "balance", "angular_update", "relative_update", "remaining"}
+    assert scalars >= {f"{chart} by stage/{stage}" for chart in charts for stage in stages}
+    assert len(tags["images"]) == 5
     assert tags["tensors"] == ["summary/text_summary"]
     assert [e.step for e in events.Scalars("R_op/rate")] == [1, 2, 3, 4]
     assert (tmp_path / "run").glob("events.out.tfevents.*")
