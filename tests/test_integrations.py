@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
 import wd_probe
 from wd_probe import InputError, OpposingPenaltyProbe
+from wd_probe.probe.probe import METRICS
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("R_op/rate", "R_op/mass", "R_op/flip_rate")
+NAMES = tuple(METRICS)
 
 
 def batches(count=8):

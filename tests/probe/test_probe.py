@@ -16,6 +16,7 @@ from wd_probe import (
     WeightDecay,
 )
 from wd_probe.layering import Layer, Layers
+from wd_probe.probe.records import pooled
 
 
 def test_bad_input():
@@ -280,3 +281,29 @@ def test_a_dropped_probe_frees_model_and_optimizer():
     del model, optimizer, probe
     gc.collect()
     assert [ref() for ref in seen] == [None, None, None]
+
+
+def test_metrics_are_of_the_steps_since_the_last_call():
+    model = small()
+    optimizer = adamw(model.parameters())
+    probe = OpposingPenaltyProbe(model, optimizer)
+    assert probe.metrics() == {}
+    train(model, optimizer, 3)
+    first = probe.metrics(peek=True)
+    assert first == probe.metrics()
+    assert probe.metrics() == {}
+    assert first["R_op/rate"] == probe.total.rate
+    assert first["decay/balance"] == probe.total.balance
+    train(model, optimizer, 2)
+    found, late = probe.metrics(groups=probe.layers), pooled(r.total for r in probe.records[3:])
+    assert {name for name in found if name.count("/") == 1} == set(first)
+    assert found["R_op/mass"] == pytest.approx(late.mass)
+    assert found["decay/balance"] == pytest.approx(late.balance)
+    assert found["decay/remaining"] == probe.total.remaining == probe.records[-1].remaining
+    assert found["decay/norm"] == probe.records[-1].norm
+    layer = [r.layers[1] for r in probe.records[3:]]
+    assert found["decay/angular_update/02 2"] == pytest.approx(pooled(layer).angular_update)
+    assert all(isinstance(value, float) for value in found.values())
+    again = OpposingPenaltyProbe(model, optimizer)
+    again.load_state_dict(probe.state_dict())
+    assert again.metrics() == {}

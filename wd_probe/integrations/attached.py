@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
@@ -13,8 +12,6 @@ from ..decay.methods import WeightDecay
 from ..errors import InputError
 from ..layering import Layers, named_parameters
 from ..probe.probe import OpposingPenaltyProbe
-from ..probe.records import Tally, fields, since
-from ..probe.sums import WIDTH, Doubles
 
 
 class Attached:
@@ -44,7 +41,6 @@ class Attached:
         self._every, self._options = every, options
         self._method, self._rate, self._scale = method, rate, scale
         self._loaded: dict[str, Any] | None = None
-        self._told = self._total()
 
     def attach(
         self, model: nn.Module, optimizers: Sequence[Optimizer], groups: Layers | None = None
@@ -72,7 +68,6 @@ class Attached:
             self.probe.load_state_dict(loaded["probe"])
             for decay, state in zip(self.decays, loaded["decays"], strict=True):
                 decay.load_state_dict(state)
-        self._told = self._total()
 
     def detach(self) -> None:
         """Stop; what was measured stays readable. Safe to call twice."""
@@ -82,22 +77,8 @@ class Attached:
             decay.detach()
 
     def metrics(self, *, peek: bool = False) -> dict[str, float]:
-        """R_op over the steps measured since the last call that did not peek; empty if none."""
-        total = self._total()
-        if np.array_equal(total, self._told):
-            return {}
-        gone = Tally(*fields(since(total, self._told)))
-        if not peek:
-            self._told = total
-        return {
-            "R_op/rate": gone.rate,
-            "R_op/mass": gone.mass,
-            "R_op/flip_rate": gone.flip_rate,
-        }
-
-    def _total(self) -> Doubles:
-        values = np.zeros((0, WIDTH)) if self.probe is None else self.probe.total.values
-        return cast(Doubles, values.sum(axis=0))
+        """What `probe.metrics` gives; empty before the first training."""
+        return {} if self.probe is None else self.probe.metrics(peek=peek)
 
     def _check(self, loaded: dict[str, Any]) -> None:
         method = loaded["decays"][0]["method"] if loaded["decays"] else None

@@ -6,6 +6,7 @@ from functools import partial
 from types import NoneType
 from typing import Any, Self, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,9 +20,10 @@ from . import kernel
 from .copies import Keep, same
 from .dynamics import LATE
 from .penalties import Effects, Reading
-from .records import ProfileRecord, StepRecord
+from .records import ProfileRecord, StepRecord, Tally, fields, since, summed
 from .rounds import Rounds
 from .step import WatchedOptimizer
+from .sums import WIDTH
 
 #: Steps whose numbers may wait on the device before they are read without being asked for.
 _MOST_PENDING = 256
@@ -155,6 +157,7 @@ class OpposingPenaltyProbe:
         self.steps = 0
         self._stepped: set[WatchedOptimizer] = set()  # in the present round
         self._rounds = Rounds(self.profile_rates, history)
+        self._told = np.zeros((0, WIDTH))  # what `metrics` has given
         for watched in self._watched:
             watched.penalties.check_rules()
             watched.refuse_signs()
@@ -345,6 +348,33 @@ class OpposingPenaltyProbe:
         values = self._rounds.late(len(self.names), LATE)
         return StepRecord(self.steps, values, self.names, self.layers)
 
+    def metrics(self, *, groups: Layers | None = None, peek: bool = False) -> dict[str, float]:
+        """Numbers over the steps measured since the last call, flat, as loggers take them.
+
+        For ``wandb.log``, ``mlflow.log_metrics``, ``trackio.log`` or a ``SummaryWriter``. A share
+        is of 1, an angle in radians, and NaN stands where there is no number.
+
+        Args:
+            groups: the same of each of these layers too, such as ``wd_probe.layers(model)``.
+            peek: leave it to the next call to begin where this one did.
+
+        Returns:
+            By name ("R_op/rate", "decay/balance", ...); empty if nothing was measured.
+        """
+        values = self.total.values
+        told = np.zeros_like(values)
+        told[: len(self._told)] = self._told
+        if np.array_equal(values, told, equal_nan=True):
+            return {}
+        if not peek:
+            self._told = values
+        gone = since(values, told)
+        found = _metrics(Tally(*fields(gone.sum(axis=0))), "")
+        if groups is not None:
+            for layer, row in zip(groups, summed(groups, self.names, gone), strict=True):
+                found |= _metrics(Tally(*fields(row)), f"/{layer.index:02d} {layer.name}")
+        return found
+
     def drain(self) -> tuple[StepRecord, ...]:
         """The records since the last call, which the probe then forgets: for long runs.
 
@@ -380,6 +410,7 @@ class OpposingPenaltyProbe:
             raise InputError("this state is of a probe on other parameters")
         self._rounds.restart(state["values"], state)
         self._stepped, self.steps = set(self._watched), int(state["steps"])
+        self._told = self.total.values
 
     def close(self) -> None:
         """Detach and free the copies; the records stay. Safe to call twice."""
@@ -409,6 +440,23 @@ class OpposingPenaltyProbe:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+#: What :meth:`OpposingPenaltyProbe.metrics` gives, by its name there.
+METRICS = {
+    "R_op/rate": "rate",
+    "R_op/mass": "mass",
+    "R_op/flip_rate": "flip_rate",
+    "decay/balance": "balance",
+    "decay/angular_update": "angular_update",
+    "decay/relative_update": "relative_update",
+    "decay/remaining": "remaining",
+    "decay/norm": "norm",
+}
+
+
+def _metrics(tally: Tally, suffix: str) -> dict[str, float]:
+    return {name + suffix: getattr(tally, own) for name, own in METRICS.items()}
 
 
 def _remove(hooks: Sequence[StepHooks | Missing]) -> None:
