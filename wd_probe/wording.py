@@ -6,11 +6,11 @@ import math
 def percent(share: float | None, digits: int | None = None, unit: str = " %") -> str:
     """A share of 1 in per cent, as people write it; a dash for none.
 
-    To three places in all and six after the point, what is too small for that in powers of ten; or
-    to ``digits`` after the point.
+    To three places in all and six after the point, what is too small for that in powers of ten, and
+    what is nearly all with as many nines as it has; or to ``digits`` after the point.
 
-    >>> [percent(share) for share in (0.0032, 0.1234567, 9e-7, 9e-9)]
-    ['0.32 %', '12.3 %', '0.00009 %', '9.0e-07 %']
+    >>> [percent(share) for share in (0.0032, 0.1234567, 9e-7, 9e-9, 0.99986)]
+    ['0.32 %', '12.3 %', '0.00009 %', '9.0e-07 %', '99.99 %']
     """
     if share is None or not math.isfinite(share):
         return "–"
@@ -19,7 +19,10 @@ def percent(share: float | None, digits: int | None = None, unit: str = " %") ->
         return f"{hundredfold:.{digits}f}{unit}"
     if 0 < float(f"{abs(hundredfold):.1e}") < 1e-5:
         return f"{hundredfold:.1e}{unit}"
-    return f"{float(f'{hundredfold:.3g}'):.6f}".rstrip("0").rstrip(".") + unit
+    shown = float(f"{hundredfold:.3g}")
+    if shown == 100 > hundredfold + 1e-6:
+        return f"{hundredfold:.{math.ceil(-math.log10(100 - hundredfold))}f}{unit}"
+    return f"{shown:.6f}".rstrip("0").rstrip(".") + unit
 
 
 def plus_minus(mean: float, half_width: float, digits: int, unit: str = " %") -> str:

@@ -341,7 +341,7 @@ class OpposingPenaltyProbe:
 
     @property
     def late(self) -> StepRecord:
-        """As `total`, but growth and what is taken are those of the last quarter of the steps.
+        """As `total`, but balance, angle and timescale are those of the last quarter of the steps.
 
         Of more than 64 steps the quarter begins with one of 64 that are noted, evenly.
         """

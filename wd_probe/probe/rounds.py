@@ -16,8 +16,9 @@ from .standing import Standing
 from .step import Counted
 from .sums import AT, LASTS, WIDTH, Doubles, Taken, settle, share_of
 
-#: The columns that tell balance.
-BALANCE = (AT["growth"], AT["taken"])
+#: The columns that tell how weights move, and what decay does to that.
+DYNAMICS = [AT[name] for name in
+            ("squared", "along", "moved", "growth", "taken", "decayed", "shares")]  # fmt: skip
 
 
 class Rounds:
@@ -34,7 +35,7 @@ class Rounds:
         self._open: _Round | None = None
         self._total = _no_sums(0)
         self._standing = Standing()
-        self._past: Growing[Doubles] = Growing()  # BALANCE of the total
+        self._past: Growing[Doubles] = Growing()  # DYNAMICS of the total
         self._records: Thinned[StepRecord] = Thinned(history, attrgetter("rate"))
         self._profiles: Thinned[ProfileRecord] = Thinned(history, attrgetter("most"))
 
@@ -98,7 +99,7 @@ class Rounds:
             return
         done, self._open = self._open, None
         self._total = _added(self._total, done.values)
-        self._past.append(self._total[:, BALANCE].copy())
+        self._past.append(self._total[:, DYNAMICS])
         self._records.append(done.record(self._standing))
         for profile in done.profile(self._rates):
             self._profiles.append(profile)
@@ -137,11 +138,11 @@ class Rounds:
         return self._standing.into(_grown(own, rows))
 
     def late(self, rows: int, share: float) -> Doubles:
-        """As :meth:`total`, of BALANCE over so great a share of the rounds, the last ones."""
+        """As :meth:`total`, but DYNAMICS are of so great a share of the rounds, the last ones."""
         found = self.total(rows)
         before = self._past.before(share)
         if before is not None:
-            found[: len(before), BALANCE] -= before
+            found[: len(before), DYNAMICS] -= before
         return found
 
     # --- state --------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ class Rounds:
         """What :meth:`restart` goes on from, beside the total, as plain values."""
         known = copy.deepcopy(self._past)
         if self._open is not None:
-            known.append(self.total(0)[:, BALANCE])
+            known.append(self.total(0)[:, DYNAMICS])
         stride, count, kept = known.state()
         past = [stride, count, [(at, value.tolist()) for at, value in kept]]
         return {"standing": self._standing.state(), "past": past}
@@ -166,7 +167,7 @@ class Rounds:
         if "past" in state:
             self._standing.load(state["standing"])
             stride, count, kept = state["past"]
-            kept = [(at, np.array(value).reshape(-1, len(BALANCE))) for at, value in kept]
+            kept = [(at, np.array(value).reshape(-1, len(DYNAMICS))) for at, value in kept]
             self._past.load([stride, count, kept])
 
 

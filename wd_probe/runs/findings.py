@@ -82,10 +82,16 @@ def _profile(profiles: Sequence[ProfileRecord], rate: float) -> list[str]:
     if not above:
         return []
     return [
-        f"With the same updates R_op would have been {percent(below)} under λ = {low:.2g} and "
-        f"{percent(above)} under λ = {high:.2g}; it is {percent(here)} under this run's "
+        f"With the same updates R_op would have been {percent(below)} under "
+        f"λ = {_rounded(low):g} and {percent(above)} under λ = {_rounded(high):g}; "
+        f"it is {percent(here)} under this run's "
         f"λ = {own:g} ({counted(len(profiles), 'step')}, the same for all three)."
     ]
+
+
+def _rounded(value: float) -> float:
+    """To two places in all."""
+    return float(f"{value:.2g}")
 
 
 def _nearest(rates: Sequence[float], to: float) -> float:

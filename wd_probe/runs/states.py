@@ -20,7 +20,7 @@ class Part:
     Attributes:
         name: of the layer or tensor.
         whole: their tally over all steps.
-        late: with growth and what is taken of the last quarter of them alone.
+        late: with balance, angle and timescale of the last quarter of them alone.
         last: of the last measured step.
         kind: of a tensor what sort it is, see :func:`.findings.kind_of`.
         dtype: of a tensor how it is stored.
@@ -39,6 +39,11 @@ class Part:
         return self.whole.balance if math.isnan(self.late.balance) else self.late.balance
 
     @property
+    def angle(self) -> float:
+        """By which a step turns the weights, over the last quarter of the steps."""
+        return self.late.angular_update
+
+    @property
     def state(self) -> State | None:
         """None where nothing decays, and where sizes were not measured that would tell."""
         unknown = math.isnan(self.balance) and self.whole.remaining <= IDLE
@@ -50,13 +55,13 @@ class Part:
         return max(1 - self.whole.remaining, 0.0)
 
     def turn(self, momentum: float) -> float:
-        """The angle of the last step, as a share of that in equilibrium; NaN where none is known.
+        """The angle a step, as a share of that in equilibrium; NaN where none is known.
 
         Args:
             momentum: β of the optimizer.
         """
-        expected = equilibrium_angle(1 / self.last.timescale, momentum)
-        return self.last.angular_update / expected if expected else math.nan
+        expected = equilibrium_angle(1 / self.late.timescale, momentum)
+        return self.angle / expected if expected else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,7 @@ class States:
         return [
             {
                 "balance": one.balance,
-                "angular_update": one.whole.angular_update,
+                "angular_update": one.angle,
                 "remaining": one.whole.remaining if one.whole.held else math.nan,
                 "state": one.state,
             }

@@ -229,11 +229,11 @@ def _turning(states: States, setting: Setting) -> str:
     found = [
         one
         for one in _in_state(states, "balanced")
-        if one.kind == "matrices and kernels" and one.last.angular_update > 0
+        if one.kind == "matrices and kernels" and one.angle > 0
     ]
     if not found:
         return ""
-    angle = f"angle per step {statistics.median(one.last.angular_update for one in found):.2g}"
+    angle = f"angle per step {statistics.median(one.angle for one in found):.2g}"
     turns = [one.turn(setting.beta) for one in found]
     if any(map(math.isnan, turns)):
         return f" ({angle})"
@@ -310,7 +310,7 @@ def _opposing(whole: Tally) -> Iterator[str]:
 
 def _apart(layers: Sequence[Part]) -> Iterator[str]:
     """Layers that turn much faster or slower than the median one."""
-    angles = {one.name: one.whole.angular_update for one in layers}
+    angles = {one.name: one.angle for one in layers}
     angles = {name: angle for name, angle in angles.items() if angle > 0}
     if len(angles) < 4:
         return
