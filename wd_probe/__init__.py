@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .decay.auditing import AuditReport, TensorAudit, audit
     from .decay.methods import WeightDecay
     from .errors import InputError, RunError, WdProbeError, WdProbeWarning
+    from .integrations.watching import watch
     from .layering import Layer, layers, layerwise_rates
     from .probe.formulas import opposing
     from .probe.probe import OpposingPenaltyProbe
@@ -39,6 +40,7 @@ _HOME = {
     "layers": "layering",
     "layerwise_rates": "layering",
     "opposing": "probe.formulas",
+    "watch": "integrations.watching",
     "zero_shot_decay": "shrink.scan",
 }
 
@@ -62,6 +64,7 @@ __all__ = [
     "layers",
     "layerwise_rates",
     "opposing",
+    "watch",
     "zero_shot_decay",
 ]
 

@@ -52,6 +52,10 @@ class Teller:
         if about in self._told:
             return
         self._told.add(about)
+        self.tell(message)
+
+    def tell(self, message: str) -> None:
+        """Say it, as a warning."""
         level, frame = 2, sys._getframe(1)
         while frame.f_back is not None and _is_inside(frame.f_code.co_filename):
             level, frame = level + 1, frame.f_back

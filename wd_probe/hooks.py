@@ -136,8 +136,8 @@ class StepHooks:
         self._closure = _closure_name(type(optimizer).step)
         self._frame: FrameType | None = None
         self._depth = 0
-        pre = optimizer.register_step_pre_hook(_untraced(self._pre))
-        post = optimizer.register_step_post_hook(_untraced(self._post))
+        pre = optimizer.register_step_pre_hook(untraced(self._pre))
+        post = optimizer.register_step_post_hook(untraced(self._post))
         self._handles = (pre, post)
         _AHEAD.add(pre.id)
         pres, posts = (handle.hooks_dict_ref() for handle in self._handles)
@@ -272,8 +272,8 @@ def _closure_name(step: Callable[..., Any]) -> tuple[str, int] | None:
     return None
 
 
-def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook, which a compiled step calls between its graphs."""
+def untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook on steps, which a compiled step calls between its graphs."""
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():

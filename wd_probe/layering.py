@@ -104,6 +104,46 @@ def layers(model: nn.Module, inputs: Any = None, *, coarse: bool = False) -> Lay
     return _named(owners, names, "forward")
 
 
+def blocks(model: nn.Module) -> Layers:
+    """A model's layers by block: each numbered block, and what stands beside them.
+
+    Args:
+        model: a model whose blocks stand in a ``ModuleList`` or a ``Sequential``.
+
+    Returns:
+        A tuple of :class:`wd_probe.Layer` in the order of registration: one for each numbered
+        block, one for each other module that owns parameters. Tied weights belong to the first.
+
+    Example:
+        >>> layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        >>> encoder = nn.TransformerEncoder(layer, 2)
+        >>> net = nn.ModuleDict({"embed": nn.Embedding(8, 4), "encoder": encoder})
+        >>> for layer in blocks(net):
+        ...     print(layer.index, layer.name)
+        1 embed
+        2 encoder.layers.0
+        3 encoder.layers.1
+    """
+    owned = (
+        (_block(_owner(raw, model)) or clean_name(raw, model), clean_name(raw, model))
+        for raw, _ in model.named_parameters()
+    )
+    return Layers(
+        (
+            Layer(index, name, tuple(members))
+            for index, (name, members) in enumerate(_grouped(owned).items(), start=1)
+        ),
+        "registration",
+    )
+
+
+def _block(module: str) -> str:
+    """The numbered block that a module is in, by name; itself if it is in none."""
+    parts = module.split(".")
+    ends = next((k for k, part in enumerate(parts, start=1) if part.isdigit()), len(parts))
+    return ".".join(parts[:ends])
+
+
 def layers_or(groups: Layers | None, model: nn.Module) -> Layers:
     """The layers that are given, else the model's.
 

@@ -1,1 +1,1 @@
-"""The probe in other people's training loops; each module needs the extra of its name."""
+"""The probe in other people's training loops: any script, and callbacks of an extra's name."""

@@ -5,7 +5,7 @@ from typing import Any, Self
 from torch import nn
 from torch.optim import Optimizer
 
-from ..layering import Layer, Layers, named_parameters
+from ..layering import blocks
 from .attached import Attached
 
 try:
@@ -15,6 +15,8 @@ except ImportError as error:
     raise ImportError(
         "Transformers is not installed; pip install 'wd-probe[transformers]'"
     ) from error
+
+__all__ = ["OpposingPenaltyCallback", "blocks"]
 
 
 class OpposingPenaltyCallback(Attached, TrainerCallback, ExportableState):
@@ -96,34 +98,3 @@ class OpposingPenaltyCallback(Attached, TrainerCallback, ExportableState):
             },
             "attributes": {"_loaded": self.state_dict() or None},
         }
-
-
-def blocks(model: nn.Module) -> Layers:
-    """A transformer's layers by block: embeddings, each numbered block, what follows them.
-
-    Args:
-        model: a model whose blocks stand in a ``ModuleList``.
-
-    Returns:
-        A tuple of :class:`wd_probe.Layer` in the order of registration: one for each numbered
-        block, one for each other module that owns parameters. Tied weights belong to the first.
-
-    Example:
-        >>> layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-        >>> encoder = nn.TransformerEncoder(layer, 2)
-        >>> net = nn.ModuleDict({"embed": nn.Embedding(8, 4), "encoder": encoder})
-        >>> for layer in blocks(net):
-        ...     print(layer.index, layer.name)
-        1 embed
-        2 encoder.layers.0
-        3 encoder.layers.1
-    """
-    members: dict[str, list[str]] = {}
-    for name, _ in named_parameters(model):
-        parts = name.split(".")
-        block = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
-        members.setdefault(".".join(parts[: block + 1]), []).append(".".join(parts))
-    return Layers(
-        (Layer(i, name, tuple(held)) for i, (name, held) in enumerate(members.items(), start=1)),
-        "registration",
-    )

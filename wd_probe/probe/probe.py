@@ -129,24 +129,13 @@ class OpposingPenaltyProbe:
         self.layers = layers_or(groups, model)
         self._model = model
         self._finds_layers = groups is None
-        self._tell = Teller()
+        self._tell = self._teller()
         self.names: tuple[str, ...] = ()
         self._row: dict[Tensor, int] = {}
         self._strangers: set[Tensor] = set()
         self._held: dict[WatchedOptimizer, list[Tensor]] = {}  # as last looked through for new ones
-        effects: Effects = {}
-        self._watched = [
-            WatchedOptimizer(
-                one,
-                self._row,
-                exact=exact,
-                reading=reading,
-                keep=keep,
-                effects=effects,
-                tell=self._tell,
-            )
-            for one in self.optimizers
-        ]
+        self._keep, self._effects = keep, Effects()
+        self._watched = [self._watching(one) for one in self.optimizers]
         self._take_in(named_parameters(model) if parameters is None else self._own(parameters))
         if not any(p in self._row for watched in self._watched for p in watched.held()):
             raise InputError(
@@ -169,21 +158,58 @@ class OpposingPenaltyProbe:
         if self._shards:
             self._shards.meet(self._tell)
         self._missing = Missing(self._row, weakly(self._miss))
-        self._hooks: list[StepHooks | Missing] = [*self._attach(), self._missing]
+        self._hooks: dict[WatchedOptimizer | None, StepHooks | Missing] = {None: self._missing}
+        self._hooks |= {watched: self._attach(watched) for watched in self._watched}
         weakref.finalize(self, _remove, self._hooks).atexit = False
 
-    def _attach(self) -> list[StepHooks]:
-        return [
-            StepHooks(
-                watched.optimizer,
-                partial(weakly(self._before), watched),
-                partial(weakly(self._after), watched),
-                graded=partial(weakly(self._graded), watched),
-                early=partial(weakly(self._early), watched),
-                outermost=True,
-            )
-            for watched in self._watched
-        ]
+    def _teller(self) -> Teller:
+        """What says what cannot be measured."""
+        return Teller()
+
+    def _watching(self, optimizer: Optimizer) -> WatchedOptimizer:
+        return WatchedOptimizer(
+            optimizer,
+            self._row,
+            exact=self.exact,
+            reading=self.reading,
+            keep=self._keep,
+            effects=self._effects,
+            tell=self._tell,
+        )
+
+    def _attach(self, watched: WatchedOptimizer) -> StepHooks:
+        return StepHooks(
+            watched.optimizer,
+            partial(weakly(self._before), watched),
+            partial(weakly(self._after), watched),
+            graded=partial(weakly(self._graded), watched),
+            early=partial(weakly(self._early), watched),
+            outermost=True,
+        )
+
+    def join(self, optimizer: Optimizer) -> None:
+        """Measure one more optimizer of the model; a round ends when one of them steps again.
+
+        Raises:
+            InputError: as for the first ones.
+        """
+        for one in hooked_all((*self.optimizers, optimizer))[len(self.optimizers) :]:
+            watched = self._watching(one)
+            watched.penalties.check_rules()
+            watched.refuse_signs()
+            self.optimizers += (one,)
+            self._watched.append(watched)
+            self._hooks[watched] = self._attach(watched)
+
+    def leave(self, optimizer: Optimizer) -> None:
+        """Let go of an optimizer that another one has replaced; what it did stays counted."""
+        for watched in [one for one in self._watched if one.optimizer is optimizer]:
+            self._hooks.pop(watched).remove()
+            self._watched.remove(watched)
+            self._stepped.discard(watched)
+            self._held.pop(watched, None)
+            watched.close()
+        self.optimizers = tuple(watched.optimizer for watched in self._watched)
 
     def _own(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Parameters by the model's own names, without what a wrapper has put before them."""
@@ -424,7 +450,7 @@ class OpposingPenaltyProbe:
     def __getstate__(self) -> dict[str, Any]:
         """A copy or pickle holds what was measured, and is attached to nothing."""
         self.flush()
-        attached = ("_hooks", "_watched", "optimizers", "_stepped", "_row", "_strangers", "_held")
+        attached = ("_hooks", "_watched", "optimizers", "_stepped", "_row", "_strangers", "_held", "_effects")
         nothing: dict[str, Any] = {name: type(self.__dict__[name])() for name in attached}
         return self.__dict__ | nothing | {"_shards": None, "_model": None}
 
@@ -459,6 +485,6 @@ def _metrics(tally: Tally, suffix: str) -> dict[str, float]:
     return {name + suffix: getattr(tally, own) for name, own in METRICS.items()}
 
 
-def _remove(hooks: Sequence[StepHooks | Missing]) -> None:
-    for one in hooks:
+def _remove(hooks: Mapping[WatchedOptimizer | None, StepHooks | Missing]) -> None:
+    for one in hooks.values():
         one.remove()

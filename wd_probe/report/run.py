@@ -51,6 +51,7 @@ def section(run: Run) -> dict[str, Any]:
     states = layer_table(measured.get("layers", ()))
     return {
         "config": run.config,
+        "rates": _rates(run.config),
         "method": _method(run),
         "steps": steps(run),
         "status": status(run),
@@ -70,6 +71,11 @@ def section(run: Run) -> dict[str, Any]:
         "layer_count": len(run.layer_names),
         "what_was_run": facts(run),
     }
+
+
+def _rates(config: Mapping[str, Any]) -> str:
+    named = (("η", config.get("lr")), ("λ", config.get("weight_decay")))
+    return " · ".join(f"{sign} {value:g}" for sign, value in named if value is not None)
 
 
 def _method(run: Run) -> str:
@@ -122,6 +128,8 @@ def _ending(run: Run) -> list[str]:
 
 
 def _accuracy(run: Run) -> list[str]:
+    if run.config["command"] == "watch":  # which knows of no images
+        return []
     top1 = last(run.epochs.get("top1", ()))
     if not math.isfinite(top1):
         return ["No epoch was evaluated, so there is no top-1."]
@@ -197,7 +205,7 @@ def facts(run: Run) -> dict[str, object]:
     weights = c.get("weights")
     shared = {
         "folder": run.path,
-        "command": f"wdprobe {c['command']}",
+        "command": c.get("command_line") or f"wdprobe {c['command']}",
         "model": c["model"] + (f", {counted(weights, 'weight')}" if weights else ""),
         "weights from": c.get("source") or c.get("checkpoint"),
         "layers": f"{len(run.layer_names)} ({c.get('layer_definition')})",

@@ -69,6 +69,7 @@ class RunConfig(Contents):
     """``config.json``."""
 
     command: Text = None
+    command_line: Text = None
     model: Text = None
     dataset: Text = None
     source: Text = None

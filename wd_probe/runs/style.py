@@ -55,9 +55,12 @@ def dress(axes: Any, ylabel: str, xlabel: str = "") -> Any:
 def title_of(run: "Run") -> str:
     """What was run, as the second line of a title."""
     c = run.config
+    known = [(sign, c.get(key)) for sign, key in (("η", "lr"), ("λ", "weight_decay"))]
+    told = [f"{sign} {value:g}" for sign, value in known if value is not None]
+    batch = [] if c.get("batch_size") is None else [f"batch {c['batch_size']}"]
     return (
         f"{short(c['model'])} on {short(c['dataset'])} · {short(c['opt'])} · {_method(c)}"
-        f"η {c['lr']:g} · λ {c['weight_decay']:g} · batch {c['batch_size']}"
+        + " · ".join([*told, *batch])
     )
 
 

@@ -1,0 +1,363 @@
+"""Any training script, unedited: every optimizer of torch's kind that steps is measured."""
+
+import atexit
+import os
+import shlex
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Self, get_args
+
+from torch.optim import Optimizer
+from torch.optim import optimizer as optimizer_module
+
+from ..arguments import check_choice, check_count
+from ..errors import InputError, counted, first_line, printable
+from ..hooks import hooked_all, untraced
+from ..probe.copies import Keep
+from ..probe.probe import OpposingPenaltyProbe
+from ..wording import percent
+
+if TYPE_CHECKING:
+    from .recording import Choices, Recording
+
+#: So many models get a run folder each; scripts that make them by the thousand need no more.
+_MOST = 16
+#: What ends a process where nothing is said of them.
+_ENDINGS = ("SIGTERM", "SIGHUP")
+NO_STEP = (
+    "no optimizer step was seen, so nothing was measured: look for updates without a "
+    "torch.optim.Optimizer, steps in child processes, which are not watched, or a CUDA graph"
+)
+
+_watching: "Watch | None" = None
+
+
+def watch(output: str | os.PathLike[str] | None = None, every: int = 1, keep: Keep = "whole") -> "Watch":
+    """Measure every optimizer that steps from here on; one line at the top of a script.
+
+    Neither model nor optimizer is given: an optimizer is met at its first step, which is measured
+    too, and its model is the smallest module that owns its parameters. Every model has a run
+    folder, written as `wdprobe rop` writes it. A summary goes to stderr when the script ends, or
+    the watch is closed. A second call ends the first one's watch.
+
+    Args:
+        output: the run folder; default ``runs/watch-SCRIPT-DATE-TIME``. Further models have one of
+            the same name with a number behind it.
+        every: measure steps 1, 1 + every, 1 + 2·every, ...
+        keep: see :class:`wd_probe.OpposingPenaltyProbe`.
+
+    Returns:
+        A handle: ``probes``, ``close()``; a context manager.
+
+    Raises:
+        InputError: every < 1, an unknown keep, or a folder that holds a run.
+
+    Example:
+        >>> import tempfile, torch
+        >>> net = torch.nn.Linear(4, 2)
+        >>> with tempfile.TemporaryDirectory() as folder, watch(f"{folder}/mine") as watching:
+        ...     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.1)
+        ...     net(torch.randn(8, 4)).square().mean().backward()
+        ...     optimizer.step()
+        >>> watching.probes[0].total.penalized
+        10
+    """
+    name = Path(sys.argv[0] if sys.argv and sys.argv[0] else "session").name
+    return Watch(output, every, keep, script=name, command_line=shlex.join(sys.argv))
+
+
+class Watch:
+    """What :func:`wd_probe.watch` returns.
+
+    Attributes:
+        status: how the script ended, as it will be written down.
+    """
+
+    def __init__(
+        self,
+        output: str | os.PathLike[str] | None,
+        every: int,
+        keep: Keep,
+        *,
+        script: str,
+        command_line: str,
+    ) -> None:
+        global _watching
+        check_count(every, "every")
+        check_choice(keep, "keep", get_args(Keep))
+        path = None if output is None else Path(output)
+        if path is not None:
+            check_free(path)
+        self._chosen = (path, every, keep, script, command_line)
+        self.status = "finished"
+        self._notes: Any = None
+        self._recordings: list[weakref.ref[Recording]] = []
+        self._ended: list[Recording] = []
+        self._measured: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._passed_by: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._lock, self._busy, self._signal = threading.RLock(), 0, 0
+        self._process, self._is_open = os.getpid(), True
+        if _watching is not None:
+            _watching.close()
+        _watching = self
+        self._hook = optimizer_module.register_optimizer_step_pre_hook(untraced(self._before))
+        self._signals: dict[int, Any] = {}
+        self._take_signals()
+        atexit.register(self.close)
+
+    # --- an optimizer is about to step ------------------------------------------------------------
+
+    def _before(self, optimizer: Optimizer, *_: Any) -> None:
+        if optimizer in self._measured or optimizer in self._passed_by:
+            return
+        if self._is_open and os.getpid() == self._process:
+            self._safely(lambda: self._meet(optimizer))
+
+    def _safely(self, call: Callable[[], None]) -> None:
+        """What fails here must not end somebody's training, and a signal waits until it is done."""
+        with self._lock:
+            self._busy += 1
+            try:
+                call()
+            except Exception as error:
+                why = first_line(error)
+                self.notes(f"not everything is measured: {why}", about=why)
+            finally:
+                self._busy -= 1
+        if self._signal and not self._busy:
+            self._stop(self._signal, None)
+
+    def _meet(self, optimizer: Optimizer) -> None:
+        if self._is_inside_another(optimizer) or not _speaks_for(optimizer):
+            self._passed_by.add(optimizer)
+            return
+        try:
+            steps = hooked_all(optimizer)
+        except InputError as error:
+            self._pass_by(optimizer, first_line(error))
+            return
+        if steps != (optimizer,):  # those come by themselves
+            self._passed_by.add(optimizer)
+            return
+        try:
+            self._measure(optimizer)
+            self._measured.add(optimizer)
+        except Exception as error:
+            self._pass_by(optimizer, first_line(error))
+
+    def _is_inside_another(self, optimizer: Optimizer) -> bool:
+        """Whether it steps for one that is measured, which then is counted once."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_filename == optimizer_module.__file__:
+                other = frame.f_locals.get("self")
+                if other is not optimizer and isinstance(other, Optimizer) and other in self._measured:
+                    return True
+            frame = frame.f_back
+        return False
+
+    def _pass_by(self, optimizer: Optimizer, why: str) -> None:
+        self._passed_by.add(optimizer)
+        name = type(optimizer).__name__
+        self.notes(f"the steps of {name} are not measured: {why}", about=f"{name}: {why}")
+
+    def _measure(self, optimizer: Optimizer) -> None:
+        from .owners import find_owner, parameters_of
+        from .recording import Recording
+
+        if not parameters_of(optimizer):
+            raise InputError("it holds no parameters")
+        known = [one for ref in self._recordings if (one := ref()) is not None]
+        for recording in known:
+            if recording.owns(optimizer):
+                recording.join(optimizer)
+                return
+        if len(self._recordings) >= _MOST:
+            raise InputError(f"{counted(_MOST, 'model')} are measured already, and no more are")
+        recording = Recording(
+            find_owner(optimizer),
+            optimizer,
+            self._choices(),
+            self._free_path(),
+            self.notes,
+            self._safely,
+            self._retire,
+        )
+        self._recordings.append(weakref.ref(recording))
+
+    def _choices(self) -> "Choices":
+        from .recording import Choices
+
+        return Choices(*self._chosen)
+
+    def _free_path(self) -> Path:
+        from ..runs.folder import default_folder, occupied
+
+        number = len(self._recordings) + 1
+        if number == 1:
+            self._first = self._chosen[0] or default_folder("watch", Path(self._chosen[3]).stem)
+            return self._first
+        names = (self._first.with_name(f"{self._first.name}-{k}") for k in range(number, 1000))
+        return next(path for path in names if not occupied(path))
+
+    # --- what is told -----------------------------------------------------------------------------
+
+    @property
+    def notes(self) -> Any:
+        """Says once what cannot be measured."""
+        if self._notes is None:
+            from .recording import Notes
+
+            self._notes = Notes(lambda message: _say(f"wdprobe: {message}"))
+        return self._notes
+
+    @property
+    def probes(self) -> tuple[OpposingPenaltyProbe, ...]:
+        """One for each model, in the order of their first steps."""
+        alive = (one for ref in self._recordings if (one := ref()) is not None)
+        found = {one.path: one.probe for one in (*self._ended, *alive)}
+        return tuple(found.values())
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop, write and sum up what was measured; safe to call twice."""
+        global _watching
+        if not self._is_open or os.getpid() != self._process:
+            return
+        self._is_open = False
+        _watching = None if _watching is self else _watching
+        self._hook.remove()
+        atexit.unregister(self.close)
+        self._give_signals_back()
+        for ref in self._recordings:
+            recording = ref()
+            if recording is not None:
+                self._retire(recording)
+        self._tell_all()
+
+    def _retire(self, recording: "Recording") -> None:
+        def end() -> None:
+            self._ended.append(recording)
+            recording.end(self.status)
+
+        self._safely(end)
+
+    def _tell_all(self) -> None:
+        ended = sorted(self._ended, key=lambda one: str(one.path))
+        for recording in ended:
+            for line in _told(recording):
+                _say(line)
+        for message in () if self._notes is None else self._notes.said:
+            _say(f"wdprobe: not measured: {message}")
+        if not ended and self._notes is None:
+            _say(f"wdprobe: {NO_STEP}")
+        for recording in ended:
+            self._safely(recording.draw)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    # --- signals ----------------------------------------------------------------------------------
+
+    def _take_signals(self) -> None:
+        """Come in between where a signal would end the process without a word."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (getattr(signal, name) for name in _ENDINGS if hasattr(signal, name)):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                self._signals[number] = signal.signal(number, self._stop)
+
+    def _give_signals_back(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in self._signals:
+            if signal.getsignal(number) == self._stop:
+                signal.signal(number, signal.SIG_DFL)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        """Sum up, then end as the signal would have."""
+        if os.getpid() == self._process:
+            if self._busy:
+                self._signal = number
+                return
+            self.status = "interrupted"
+            self.close()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def check_free(path: Path) -> None:
+    """Refuse a folder that holds a run.
+
+    Raises:
+        InputError: it does.
+    """
+    from ..runs.folder import occupied
+
+    if not _rank() and (refusal := occupied(path)):
+        raise InputError(refusal)
+
+
+def _rank() -> int:
+    """Which process of the training this is, however it was started."""
+    from .. import ranks
+
+    return ranks.rank() or int(os.environ.get("RANK", "0") or 0)
+
+
+def _speaks_for(optimizer: Optimizer) -> bool:
+    """Whether this process measures: the first one, or all where each holds a part."""
+    from .owners import is_sharded
+
+    return not _rank() or is_sharded(optimizer)
+
+
+def _say(line: str) -> None:
+    """A line on stderr, of the first process alone, in characters that it can show."""
+    stream = sys.stderr
+    if stream is None or _rank():
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = line.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):  # a pipe that nobody reads, a file that is closed
+        return
+
+
+def _told(recording: "Recording") -> list[str]:
+    """The summary of one model for a person."""
+    found, path = recording.summary, shlex.quote(str(recording.path))
+    if not found:
+        return []
+    rates = found.get("rate", {}).get("mean", float("nan")), found.get("mass", {}).get("mean")
+    lines = [
+        "",
+        f"wdprobe: {printable(found['model'])} in {printable(found['script'])}: "
+        f"{counted(found['steps'], 'step')} of {found['optimizer']}",
+        *(f"  {sentence}" for sentence in found.get("verdict") or ()),
+        *(f"  {sentence}" for sentence in found["findings"]),
+    ]
+    if rates[0] == rates[0]:
+        lines.append(
+            f"  R_op {percent(rates[0])} of the weights, {percent(rates[1])} of what is taken off"
+        )
+    else:
+        lines.append("  R_op is undefined: nothing decays, or no step was measured")
+    return [
+        *lines,
+        f"  run folder: {path}",
+        f"  more: wdprobe report {path}",
+        f"        wdprobe dashboard {path}",
+    ]
