@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from . import audit, dashboard, layers, report, reproduce, rop, sweep, train, zeroshot
+from . import audit, dashboard, layers, report, reproduce, rop, sweep, train, watch, zeroshot
 from .encoding import write_plainly
 from .processes import INTERRUPTED, check_shared, process
+from .script import Script
 from .suggestions import Command
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command("rop", cls=Command)(rop.rop)
 app.command("zeroshot", cls=Command)(zeroshot.zeroshot)
 app.command("train", cls=Command)(train.train)
+app.command("watch", cls=watch.WatchCommand)(watch.watch)
 app.command("audit", cls=Command)(audit.audit)
 app.command("layers", cls=Command)(layers.layers)
 app.command("report", cls=Command)(report.report)
@@ -53,12 +55,14 @@ def main() -> None:
     """Run the command line; expected errors are one line: exit code 2 for input, 1 for a run."""
     from wd_probe.errors import InputError, Interrupted, WdProbeError, printable
 
-    write_plainly()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C
+    if sys.argv[1:2] != ["watch"]:  # in whose process a script finds everything as it always is
+        write_plainly()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C
     where = f"wdprobe: rank {process()}:" if process() else "wdprobe:"
+    script = None
     try:
         check_shared()
-        app()
+        script = _chosen()
     except WdProbeError as error:
         stopped = isinstance(error, Interrupted)
         print(f"{where} {'' if stopped else 'error: '}{printable(error)}", file=sys.stderr)
@@ -71,3 +75,15 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    if script is not None:
+        script.run()
+
+
+def _chosen() -> Script | None:
+    """Run the command line; what `wdprobe watch` is to run comes back."""
+    try:
+        app()
+    except Script as script:
+        script.check()
+        return script
+    return None

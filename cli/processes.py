@@ -4,7 +4,7 @@ import os
 import sys
 
 #: What they do together.
-SHARED = ("rop", "train", "zeroshot")
+SHARED = ("rop", "train", "watch", "zeroshot")
 #: The exit code of a command that was ended by Ctrl-C, as shells have it.
 INTERRUPTED = 130
 

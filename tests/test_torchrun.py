@@ -136,8 +136,8 @@ def test_other_commands_are_for_one_process(monkeypatch, capsys):
         cli.main()
     assert end.value.code == 2
     assert capsys.readouterr().err == (
-        "wdprobe: rank 1: error: torchrun is for rop, train, zeroshot; start `wdprobe sweep` "
-        "without it, with --ray for many machines\n"
+        "wdprobe: rank 1: error: torchrun is for rop, train, watch, zeroshot; start `wdprobe "
+        "sweep` without it, with --ray for many machines\n"
     )
 
 

@@ -1,7 +1,7 @@
 """The model that an optimizer steps, found among everything that is alive."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class Owner:
     root: nn.Module
     model: nn.Module
     title: str
-    parameters: dict[str, Tensor]
+    parameters: Mapping[str, Tensor]
     layers: Layers
     stages: Layers
 
@@ -97,9 +97,7 @@ class _Alive:
         owning = [one for one in self.modules.values() if self.held(one) >= wanted]
         least = min((len(self.held(one)) for one in owning), default=0)
         alike = [one for one in owning if len(self.held(one)) == least]
-        outside = [
-            one for one in alike if not any(one is not other and self._holds(other, one) for other in alike)
-        ]  # fmt: skip
+        outside = [one for one in alike if not any(self._holds(other, one) for other in alike)]
         return min(outside or alike, key=self._order, default=None)
 
     def with_those_beside(self, root: nn.Module) -> nn.Module:
@@ -140,19 +138,20 @@ class _Alive:
         return min(tops, key=self._order, default=root)
 
     def _holds(self, outer: nn.Module, inner: nn.Module) -> bool:
-        seen, ahead = {id(outer)}, [outer]
+        return outer is not inner and any(one is inner for one in self._inside(outer))
+
+    def _inside(self, module: nn.Module) -> Iterator[nn.Module]:
+        seen, ahead = {id(module)}, [module]
         while ahead:
-            for child in self.children.get(id(ahead.pop()), ()):
-                if child is inner:
-                    return True
-                if id(child) not in seen:
-                    seen.add(id(child))
-                    ahead.append(child)
-        return False
+            one = ahead.pop()
+            yield one
+            new = [c for c in self.children.get(id(one), ()) if id(c) not in seen]
+            seen.update(map(id, new))
+            ahead += new
 
     def _order(self, module: nn.Module) -> tuple[Any, ...]:
         """Traced copies last, and of others the plainest first."""
-        size = sum(1 for _ in _inside(module, lambda one: self.children.get(id(one), ())))
+        size = sum(1 for _ in self._inside(module))
         kind = type(module)
         return isinstance(module, GraphModule), size, kind.__module__, kind.__qualname__
 
@@ -182,19 +181,6 @@ def _part(module: nn.Module, name: str) -> Iterable[Any]:
 
 def _children(module: nn.Module) -> list[nn.Module]:
     return [one for one in _part(module, "_modules") if nn.Module in _bases(type(one))]
-
-
-def _inside(
-    module: nn.Module, children: Callable[[nn.Module], Iterable[nn.Module]]
-) -> Iterator[nn.Module]:
-    seen, ahead = {id(module)}, [module]
-    while ahead:
-        one = ahead.pop()
-        yield one
-        for child in children(one):
-            if id(child) not in seen:
-                seen.add(id(child))
-                ahead.append(child)
 
 
 # --- names and layers -----------------------------------------------------------------------------
@@ -229,9 +215,7 @@ def _owned_together(alive: _Alive, optimizer: Optimizer) -> Owner:
     named = {name: p for name, p in named_parameters(together) if id(p) in wanted}
     title = " and ".join(titles) or f"{len(named)} tensors"
     by_block, by_stage = blocks(together), layers(together, coarse=True)
-    return Owner(
-        together, together, title, named, _only(by_block, named), _only(by_stage, named)
-    )
+    return Owner(together, together, title, named, _only(by_block, named), _only(by_stage, named))
 
 
 def _free(name: str, holder: nn.Module) -> str:
@@ -240,7 +224,7 @@ def _free(name: str, holder: nn.Module) -> str:
 
 
 def _layers_of(
-    root: nn.Module, model: nn.Module, named: dict[str, Tensor]
+    root: nn.Module, model: nn.Module, named: Mapping[str, Tensor]
 ) -> tuple[Layers, Layers]:
     """As timm groups them, where the root is timm's or a shell around it; else by block."""
     inner = _innermost(root)

@@ -120,13 +120,14 @@ class Recording:
 
     def hold(self, optimizer: Optimizer) -> None:
         """Be told of an optimizer's steps, and live as long as it does."""
+
         def stepped(optimizer: Optimizer, *_: Any) -> None:
             self._safely(lambda: self.stepped(optimizer))
 
         self._holders.append(optimizer.register_step_post_hook(untraced(stepped)))
 
     def join(self, optimizer: Optimizer) -> None:
-        """Measure an optimizer too; those that it replaces are let go of, unless they come again."""
+        """Measure one more, and let go of those that it replaces, unless they come again."""
         own = {id(p) for p in parameters_of(optimizer)}
         for other in self.probe.optimizers:
             if id(other) not in self._seen and own.issuperset(map(id, parameters_of(other))):
@@ -216,6 +217,7 @@ class Recording:
     def _summary(self, optimizer: Optimizer, status: str) -> dict[str, Any]:
         group = optimizer.param_groups[self._group]
         decay = attached(optimizer)
+        method, rate = "", math.nan
         if decay is not None:
             method, rate = decay.method, decay.rate
         else:

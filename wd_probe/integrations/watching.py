@@ -37,7 +37,9 @@ NO_STEP = (
 _watching: "Watch | None" = None
 
 
-def watch(output: str | os.PathLike[str] | None = None, every: int = 1, keep: Keep = "whole") -> "Watch":
+def watch(
+    output: str | os.PathLike[str] | None = None, every: int = 1, keep: Keep = "whole"
+) -> "Watch":
     """Measure every optimizer that steps from here on; one line at the top of a script.
 
     Neither model nor optimizer is given: an optimizer is met at its first step, which is measured
@@ -156,7 +158,11 @@ class Watch:
         while frame is not None:
             if frame.f_code.co_filename == optimizer_module.__file__:
                 other = frame.f_locals.get("self")
-                if other is not optimizer and isinstance(other, Optimizer) and other in self._measured:
+                if (
+                    other is not optimizer
+                    and isinstance(other, Optimizer)
+                    and other in self._measured
+                ):
                     return True
             frame = frame.f_back
         return False

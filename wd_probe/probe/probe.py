@@ -450,7 +450,16 @@ class OpposingPenaltyProbe:
     def __getstate__(self) -> dict[str, Any]:
         """A copy or pickle holds what was measured, and is attached to nothing."""
         self.flush()
-        attached = ("_hooks", "_watched", "optimizers", "_stepped", "_row", "_strangers", "_held", "_effects")
+        attached = (
+            "_hooks",
+            "_watched",
+            "optimizers",
+            "_stepped",
+            "_row",
+            "_strangers",
+            "_held",
+            "_effects",
+        )
         nothing: dict[str, Any] = {name: type(self.__dict__[name])() for name in attached}
         return self.__dict__ | nothing | {"_shards": None, "_model": None}
 
