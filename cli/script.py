@@ -79,10 +79,10 @@ class Script(BaseException):
             _lead_with(os.getcwd())
             run_main(self.name)
         elif os.path.isdir(self.name) or not _is_source(self.name):
-            _lead_with(self.name, always=True)
+            _lead_with(os.path.join(os.getcwd(), self.name), always=True)
             run_main("__main__", False)
         else:
-            path = os.path.join(os.getcwd(), self.name.removeprefix("./"))
+            path = os.path.join(os.getcwd(), self.name)
             _lead_with(os.path.dirname(os.path.realpath(path)))
             main.__dict__.update(
                 __file__=path, __cached__=None, __loader__=SourceFileLoader("__main__", path)

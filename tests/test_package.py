@@ -36,6 +36,7 @@ def test_the_public_names():
         "layers",
         "layerwise_rates",
         "opposing",
+        "watch",
         "zero_shot_decay",
     ]
     assert wd_probe.__all__ == sorted(wd_probe._HOME)

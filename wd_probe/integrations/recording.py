@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from ..decay.methods import attached
 from ..decay.rules import effect_at_work
@@ -100,10 +102,11 @@ class Recording:
         self._group = _most_decayed(optimizer)
         self._rates, self._lr = dict[int, float | Tensor](), Running()
         self._started = self._written = time.monotonic()
-        self._holders: list[Any] = []
-        self._seen: set[int] = set()
+        self._holds = weakref.WeakKeyDictionary[Optimizer, RemovableHandle]()
+        self._replaced = weakref.WeakSet[Optimizer]()
         folder = run_folder(path)
-        self.recorder = Recorder(folder, self.probe)
+        # who opened files must outlive the model: see `Watch`
+        self.recorder = Recorder(folder, weakref.proxy(self.probe))
         folder.json("config.json", self._config())
         self.recorder.open_dashboard(owner.stages)
         self.hold(optimizer)
@@ -112,6 +115,10 @@ class Recording:
     def path(self) -> Path:
         """The run folder."""
         return self.recorder.folder.path
+
+    def measures(self, optimizer: Optimizer) -> bool:
+        """Whether its steps are measured here."""
+        return optimizer in self._holds
 
     def owns(self, optimizer: Optimizer) -> bool:
         """Whether all that an optimizer steps is measured here."""
@@ -124,16 +131,17 @@ class Recording:
         def stepped(optimizer: Optimizer, *_: Any) -> None:
             self._safely(lambda: self.stepped(optimizer))
 
-        self._holders.append(optimizer.register_step_post_hook(untraced(stepped)))
+        self._holds[optimizer] = optimizer.register_step_post_hook(untraced(stepped))
 
     def join(self, optimizer: Optimizer) -> None:
         """Measure one more, and let go of those that it replaces, unless they come again."""
-        own = {id(p) for p in parameters_of(optimizer)}
-        for other in self.probe.optimizers:
-            if id(other) not in self._seen and own.issuperset(map(id, parameters_of(other))):
-                self.probe.leave(other)
-                self._seen.add(id(other))
+        before, own = self.probe.optimizers, {id(p) for p in parameters_of(optimizer)}
         self.probe.join(optimizer)
+        for other in before:
+            if other not in self._replaced and own.issuperset(map(id, parameters_of(other))):
+                self._replaced.add(other)
+                self.probe.leave(other)
+                self._holds.pop(other).remove()
         self._optimizer, self._group = optimizer, _most_decayed(optimizer)
         self.hold(optimizer)
 
@@ -164,8 +172,9 @@ class Recording:
         if self._owner is None:
             return
         self._owner = None
-        for holder in self._holders:
-            holder.remove()
+        for hold in self._holds.values():
+            hold.remove()
+        self.recorder.probe = self.probe
         self.probe.close()
         self.write(self.probe.steps)
         optimizer, self._optimizer = self._optimizer, None

@@ -1,6 +1,7 @@
 """Any training script, unedited: every optimizer of torch's kind that steps is measured."""
 
 import atexit
+import contextlib
 import os
 import shlex
 import signal
@@ -23,6 +24,7 @@ from ..probe.probe import OpposingPenaltyProbe
 from ..wording import percent
 
 if TYPE_CHECKING:
+    from ..runs.recorder import Recorder
     from .recording import Choices, Recording
 
 #: So many models get a run folder each; scripts that make them by the thousand need no more.
@@ -98,7 +100,8 @@ class Watch:
         self._chosen = (path, every, keep, script, command_line)
         self.status = "finished"
         self._notes: Any = None
-        self._recordings: list[weakref.ref[Recording]] = []
+        self._recordings: list[weakref.ref[Recording]] = []  # their optimizers hold them
+        self._recorders: list[Recorder] = []  # garbage's open files are closed before it can write
         self._ended: list[Recording] = []
         self._measured: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._passed_by: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -110,7 +113,7 @@ class Watch:
         self._hook = optimizer_module.register_optimizer_step_pre_hook(untraced(self._before))
         self._signals: dict[int, Any] = {}
         self._take_signals()
-        atexit.register(self.close)
+        atexit.register(self._at_exit)
 
     # --- an optimizer is about to step ------------------------------------------------------------
 
@@ -182,6 +185,9 @@ class Watch:
         for recording in known:
             if recording.owns(optimizer):
                 recording.join(optimizer)
+                self._measured = weakref.WeakSet(
+                    one for one in self._measured if any(r.measures(one) for r in known)
+                )
                 return
         if len(self._recordings) >= _MOST:
             raise InputError(f"{counted(_MOST, 'model')} are measured already, and no more are")
@@ -195,6 +201,7 @@ class Watch:
             self._retire,
         )
         self._recordings.append(weakref.ref(recording))
+        self._recorders.append(recording.recorder)
 
     def _choices(self) -> "Choices":
         from .recording import Choices
@@ -239,13 +246,24 @@ class Watch:
         self._is_open = False
         _watching = None if _watching is self else _watching
         self._hook.remove()
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         self._give_signals_back()
         for ref in self._recordings:
             recording = ref()
             if recording is not None:
                 self._retire(recording)
         self._tell_all()
+
+    def _at_exit(self) -> None:
+        """The script is over."""
+        error = getattr(sys, "last_type", None)  # of what ended it
+        if error is not None:
+            self.status = "interrupted" if error is KeyboardInterrupt else "failed"
+        with contextlib.suppress(KeyboardInterrupt):  # of who does not wait for the figures
+            self.close()
+        if error is KeyboardInterrupt:
+            with contextlib.suppress(KeyboardInterrupt):
+                exec("raise KeyboardInterrupt")  # python ends by the last one that code text raised
 
     def _retire(self, recording: "Recording") -> None:
         def end() -> None:

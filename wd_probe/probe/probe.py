@@ -145,6 +145,8 @@ class OpposingPenaltyProbe:
             )
         self.steps = 0
         self._stepped: set[WatchedOptimizer] = set()  # in the present round
+        # by optimizer the others over some of its weights, whose steps are rounds of their own
+        self._rivals: dict[WatchedOptimizer, weakref.WeakSet[WatchedOptimizer]] = {}
         self._rounds = Rounds(self.profile_rates, history)
         self._told = np.zeros((0, WIDTH))  # what `metrics` has given
         for watched in self._watched:
@@ -160,7 +162,6 @@ class OpposingPenaltyProbe:
         self._missing = Missing(self._row, weakly(self._miss))
         self._hooks: dict[WatchedOptimizer | None, StepHooks | Missing] = {None: self._missing}
         self._hooks |= {watched: self._attach(watched) for watched in self._watched}
-        weakref.finalize(self, _remove, self._hooks).atexit = False
 
     def _teller(self) -> Teller:
         """What says what cannot be measured."""
@@ -188,7 +189,9 @@ class OpposingPenaltyProbe:
         )
 
     def join(self, optimizer: Optimizer) -> None:
-        """Measure one more optimizer of the model; a round ends when one of them steps again.
+        """Measure one more optimizer of the model, as one of the same round.
+
+        A round ends when one of them steps again, or another one that holds some of its weights.
 
         Raises:
             InputError: as for the first ones.
@@ -197,6 +200,11 @@ class OpposingPenaltyProbe:
             watched = self._watching(one)
             watched.penalties.check_rules()
             watched.refuse_signs()
+            own = set(watched.held())
+            rivals = [other for other in self._watched if not own.isdisjoint(other.held())]
+            self._rivals[watched] = weakref.WeakSet(rivals)
+            for rival in rivals:
+                self._rivals.setdefault(rival, weakref.WeakSet()).add(watched)
             self.optimizers += (one,)
             self._watched.append(watched)
             self._hooks[watched] = self._attach(watched)
@@ -206,8 +214,8 @@ class OpposingPenaltyProbe:
         for watched in [one for one in self._watched if one.optimizer is optimizer]:
             self._hooks.pop(watched).remove()
             self._watched.remove(watched)
-            self._stepped.discard(watched)
             self._held.pop(watched, None)
+            self._rivals.pop(watched, None)
             watched.close()
         self.optimizers = tuple(watched.optimizer for watched in self._watched)
 
@@ -280,7 +288,10 @@ class OpposingPenaltyProbe:
 
     def _next(self, watched: WatchedOptimizer) -> int:
         """The number of the round that an optimizer's coming step belongs to."""
-        return self.steps + 1 if watched in self._stepped or not self.steps else self.steps
+        has_ended = watched in self._stepped or any(
+            rival in self._stepped for rival in self._rivals.get(watched, ())
+        )
+        return self.steps + 1 if has_ended or not self.steps else self.steps
 
     def _safely(self, watched: WatchedOptimizer, measure: Callable[[], None]) -> None:
         """What cannot be measured must not end somebody's training."""
@@ -446,6 +457,10 @@ class OpposingPenaltyProbe:
         self._rounds.finish()
         for watched in self._watched:
             watched.close()
+
+    def __del__(self) -> None:
+        """Detach; an optimizer may be a part of the same garbage."""
+        _remove(getattr(self, "_hooks", {}))
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or pickle holds what was measured, and is attached to nothing."""
