@@ -21,6 +21,7 @@ from ..probe.copies import Keep
 from ..probe.probe import OpposingPenaltyProbe
 from ..runs.folder import environment, run_folder
 from ..runs.recorder import Recorder, Running
+from ..runs.verdict import Setting
 from ..wording import decimal
 from .owners import Owner, device_of, parameters_of
 
@@ -226,7 +227,7 @@ class Recording:
     def _summary(self, optimizer: Optimizer, status: str) -> dict[str, Any]:
         group = optimizer.param_groups[self._group]
         decay = attached(optimizer)
-        method, rate = "", math.nan
+        method, rate, lr = "", math.nan, decimal(self._lr.mean)
         if decay is not None:
             method, rate = decay.method, decay.rate
         else:
@@ -241,10 +242,10 @@ class Recording:
             "method": method,
             "decay": "optimizer" if decay is None else "attached",
             "optimizer": type(optimizer).__name__,
-            "lr": decimal(self._lr.mean),
+            "lr": lr,
             "weight_decay": rate,
             "layer_definition": self.probe.layers.definition,
-            **self.recorder.summary(rate),
+            **self.recorder.summary(rate, Setting(lr=lr, rule=method)),
             "status": status,
             "seconds": time.monotonic() - self._started,
             "run": str(self.path),
