@@ -82,6 +82,9 @@ def test_commands_parse_and_start(where, command, monkeypatch, tmp_path, capsys)
         assert run(command, monkeypatch) == 2
         assert "is no folder" in capsys.readouterr().err
         return
+    if command.startswith("wdprobe watch"):
+        check_script(command, tmp_path)
+        return
     if "--resume" in command:
         assert run(command, monkeypatch) == 2
         assert "runs/killed does not exist" in capsys.readouterr().err
@@ -91,6 +94,18 @@ def test_commands_parse_and_start(where, command, monkeypatch, tmp_path, capsys)
         pytest.skip("needs Debian's dataset-fashion-mnist")
     assert run(command, monkeypatch, *more) == 0, capsys.readouterr().err
     assert capsys.readouterr().out
+
+
+def check_script(command, folder):
+    """A script that only says what it was given, in a process of its own."""
+    (folder / "package").mkdir()
+    for script in (folder / "train.py", folder / "package/train.py"):
+        script.write_text("import sys; print(sys.argv)")
+    wdprobe = Path(sys.executable).parent / "wdprobe"
+    done = subprocess.run(
+        [wdprobe, *shlex.split(command)[1:]], cwd=folder, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout[0]) == (0, "["), done.stderr
 
 
 @pytest.mark.slow
