@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from . import audit, dashboard, layers, report, reproduce, rop, sweep, train, watch, zeroshot
+from . import (
+    audit,
+    dashboard,
+    doctor,
+    layers,
+    report,
+    reproduce,
+    rop,
+    sweep,
+    train,
+    watch,
+    zeroshot,
+)
 from .encoding import write_plainly
 from .processes import INTERRUPTED, check_shared, process
 from .script import Script
@@ -31,6 +43,7 @@ app.command("layers", cls=Command)(layers.layers)
 app.command("report", cls=Command)(report.report)
 app.command("sweep", cls=Command)(sweep.sweep)
 app.command("reproduce", cls=Command)(reproduce.reproduce)
+app.command("doctor", cls=Command)(doctor.doctor)
 app.command("dashboard", cls=Command)(dashboard.dashboard)
 
 

@@ -1,10 +1,8 @@
 """What measuring R_op costs: against the bytes it moves, in a training step, beside its peers."""
 
-import itertools
 import statistics
 import time
 
-import numpy as np
 import timm
 import torch
 from torch import nn
@@ -12,7 +10,7 @@ from torch.nn import functional as F
 
 from tests.benchmarks.timing import alternate, header, milliseconds, ratio, row
 from wd_probe import OpposingPenaltyProbe, WeightDecay
-from wd_probe.probe import kernel
+from wd_probe.probe import checkup, kernel
 from wd_probe.probe.probe import _remove
 from wd_probe.training.data import load_data
 
@@ -37,66 +35,22 @@ def floor(name, rounds, device):
     torch.manual_seed(0)
     stands = [p.detach() for p in built(name).to(device).parameters()]
     away = [p + 1e-4 * torch.randn_like(p) for p in stands]
-    copies = [torch.empty_like(p) for p in stands]
-    unchanged = np.zeros(len(stands), dtype=bool)
-    numbers = np.zeros(len(stands), dtype=np.int64)
-
-    def bytes_alone():
-        torch._foreach_copy_(copies, stands)
-        for p, q in zip(copies, away, strict=True):
-            p.sum()
-            q.sum()
-
-    def kept(signs):
-        """Two sets of weights that take turns as what stands: each pass finds them moved."""
-        one = kernel.Kept(stands, signs, [None] * len(stands))
-        one.copy()
-        return itertools.cycle((kernel.Kept(away, signs, one.rooms), one))
-
-    def carried(turns):
-        return lambda: next(turns).count(numbers, [1e-6], [False])
-
-    def written(turns):
-        def both():
-            one = next(turns)
-            one.copy()
-            next(turns).count(numbers, [1e-6], [False])
-
-        return both
-
-    def sampled(side):
-        return lambda: side.renew(unchanged, 1)
-
-    still = next(kept(False))
-    still.copy()
-    sides = {
-        "floor": bytes_alone,
-        "whole": carried(kept(False)),
-        "written": written(kept(False)),
-        "sample": sampled(still),
-        "signs": carried(kept(True)),
-    }
-    times = alternate(sides, rounds, device)
+    times = alternate(checkup.sides(stands, away), rounds, device)
     passes, kernel.cpu.passes = kernel.cpu.passes, lambda: None
     try:
-        plain = {"floor": bytes_alone, "whole": carried(kept(False))}
+        plain = checkup.sides(stands, away)
+        plain = {side: plain[side] for side in (checkup.FLOOR, "keep whole")}
         without = alternate(plain, max(3, rounds // 3), device, warm_up=1)
     finally:
         kernel.cpu.passes = passes
     weights = sum(p.numel() for p in stands)
     header(f"the probe's own work, {name}, {weights / 1e6:.1f} M float32 weights", "words a weight",
            "ms", "of floor A")  # fmt: skip
-    row("floor A: copy θ, read both", 4, f"{milliseconds(times, 'floor'):.1f}", "")
-    titles = {
-        "whole": ("keep whole", 3),
-        "sample": ("looking whether somebody wrote them", 0),
-        "written": ("keep whole, where they were written in between", 5),
-        "signs": ("keep signs", 1),
-    }
-    for side, (title, words) in titles.items():
-        row(title, words, f"{milliseconds(times, side):.2f}", f"{ratio(times, side, 'floor'):.2f}")
-    row("keep whole, no C compiler", "", f"{milliseconds(without, 'whole'):.1f}",
-        f"{ratio(without, 'whole', 'floor'):.2f}")  # fmt: skip
+    for side, words in checkup.WORDS.items():
+        of_floor = "" if side == checkup.FLOOR else f"{ratio(times, side, checkup.FLOOR):.2f}"
+        row(side, words, f"{milliseconds(times, side):.2f}", of_floor)
+    row("keep whole, no C compiler", "", f"{milliseconds(without, 'keep whole'):.1f}",
+        f"{ratio(without, 'keep whole', checkup.FLOOR):.2f}")  # fmt: skip
 
 
 # --- a training step ------------------------------------------------------------------------------

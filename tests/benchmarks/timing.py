@@ -1,29 +1,10 @@
 """Sides of a comparison that take turns, and what they cost."""
 
 import statistics
-import time
 
-import torch
+from wd_probe.probe.checkup import alternate, clock
 
-
-def clock(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def alternate(sides, rounds, device, warm_up=3):
-    """Seconds of each callable, round by round, in an order that turns around every round."""
-    times = {name: [] for name in sides}
-    for number in range(warm_up + rounds):
-        names = list(sides) if number % 2 else list(reversed(sides))
-        for name in names:
-            begun = clock(device)
-            sides[name]()
-            taken = clock(device) - begun
-            if number >= warm_up:
-                times[name].append(taken)
-    return times
+__all__ = ["alternate", "clock", "header", "milliseconds", "ratio", "row"]
 
 
 def ratio(times, name, base):

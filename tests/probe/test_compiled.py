@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from wd_probe import InputError, RunError
 from wd_probe.cache import cache_dir
 from wd_probe.probe.kernel import compiled
 from wd_probe.probe.kernel.compiled import library
@@ -143,16 +144,25 @@ def test_without_a_cache_it_is_compiled_for_the_process(tmp_path, monkeypatch):
     twice(library(SOURCE, ["twice"]))
 
 
-@pytest.mark.parametrize("compiler", ["", "no-such-compiler", "false"])
-def test_without_a_compiler_there_is_none(tmp_path, monkeypatch, compiler):
+@pytest.mark.parametrize(
+    ("compiler", "error", "told"),
+    [
+        ("", InputError, "there is no C compiler"),
+        ("no-such-compiler", InputError, r"there is no C compiler \(no-such-compiler\)"),
+        ("false", RunError, "false makes nothing that can be loaded: it said nothing"),
+    ],
+)
+def test_without_a_compiler_there_is_none(tmp_path, monkeypatch, compiler, error, told):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", compiler)
-    assert library(SOURCE, ["twice"]) is None
+    with pytest.raises(error, match=told):
+        library(SOURCE, ["twice"])
 
 
 def test_a_source_that_does_not_compile(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert library(b"this is no C", ["twice"]) is None
+    with pytest.raises(RunError, match=r"makes nothing that can be loaded: .*error"):
+        library(b"this is no C", ["twice"])
 
 
 ARM = "processor : 0\nFeatures\t: fp asimd{}\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...errors import WdProbeError
 from ..sums import RAW
 from . import cpu, gpu, plain
 
@@ -110,6 +111,24 @@ def slowly(weights: Iterable[Tensor]) -> bool:
     """Whether any would be counted faster if there were a C compiler."""
     would = any(one.is_cpu and one.dtype == torch.float32 for one in weights)
     return would and os.environ.get("WD_PROBE_KERNEL") != "0" and cpu.passes() is None
+
+
+def name_of(now: Tensor, signs: bool) -> str:
+    """What counts such a tensor: "C", "Triton" or "torch"."""
+    return _NAMES[_way(now, signs)[0].__module__]
+
+
+def why_not(device: torch.device) -> WdProbeError | None:
+    """Why torch counts float32 weights on a device; None where something faster does, or cannot.
+
+    A RunError where the faster should work, an InputError where it is off, or something is missing.
+    """
+    if device.type == "cpu":
+        return cpu.why_not()
+    return gpu.why_not(device) if device.type in gpu.TYPES else None
+
+
+_NAMES = {cpu.__name__: "C", gpu.__name__: "Triton", plain.__name__: "torch"}
 
 
 def _way(now: Tensor, by_sign: bool) -> tuple[type[_Group], object]:

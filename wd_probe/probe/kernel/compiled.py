@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...cache import cache_dir
-from ...errors import InputError
+from ...errors import InputError, RunError, WdProbeError, first_line
 
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 # OpenMP finds the runtime that torch has loaded already, and so the same threads: a pool of our own
@@ -24,8 +24,8 @@ _FEATURES = ("model name", "flags", "Features", "CPU implementer", "CPU architec
              "CPU variant", "CPU part")  # fmt: skip
 
 
-def library(source: bytes, symbols: Sequence[str]) -> ctypes.CDLL | None:
-    """What a C source compiles to, from the cache if it is there; None where it cannot be loaded.
+def library(source: bytes, symbols: Sequence[str]) -> ctypes.CDLL:
+    """What a C source compiles to, from the cache if it is there.
 
     The compiler is the one that `torch.compile` uses too (``$CC``, else ``cc``). A kept library is
     loaded only from a folder of this user's that nobody else can write to, if its checksum is
@@ -35,23 +35,43 @@ def library(source: bytes, symbols: Sequence[str]) -> ctypes.CDLL | None:
     Args:
         source: in C.
         symbols: functions that it defines.
+
+    Raises:
+        InputError: there is no compiler.
+        RunError: what it makes cannot be loaded.
     """
-    compiler = shutil.which(os.environ.get("CC", "cc"))
+    compiler = found_compiler()
     if compiler is None:
-        return None
-    name = f"kernel-{_key(source, compiler)}.so"
-    for place in (_kept_folder, _passing_folder):
+        raise InputError(f"there is no C compiler ({compiler_name()}); $CC names another")
+    name, why = f"kernel-{_key(source, compiler)}.so", ""
+    for place in (kept_folder, _passing_folder):
         try:
             with place() as folder:
                 kept = _loaded(folder / name, symbols)
                 return kept or _compiled(source, compiler, folder / name)
-        except (OSError, InputError, subprocess.SubprocessError):
-            continue
-    return None
+        except (OSError, WdProbeError, subprocess.SubprocessError) as error:
+            why = first_line(error)
+    raise RunError(f"{compiler} makes nothing that can be loaded: {why}")
+
+
+def compiler_name() -> str:
+    """The C compiler's name, whether there is one of it or not."""
+    return os.environ.get("CC", "cc")
+
+
+def found_compiler() -> str | None:
+    """Where the C compiler is; None where there is none."""
+    return shutil.which(compiler_name())
 
 
 @contextmanager
-def _kept_folder() -> Iterator[Path]:
+def kept_folder() -> Iterator[Path]:
+    """Where compiled libraries are kept.
+
+    Raises:
+        InputError: there is no place for it, or it is not this user's alone.
+        OSError: it cannot be made.
+    """
     folder = cache_dir() / "kernel"
     folder.mkdir(mode=0o700, exist_ok=True)
     if not _is_ours(folder, stat.S_ISDIR):
@@ -97,6 +117,8 @@ def _compiled(source: bytes, compiler: str, file: Path) -> ctypes.CDLL:
             done = subprocess.run(command, input=source, capture_output=True, timeout=60)
             if done.returncode == 0:
                 break
+        else:
+            raise RunError(_complaint(done.stderr.decode("utf-8", "replace")))
         found = ctypes.CDLL(str(built))  # before it is kept: a library of that name may be loaded
         checksum = built.with_suffix(".sha256")
         checksum.write_bytes(_checksum(built))
@@ -104,6 +126,12 @@ def _compiled(source: bytes, compiler: str, file: Path) -> ctypes.CDLL:
             made.chmod(0o600)
             made.replace(file.with_suffix(made.suffix))  # atomic: no process loads half a file
         return found
+
+
+def _complaint(said: str) -> str:
+    """The line of what a compiler said that tells most."""
+    lines = [line for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    return next((line for line in lines if "error" in line), lines[-1])
 
 
 def _key(source: bytes, compiler: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...errors import InputError, WdProbeError
 from ..sums import PASSED, RAW, Doubles
 from .blocks import Blocks, Integers, alike
 from .compiled import library
@@ -31,6 +32,7 @@ class _Passes(NamedTuple):
     tally_signs: Callable[..., None]
 
 
+_SYMBOLS = [f"wd_probe_{name}" for name in _Passes._fields]
 #: Of each how many arrays it takes after those of blocks of two tensors.
 _MORE = (0, 2, 3, 2, 2, 2)
 
@@ -190,16 +192,31 @@ def _padded(found: Doubles) -> Tensor:
 @functools.cache
 def passes() -> _Passes | None:
     """The compiled passes, or None where they are unavailable."""
-    names = [f"wd_probe_{name}" for name in _Passes._fields]
-    if os.environ.get("WD_PROBE_KERNEL") == "0":
-        return None
-    compiled = library(resources.files(__package__).joinpath("cpu.c").read_bytes(), names)
-    if compiled is None:
+    try:
+        compiled = _library()
+    except WdProbeError:
         return None
     pointer = ctypes.c_void_p
-    found = _Passes(*(getattr(compiled, name) for name in names))
+    found = _Passes(*(getattr(compiled, name) for name in _SYMBOLS))
     for function, more in zip(found, _MORE, strict=True):
         shared = (ctypes.c_int64, pointer, pointer, pointer, ctypes.c_int)
         function.argtypes = (*shared, *(pointer,) * more)  # type: ignore[attr-defined]
         function.restype = None  # type: ignore[attr-defined]
     return found
+
+
+def why_not() -> WdProbeError | None:
+    """Why there are no compiled passes: a RunError where there should be; None where there are."""
+    if passes() is not None:
+        return None
+    try:
+        _library()
+    except WdProbeError as error:
+        return error
+    return None
+
+
+def _library() -> ctypes.CDLL:
+    if os.environ.get("WD_PROBE_KERNEL") == "0":
+        raise InputError("WD_PROBE_KERNEL=0 turns it off")
+    return library(resources.files(__package__).joinpath("cpu.c").read_bytes(), _SYMBOLS)

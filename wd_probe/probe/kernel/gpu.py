@@ -4,6 +4,7 @@ Where Triton is missing, or does not count as torch does on this device, torch c
 """
 
 import functools
+import importlib.util
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,18 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...errors import InputError, RunError, WdProbeError, first_line
 from .. import formulas
 from ..sums import RAW
 from .blocks import Blocks, alike
 
 _BLOCK, _TILE = 8192, 1024  # weights that a program counts, and that it reads at a time
+TYPES = ("cuda", "xpu")  # of devices that Triton is for
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # as triton_passes.DTYPES
 
 
 def fits(tensor: Tensor) -> bool:
     """Whether Triton can read it."""
     device = tensor.device
-    on_gpu = device.type in ("cuda", "xpu") and _is_right(device)
+    on_gpu = device.type in TYPES and _is_right(device)
     return on_gpu and tensor.dtype in _DTYPES and alike(tensor, tensor)
 
 
@@ -145,8 +148,15 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
 @functools.cache
 def _is_right(device: torch.device) -> bool:
     """Whether Triton is there and counts as `formulas.tally` does on this device."""
+    return why_not(device) is None
+
+
+def why_not(device: torch.device) -> WdProbeError | None:
+    """Why Triton does not count on a device: a RunError where it should; None where it does."""
     if os.environ.get("WD_PROBE_KERNEL") == "0":
-        return False
+        return InputError("WD_PROBE_KERNEL=0 turns it off")
+    if importlib.util.find_spec("triton") is None:
+        return InputError("triton is not installed")
     generator = torch.Generator().manual_seed(0)
     theta, step = (torch.randn(_BLOCK + 77, generator=generator).to(device) for _ in range(2))
     theta[:4] = torch.tensor([0.0, torch.nan, torch.inf, -1e-40])
@@ -154,10 +164,11 @@ def _is_right(device: torch.device) -> bool:
     kept = [theta.clone(), theta.clone()]
     try:
         found = Whole(kept, [stepped, -theta]).count(np.arange(2), [0.1, 0.01], [False] * 2)
-    except Exception:  # of whatever a compiler and a driver may raise
-        return False
+    except Exception as error:  # whatever a compiler and a driver may raise
+        return RunError(f"Triton fails: {first_line(error)}")
     expected = [formulas.tally(theta, stepped, 0.1), formulas.tally(theta, -theta, 0.01)]
     stands = torch.stack(kept), torch.stack([stepped, -theta])
-    return torch.allclose(found, torch.stack(expected), rtol=1e-5) and torch.allclose(
+    is_right = torch.allclose(found, torch.stack(expected), rtol=1e-5) and torch.allclose(
         *stands, rtol=0, atol=0, equal_nan=True
     )
+    return None if is_right else RunError("Triton counts otherwise than torch")
