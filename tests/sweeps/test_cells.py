@@ -87,6 +87,9 @@ def test_a_sweep_end_to_end(wdprobe, tmp_path):
     summary = json.loads((folder / "cells" / listed[0]["cell"] / "summary.json").read_text())
     assert float(listed[0]["top1"]) == summary["top1"]
     assert float(listed[0]["R_op"]) == summary["rate"]["mean"]
+    assert float(listed[0]["remaining"]) == summary["dynamics"]["remaining"]
+    assert float(listed[0]["balance"]) == summary["dynamics"]["balance"]["mean"]
+    assert listed[0]["state"] == summary["dynamics"]["state"] == "idle"
     assert float(listed[0]["best10"]) == summary["best10"]["mean"]
     assert listed[2]["top1"] == ""
     assert row["top1"]["mean"] == pytest.approx(sum(float(r["top1"]) for r in listed[:2]) / 2)

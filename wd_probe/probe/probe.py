@@ -30,13 +30,12 @@ _MOST_PENDING = 256
 
 
 class OpposingPenaltyProbe:
-    """Measures, at every step of an optimizer, where weight decay pushes away from zero.
+    """Measures what weight decay does at every step, and where it pushes away from zero.
 
-    A step hook remembers the weights before the step; another compares them with what stands after
-    it (theory fact 2). Weights, gradients, optimizer state and random state are only ever read.
-    Costs one copy of the weights, and about what reading them twice costs. It measures as long as
-    it is kept: a probe that nothing refers to any more, as after a notebook's cell is run again,
-    detaches itself.
+    One pass a step compares the weights as the last step left them with what stands (theory facts
+    2, 20, 28). Weights, gradients, optimizer state and random state are only ever read. Costs one
+    copy of the weights, and about what copying them costs. It measures as long as it is kept: a
+    probe that nothing refers to any more, as after a notebook's cell is run again, detaches itself.
 
     What is taken as the penalty: the attached :class:`wd_probe.WeightDecay`, else the optimizer's
     own ``weight_decay`` by the rule that its effect shows. Decay after the update (rwd) and before

@@ -86,6 +86,12 @@ def figures(summary: Summary | None) -> dict[str, Any]:
         "best10": (of.get("best10") or {}).get("mean"),
         "val_top1": of.get("val_top1"),
         "R_op": (of.get("rate") or {}).get("mean"),
+        **_what_decay_did(of.get("dynamics") or {}),
         "seconds": of.get("seconds"),
         "error": of.get("error"),
     }
+
+
+def _what_decay_did(dynamics: Mapping[str, Any]) -> dict[str, Any]:
+    means = {name: (dynamics.get(name) or {}).get("mean") for name in ("balance", "angular_update")}
+    return {"state": dynamics.get("state"), "remaining": dynamics.get("remaining"), **means}
