@@ -81,6 +81,29 @@ def hooks_of(optimizer):
     return len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
 
 
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    """What a script that trains in this way is watched to do, with no line changed."""
+    from wd_probe.integrations.recording import Recording
+
+    monkeypatch.setattr(Recording, "draw", lambda self: self.recorder.folder.close())
+
+    def probes(train):
+        with wd_probe.watch(tmp_path / "run") as watching:
+            train()
+        return watching.probes
+
+    return probes
+
+
+def same_total(found, expected):
+    """The tensors of a record by names that end as those of the other."""
+    for name, theirs in expected.tensors.items():
+        ours = next(tally for own, tally in found.tensors.items() if own.endswith(name))
+        assert (ours.penalized, ours.opposing) == (theirs.penalized, theirs.opposing)
+    assert expected.total.opposing > 0
+
+
 # --- Lightning --------------------------------------------------------------------------------
 
 
@@ -194,6 +217,28 @@ def test_lightning_counts_what_a_plain_loop_counts(pl, in_lightning, tmp_path, o
         [record.rate for record in probe.records]
     )
     assert hooks_of(training.optimizers[0]) == 0
+
+
+@quiet_lightning
+def test_a_watched_script_with_lightning(pl, watched, tmp_path):
+    model = module(pl)
+    (probe,) = watched(lambda: trainer(pl, tmp_path).fit(model, batches()))
+    same_total(probe.total, plain()[1].total)
+    assert [layer.name for layer in probe.layers] == ["net.0", "net.2"]
+
+
+@quiet_lightning
+def test_a_watched_gan_in_lightning(pl, watched, in_lightning, tmp_path):
+    callback = in_lightning()
+    trainer(pl, tmp_path, callback).fit(gan(pl), batches())
+    model = gan(pl)
+    probes = watched(lambda: trainer(pl, tmp_path).fit(model, batches()))
+    assert [probe.steps for probe in probes] == [8, 8]
+    together = {**probes[0].total.tensors, **probes[1].total.tensors}
+    expected = callback.probe.total.tensors
+    assert together.keys() == expected.keys()
+    for name, ours in together.items():
+        assert ours == expected[name]
 
 
 @quiet_lightning
@@ -510,6 +555,15 @@ def test_transformers_counts_what_a_plain_loop_counts(
         alone.train()
         same_weights(measured.model, alone.model)
     assert hooks_of(measured.optimizer.optimizer) == 0
+
+
+def test_a_watched_script_with_transformers(hf, watched, tmp_path):
+    training = hf_trainer(hf, tmp_path)
+    (probe,) = watched(training.train)
+    model, expected = hf_plain(hf, tmp_path, 1, None)
+    same_weights(training.model, model)
+    assert probe.total.tensors == expected.total.tensors
+    assert "transformer.h.0" in {layer.name for layer in probe.layers}
 
 
 def test_transformers_logs_land_in_history_and_in_every_integration(hf, in_transformers, tmp_path):

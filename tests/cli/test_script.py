@@ -156,37 +156,56 @@ def test_what_was_measured_is_kept_however_a_script_ends(tmp_path, what, code, s
     assert "wd_probe" not in err
 
 
-DDP = """
-import os
+MANY = """
+import sys
 import torch
 import torch.distributed as dist
-dist.init_process_group("gloo")
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+how = sys.argv[1]
 torch.manual_seed(0)
-model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 4))
-optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.3)
-torch.manual_seed(dist.get_rank())
-for step in range(5):
+model = torch.nn.Sequential(torch.nn.Linear(8, 17), torch.nn.GELU(), torch.nn.Linear(17, 4))
+if how != "alone":
+    dist.init_process_group("gloo")
+if how == "ddp":
+    model = torch.nn.parallel.DistributedDataParallel(model)
+if how == "fsdp":
+    fully_shard(model[0])
+    fully_shard(model)
+options = {"lr": 0.05, "weight_decay": 0.3}
+if how == "zero":
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, **options)
+else:
+    optimizer = torch.optim.AdamW(model.parameters(), **options)
+for step in range(8):
     model(torch.randn(32, 8)).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
-print(dist.get_rank(), "done")
-dist.destroy_process_group()
+print("done")
+if how != "alone":
+    dist.destroy_process_group()
 """
 
 
 @pytest.mark.slow
-def test_under_torchrun_the_first_process_alone_writes(tmp_path):
-    (tmp_path / "train.py").write_text(DDP)
+@pytest.mark.parametrize("how", ["ddp", "fsdp", "zero"])
+def test_under_torchrun_the_first_process_alone_writes(tmp_path, how):
+    (tmp_path / "train.py").write_text(MANY)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    command = [*torchrun, "2", "--no-python", "--", *WATCH, "--output", "mine", "train.py"]
-    code, out, err = ended(start(command, tmp_path))
+    watch = [*WATCH, "--output", "mine", "train.py", how]
+    code, out, err = ended(start([*torchrun, "2", "--no-python", "--", *watch], tmp_path))
     assert code == 0, err
-    assert sorted(out.splitlines()) == ["0 done", "1 done"]
-    assert err.count("5 steps of AdamW") == 1
+    assert out.split() == ["done", "done"]
+    assert err.count("8 steps of ") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "train.py"]
     config = json.loads((tmp_path / "mine/config.json").read_text())
-    assert (config["model"], [one["name"] for one in config["layers"]]) == (
-        "Linear",
-        ["weight", "bias"],
+    assert [one["name"] for one in config["layers"]] == ["0", "2"]
+    code, _, err = ended(start([*WATCH, "--output", "alone", "train.py", "alone"], tmp_path))
+    assert code == 0, err
+    columns = ("step", "penalized", "opposing", "flipped")
+    found, expected = (
+        [[row[name] for name in columns] for row in rows(tmp_path / run / "steps.csv")]
+        for run in ("mine", "alone")
     )
-    assert len(rows(tmp_path / "mine/steps.csv")) == 5
+    assert found == expected
+    assert sum(int(row[2]) for row in found) > 0

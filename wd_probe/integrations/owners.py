@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 
 from ..layering import Layer, Layers, blocks, clean_name, layers, named_parameters, unwrap
 
+#: Two models of one layer each, as a GAN's may be, stay two.
+_PAIR = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -101,27 +104,26 @@ class _Alive:
         return min(outside or alike, key=self._order, default=None)
 
     def with_those_beside(self, root: nn.Module) -> nn.Module:
-        """What owns the parameters of several optimizers, where they overlap, or each has one leaf.
+        """What owns the parameters of several optimizers: where they overlap, or have a leaf each.
 
-        So do Muon and the AdamW beside it, and an optimizer for every tensor.
+        So do Muon and the AdamW beside it, and an optimizer for every tensor or layer.
         """
-        outermost = self.outermost(root)
-        roots = [root]
+        within, leaves, around = self.held(self.outermost(root)), [], [root]
         for optimizer in self.optimizers:
-            params = _attribute(optimizer, "param_groups")
-            if not isinstance(params, list):
+            wanted = _numbers(optimizer)
+            found = self.smallest(wanted) if wanted and wanted <= within else None
+            if found is None:
                 continue
-            wanted = {id(p) for group in params for p in group.get("params", ())}
-            if wanted and wanted <= self.held(outermost):
-                found = self.smallest(wanted)
-                if found is not None:
-                    roots.append(found)
-        leaves = [one for one in roots if not self.children.get(id(one))]
-        if root in leaves and len({id(one) for one in leaves}) > 1:
-            joined = set().union(*(self.held(one) for one in leaves))
-            root = self.smallest(joined) or root
-        around = [one for one in roots if self.held(one) > self.held(root)]
-        return max(around, key=lambda one: len(self.held(one)), default=root)
+            if not self.children.get(id(found)):
+                leaves.append((found, len(wanted)))
+            elif self.held(found) > self.held(root):
+                around.append(found)
+        several = {id(one) for one, _ in leaves}
+        is_one_of_many = len(several) > _PAIR or all(count == 1 for _, count in leaves)
+        if id(root) in several and len(several) > 1 and is_one_of_many:
+            joined = self.smallest({p for one, _ in leaves for p in self.held(one)})
+            around += [] if joined is None else [joined]
+        return max(around, key=lambda one: len(self.held(one)))
 
     def outermost(self, root: nn.Module) -> nn.Module:
         """The module that holds it and is held by none."""
@@ -154,6 +156,11 @@ class _Alive:
         size = sum(1 for _ in self._inside(module))
         kind = type(module)
         return isinstance(module, GraphModule), size, kind.__module__, kind.__qualname__
+
+
+def _numbers(optimizer: Optimizer) -> set[int]:
+    groups = _attribute(optimizer, "param_groups")  # of a shell around another there are none
+    return {id(p) for group in groups or () for p in group["params"]}
 
 
 _bases = type.__dict__["__mro__"].__get__

@@ -37,6 +37,7 @@ NO_STEP = (
 )
 
 _watching: "Watch | None" = None
+_known_rank = 0
 
 
 def watch(
@@ -71,7 +72,8 @@ def watch(
         >>> watching.probes[0].total.penalized
         10
     """
-    name = Path(sys.argv[0] if sys.argv and sys.argv[0] else "session").name
+    started = sys.argv[0] if sys.argv and "ipykernel" not in sys.modules else ""
+    name = Path(started or "session").name
     return Watch(output, every, keep, script=name, command_line=shlex.join(sys.argv))
 
 
@@ -334,10 +336,12 @@ def check_free(path: Path) -> None:
 
 
 def _rank() -> int:
-    """Which process of the training this is, however it was started."""
+    """Which process of the training this is, however it was started; also when that is over."""
+    global _known_rank
     from .. import ranks
 
-    return ranks.rank() or int(os.environ.get("RANK", "0") or 0)
+    _known_rank = ranks.rank() or _known_rank or int(os.environ.get("RANK", "0") or 0)
+    return _known_rank
 
 
 def _speaks_for(optimizer: Optimizer) -> bool:
