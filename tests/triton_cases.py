@@ -8,6 +8,7 @@ import torch
 
 from wd_probe.probe import formulas
 from wd_probe.probe.kernel import gpu
+from wd_probe.probe.sums import Factors
 
 gpu._BLOCK, gpu._TILE = 64, 32  # several blocks and tiles of small tensors
 SIZES = (1, 31, 32, 33, 63, 64, 65, 130, 0, 160)
@@ -27,7 +28,7 @@ def tensors(dtype, generator):
 
 def compare(thetas, afters, factors, of_stepped, way=gpu.Whole):
     kept = [theta.clone() for theta in thetas]
-    found = way(kept, afters).count(np.arange(len(kept)), factors, of_stepped)
+    found = way(kept, afters).count(Factors(np.arange(len(kept)), factors, of_stepped))
     expected = [
         formulas.tally(theta, after, c, of_stepped=is_of)
         for theta, after, c, is_of in zip(thetas, afters, factors, of_stepped, strict=True)
@@ -74,15 +75,18 @@ def main():
         compare(even, [-one for one in even], factors[:3], none[:3], gpu.LinedUp)
     compare_renewal(generator)
     ends = [torch.zeros(33), torch.full((33,), -0.25), torch.full((33,), -0.2501)]
-    found = gpu.Whole([torch.ones(33) for _ in ends], ends).count(np.zeros(3, int), [0.5], [False])
+    found = gpu.Whole([torch.ones(33) for _ in ends], ends).count(
+        Factors(np.zeros(3, int), [0.5], [False])
+    )
     assert found[:, 1].tolist() == [0, 0, 33]
     group = gpu.Whole([torch.ones(64)], [-torch.ones(64)])
-    first = group.count(np.zeros(1, int), [0.1], [False])
+    first = group.count(Factors(np.zeros(1, int), [0.1], [False]))
     assert torch.equal(
-        group.count(np.zeros(1, int), [0.9], [False])[:, 1], torch.zeros(1, dtype=torch.float64)
+        group.count(Factors(np.zeros(1, int), [0.9], [False]))[:, 1],
+        torch.zeros(1, dtype=torch.float64),
     )
     group._kept[0].fill_(1)
-    assert torch.equal(group.count(np.zeros(1, int), [0.1], [False]), first)
+    assert torch.equal(group.count(Factors(np.zeros(1, int), [0.1], [False])), first)
     assert gpu._is_right(torch.device("cpu"))
     print("alike")
 

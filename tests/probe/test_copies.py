@@ -16,7 +16,7 @@ from tests import reference
 from tests.small import LR, RATE, Oracle, adamw, batch, loss_of, small, train
 from wd_probe import InputError, OpposingPenaltyProbe, WdProbeWarning, WeightDecay, layers
 from wd_probe.probe.copies import Copies
-from wd_probe.probe.sums import AT
+from wd_probe.probe.sums import AT, Factors
 
 
 @pytest.fixture(params=["whole", "signs"])
@@ -235,7 +235,7 @@ def test_inference_tensors_have_no_version():
         for _ in range(3):
             copies.take(weights, signs=False)
             assert torch.equal(copies[weights[0]], weights[0])
-            copies.count(np.zeros(1, int), [0.0], [False])
+            copies.count(Factors(np.zeros(1, int), [0.0], [False]))
             weights[0][3] += 1
 
 
@@ -446,5 +446,7 @@ def test_what_signs_take_too_many_of_is_half_of_c():
         copies = Copies()
         copies.take(weights, signs=signs)
         weights[0].copy_(stepped)
-        counts.append(copies.count(np.zeros(1, int), [c], [False])[0, AT["opposing"]].item())
+        counts.append(
+            copies.count(Factors(np.zeros(1, int), [c], [False]))[0, AT["opposing"]].item()
+        )
     assert counts[1] / counts[0] - 1 == pytest.approx(c / 2, rel=0.3)

@@ -58,11 +58,10 @@ def test_triton_compiles_for_gpus_and_reads_four_weights_at_a_time(capability, t
 
 def test_a_cpu_needs_no_passes_for_a_gpu():
     kept = "kernel.Kept([torch.ones(3)], False, [None])"
-    counted = f"{kept}.count(numpy.zeros(1, int), [0.1], [False]).shape[0]"
+    counted = f"{kept}.count(sums.Factors(numpy.zeros(1, int), [0.1], [False])).shape[0]"
     imported = "'wd_probe.probe.kernel.triton_passes' in sys.modules"
-    code = (
-        f"import numpy, sys, torch; from wd_probe.probe import kernel; print({counted}, {imported})"
-    )
+    loaded = "import numpy, sys, torch; from wd_probe.probe import kernel, sums"
+    code = f"{loaded}; print({counted}, {imported})"
     assert run("-c", code) == "1 False\n"
 
 

@@ -16,7 +16,7 @@ from tests.small import Oracle, adamw, small, train
 from wd_probe import OpposingPenaltyProbe, WdProbeWarning
 from wd_probe.probe import formulas, kernel
 from wd_probe.probe.kernel import cpu, plain
-from wd_probe.probe.sums import RAW
+from wd_probe.probe.sums import RAW, Factors
 
 SIZES = (0, 1, 7, 8, 33, 127, 128, 1000, 1024, 1031, (1 << 18) + 5)
 
@@ -34,9 +34,9 @@ def counted(thetas, steppeds, factors, of_stepped=None, *, signs=False):
     for one, stepped in zip(now, steppeds, strict=True):
         one.copy_(stepped)
     numbers, nothing = np.arange(len(now)), [False] * len(now)
-    found = kept.count(numbers, factors, of_stepped or nothing)
+    found = kept.count(Factors(numbers, factors, of_stepped or nothing))
     # what stands is what is kept, and so a second look finds nothing moved
-    again = kept.count(numbers, factors, nothing)
+    again = kept.count(Factors(numbers, factors, nothing))
     assert not again[:, [1, 2]].any()
     assert signs or not again[:, 7:9].nan_to_num(1).any()
     return found
@@ -171,7 +171,7 @@ def test_tensors_of_every_layout_and_dtype_in_one_call(way):
     found = counted(thetas, steppeds, cs)
     for row, theta, stepped, c in zip(found, thetas, steppeds, cs, strict=True):
         agrees(row, theta, stepped, c)
-    assert keep([]).count(np.zeros(0, int), [], []).shape == (0, len(RAW))
+    assert keep([]).count(Factors(np.zeros(0, int), [], [])).shape == (0, len(RAW))
 
 
 def test_kernel_is_compiled_where_there_is_a_compiler():
@@ -241,7 +241,10 @@ def test_signs_of_zeros_and_of_what_is_no_number(way):
         ([1.0, 1.0, 1.0], 300, 200),
     ):
         now.copy_(torch.tensor(ends * 100))
-        assert kept.count(np.zeros(1, int), [0.0], [False])[0, :2].tolist() == [penalized, opposing]
+        assert kept.count(Factors(np.zeros(1, int), [0.0], [False]))[0, :2].tolist() == [
+            penalized,
+            opposing,
+        ]
 
 
 def test_signs_take_a_bit_of_each_weight():
@@ -272,10 +275,10 @@ def test_a_whole_tensor_that_has_changed_is_found(way, size, signs):
     now = [torch.randn(size), torch.randn(size)]
     kept = keep(now, signs)
     kept.copy()
-    before = kept.count(np.zeros(2, int), [0.0], [False])
+    before = kept.count(Factors(np.zeros(2, int), [0.0], [False]))
     now[0].data.neg_()
     kept.renew(np.zeros(2, dtype=bool), turn=5)
-    found = kept.count(np.zeros(2, int), [0.0], [False])
+    found = kept.count(Factors(np.zeros(2, int), [0.0], [False]))
     assert torch.equal(found.nan_to_num(0), before.nan_to_num(0))
 
 

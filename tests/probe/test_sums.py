@@ -11,7 +11,7 @@ from tests import reference
 from wd_probe import Tally
 from wd_probe.probe import formulas, kernel
 from wd_probe.probe.kernel import gpu
-from wd_probe.probe.sums import AT, RAW, SUMS, WIDTH, Taken, settle
+from wd_probe.probe.sums import AT, RAW, SUMS, WIDTH, Factors, Taken, settle
 
 RAWS = [10.0, 4, 3, 1, 0.5, 2, 4, -1, 0.5, 0, 0, 0]
 #: The rules by the names of their ways.
@@ -32,7 +32,7 @@ def test_everything_that_holds_sums_follows_the_table():
     assert formulas.tally(theta, theta, 0.1).shape == (len(RAW),)
     assert formulas.tally_exact(theta, theta, theta).shape == (len(RAW),)
     kept = kernel.Kept([theta], False, [None])
-    assert kept.count(np.zeros(1, int), [0.1], [False]).shape == (1, len(RAW))
+    assert kept.count(Factors(np.zeros(1, int), [0.1], [False])).shape == (1, len(RAW))
     assert "WIDTH" not in vars(gpu)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import RunError, first_line
 from . import kernel
 from .copies import Keep
-from .sums import PASSED, RAW, Doubles
+from .sums import PASSED, RAW, Doubles, Factors
 
 #: Weights that are counted against the oracle, and that are timed on a CPU and on another device.
 WEIGHTS, TIMED, TIMED_ELSEWHERE = 1_000_000, 1 << 24, 1 << 26
@@ -166,7 +166,7 @@ def _agreement(device: torch.device, dtype: torch.dtype, keep: Keep) -> Agreemen
         kept.copy()
         for old, new in itertools.pairwise(stands):
             now.copy_(new)
-            rows = kept.count(np.zeros(len(parts), np.int64), [_C], [False])
+            rows = kept.count(Factors(np.zeros(len(parts), np.int64), [_C], [False]))
             expected, scale = oracle(_doubles(old), _doubles(new), _C, keep)
             found = rows.cpu().numpy().sum(0)[:PASSED]
             with np.errstate(all="ignore"):
@@ -281,12 +281,12 @@ def sides(stands: Sequence[Tensor], away: Sequence[Tensor]) -> dict[str, Callabl
 
     def carried(signs: bool) -> Callable[[], object]:
         turns = kept(signs)
-        return lambda: next(turns).count(numbers, [1e-6], [False])
+        return lambda: next(turns).count(Factors(numbers, [1e-6], [False]))
 
     def written(turns: Iterator[kernel.Kept]) -> Callable[[], object]:
         def both() -> None:
             next(turns).copy()
-            next(turns).count(numbers, [1e-6], [False])
+            next(turns).count(Factors(numbers, [1e-6], [False]))
 
         return both
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..sharding import PLAIN, local
 from . import kernel
+from .sums import Factors
 
 #: What is kept of float32 weights from step to step: all of it, or their signs.
 Keep = Literal["whole", "signs"]
@@ -63,18 +63,8 @@ class Copies:
         self._kept.copy()
         return not is_same
 
-    def count(
-        self,
-        numbers: NDArray[np.int64],
-        factors: Sequence[float | Tensor],
-        of_stepped: Sequence[bool],
-    ) -> Tensor:
+    def count(self, by: Factors) -> Tensor:
         """Count what a step did to the weights taken, and keep what stands.
-
-        Args:
-            numbers: of each the number of its kind.
-            factors: c of each kind.
-            of_stepped: of each kind whether what stands is weighed (see :func:`.formulas.tally`).
 
         Returns:
             The float64 (weights, len(sums.RAW)) sums.
@@ -86,7 +76,7 @@ class Copies:
         if _pointers(here) != self._places[0]:
             self._follow(here)
         assert self._kept is not None
-        found = self._kept.count(numbers, factors, of_stepped)
+        found = self._kept.count(by)
         self._versions = _versions(here)
         return found
 

@@ -19,6 +19,7 @@ from ..sharding import Shards, local
 from . import formulas
 from .copies import Copies, Keep, same
 from .penalties import NOTHING, Effects, Kinds, Penalized, Penalties, Penalty, Reading
+from .sums import Factors
 
 #: The largest c at which signs alone will do: of what opposes they take about c/2 too many.
 MOST_BY_SIGNS = 2e-3
@@ -189,9 +190,9 @@ class WatchedOptimizer:
         if profile_rates and _have_profile(found.penalties):
             counts = self._profile(live.weights, found, profile_rates)
             profile = shards.sum(live.weights, counts)
-        factors = [one.factor for one in found.penalties]
+        c = [one.factor for one in found.penalties]
         falls_after = [one.falls_after for one in found.penalties]
-        raw = self._copies.count(found.numbers, factors, falls_after)
+        raw = self._copies.count(Factors(found.numbers, c, falls_after))
         for k, row in told.items():
             raw[k] = row
         self._u_hat = {}

@@ -1,10 +1,13 @@
 """The sums taken over a tensor's weights in one pass, and what is recorded of them."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Doubles = NDArray[np.float64]
 
@@ -64,6 +67,20 @@ WIDTH = len(SUMS)
 AT = {one.name: k for k, one in enumerate(SUMS)}
 #: Whether each lasts.
 LASTS = np.array([one.lasts for one in SUMS])
+
+
+class Factors(NamedTuple):
+    """By what tensors are counted.
+
+    Attributes:
+        numbers: of each tensor the number of its kind.
+        c: of each kind the share taken off.
+        of_stepped: of each kind whether what stands is weighed (see :func:`.formulas.tally`).
+    """
+
+    numbers: NDArray[np.int64]
+    c: "Sequence[float | Tensor]"
+    of_stepped: Sequence[bool]
 
 
 class Taken(NamedTuple):

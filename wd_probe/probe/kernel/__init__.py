@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import WdProbeError
-from ..sums import RAW
+from ..sums import RAW, Factors
 from . import cpu, gpu, plain
 
 
@@ -26,12 +26,7 @@ class _Group(Protocol):
     def room(now: Tensor, old: Tensor | None) -> Tensor: ...
     def copy(self) -> None: ...
     def renew(self, changed: NDArray[np.bool_], turn: int) -> None: ...
-    def count(
-        self,
-        numbers: NDArray[np.int64],
-        factors: Sequence[float | Tensor],
-        of_stepped: Sequence[bool],
-    ) -> Tensor: ...
+    def count(self, by: Factors) -> Tensor: ...
 
 
 class _Part(NamedTuple):
@@ -81,27 +76,17 @@ class Kept:
         for part in self._parts:
             part.group.renew(changed[part.numbers], turn)
 
-    def count(
-        self,
-        numbers: NDArray[np.int64],
-        factors: Sequence[float | Tensor],
-        of_stepped: Sequence[bool],
-    ) -> Tensor:
+    def count(self, by: Factors) -> Tensor:
         """Count what a step did, and keep what stands.
-
-        Args:
-            numbers: of each tensor the number of its kind.
-            factors: c of each kind.
-            of_stepped: of each kind whether what stands is weighed (see :func:`.formulas.tally`).
 
         Returns:
             A float64 tensor (tensors, len(RAW)) on the weights' device, which is not waited for.
         """
         if len(self._parts) == 1:
-            return self._parts[0].group.count(numbers, factors, of_stepped)
-        result = torch.zeros(len(numbers), len(RAW), dtype=torch.float64, device=self._device)
+            return self._parts[0].group.count(by)
+        result = torch.zeros(len(by.numbers), len(RAW), dtype=torch.float64, device=self._device)
         for part in self._parts:
-            found = part.group.count(numbers[part.numbers], factors, of_stepped)
+            found = part.group.count(by._replace(numbers=by.numbers[part.numbers]))
             there = found.to(self._device, non_blocking=self._device.type != "cpu")
             result[torch.from_numpy(part.numbers)] = there
         return result

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import InputError, WdProbeError
-from ..sums import PASSED, RAW, Doubles
+from ..sums import PASSED, RAW, Doubles, Factors
 from .blocks import Blocks, Integers, alike
 from .compiled import library
 
@@ -89,16 +89,11 @@ class Whole:
         if stale.any():
             self.copy(stale)
 
-    def count(
-        self,
-        numbers: NDArray[np.int64],
-        factors: Sequence[float | Tensor],
-        of_stepped: Sequence[bool],
-    ) -> Tensor:
+    def count(self, by: Factors) -> Tensor:
         """Count what a step did, and keep what stands; see :class:`.kernel.Kept`."""
-        of = numbers[self._blocks.numbers]
-        c = np.array([float(factor) for factor in factors], dtype=np.float64)[of]
-        after = np.array(of_stepped, dtype=np.uint8)[of]
+        of = by.numbers[self._blocks.numbers]
+        c = np.array([float(c) for c in by.c], dtype=np.float64)[of]
+        after = np.array(by.of_stepped, dtype=np.uint8)[of]
         return _padded(self._sums("tally", c, after))
 
     def _places(self, kept: Sequence[Tensor]) -> Integers:
@@ -149,12 +144,7 @@ class Signs(Whole):
         self._call("signs", self._zeros, found, chosen=chosen)
         self._mark(self._blocks.summed(found[:, None])[:, 0] > 0)
 
-    def count(
-        self,
-        numbers: NDArray[np.int64],
-        factors: Sequence[float | Tensor],
-        of_stepped: Sequence[bool],
-    ) -> Tensor:
+    def count(self, by: Factors) -> Tensor:
         """Count what has crossed zero, and keep the signs that stand; sizes are NaN."""
         found = self._sums("tally_signs", self._zeros)
         zeros = found[:, RAW.index("size")].copy()

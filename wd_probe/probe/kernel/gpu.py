@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...errors import InputError, RunError, WdProbeError, first_line
 from .. import formulas
-from ..sums import RAW
+from ..sums import RAW, Factors
 from .blocks import Blocks, alike
 
 _BLOCK, _TILE = 8192, 1024  # weights that a program counts, and that it reads at a time
@@ -82,16 +82,11 @@ class Whole:
                 )  # fmt: skip
         return None
 
-    def count(
-        self,
-        numbers: NDArray[np.int64],
-        factors: Sequence[float | Tensor],
-        of_stepped: Sequence[bool],
-    ) -> Tensor:
+    def count(self, by: Factors) -> Tensor:
         """Count what a step did, and keep what stands."""
         from . import triton_passes as passes
 
-        c = self._c(numbers, factors, of_stepped)
+        c = self._c(by)
         blocks = len(self._table[0])
         wide = passes.DTYPES[torch.float64 if self._dtype == torch.float64 else torch.float32]
         found, sums = (
@@ -108,23 +103,18 @@ class Whole:
             passes.fold[len(self._now),](found, self._begins, sums, TILE=64, enable_fp_fusion=False)
         return sums[:, : len(RAW)]
 
-    def _c(
-        self,
-        numbers: NDArray[np.int64],
-        factors: Sequence[float | Tensor],
-        of_stepped: Sequence[bool],
-    ) -> Tensor:
+    def _c(self, by: Factors) -> Tensor:
         """The factors on the device, −1 where what stands is weighed; sent when they change."""
-        pairs = list(zip(factors, of_stepped, strict=True))
+        pairs = list(zip(by.c, by.of_stepped, strict=True))
         plain = [-1.0 if is_of else 0.0 if isinstance(c, Tensor) else c for c, is_of in pairs]
         known, sent = self._factors
-        if sent is None or known[0] != plain or not np.array_equal(known[1], numbers):
-            sent = self._sent(np.array(plain, dtype=np.float64)[numbers])
-            self._factors = (plain, numbers), sent
+        if sent is None or known[0] != plain or not np.array_equal(known[1], by.numbers):
+            sent = self._sent(np.array(plain, dtype=np.float64)[by.numbers])
+            self._factors = (plain, by.numbers), sent
         for k, (one, is_of) in enumerate(pairs):
             if isinstance(one, Tensor) and not is_of:
                 there = one.to(self._device, torch.float64, non_blocking=True)
-                sent = torch.where(self._sent(numbers == k), there, sent)
+                sent = torch.where(self._sent(by.numbers == k), there, sent)
         return sent
 
     def _sent(self, array: NDArray[Any]) -> Tensor:
@@ -163,7 +153,9 @@ def why_not(device: torch.device) -> WdProbeError | None:
     stepped = theta * 0.9 - step * 0.1
     kept = [theta.clone(), theta.clone()]
     try:
-        found = Whole(kept, [stepped, -theta]).count(np.arange(2), [0.1, 0.01], [False] * 2)
+        found = Whole(kept, [stepped, -theta]).count(
+            Factors(np.arange(2), [0.1, 0.01], [False] * 2)
+        )
     except Exception as error:  # whatever a compiler and a driver may raise
         return RunError(f"Triton fails: {first_line(error)}")
     expected = [formulas.tally(theta, stepped, 0.1), formulas.tally(theta, -theta, 0.01)]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import formulas
-from ..sums import RAW
+from ..sums import RAW, Factors
 from . import cpu
 from .blocks import alike
 
@@ -52,17 +52,12 @@ class Whole:
             if is_new or _differs(kept, now, turn):
                 kept.copy_(now)
 
-    def count(
-        self,
-        numbers: NDArray[np.int64],
-        factors: Sequence[float | Tensor],
-        of_stepped: Sequence[bool],
-    ) -> Tensor:
+    def count(self, by: Factors) -> Tensor:
         """Count what a step did, and keep what stands."""
         device = self._now[0].device
         rows = [
-            _count(kept, now, factors[k], of_stepped[k]).to(device, non_blocking=True)
-            for kept, now, k in zip(self._kept, self._now, numbers.tolist(), strict=True)
+            _count(kept, now, by.c[k], by.of_stepped[k]).to(device, non_blocking=True)
+            for kept, now, k in zip(self._kept, self._now, by.numbers.tolist(), strict=True)
         ]
         self.copy()
         return torch.stack(rows)
@@ -84,12 +79,7 @@ class Signs(Whole):
         """Keep the signs that stand."""
         self.copy()
 
-    def count(
-        self,
-        numbers: NDArray[np.int64],
-        factors: Sequence[float | Tensor],
-        of_stepped: Sequence[bool],
-    ) -> Tensor:
+    def count(self, by: Factors) -> Tensor:
         """Count what has crossed zero, and keep the signs that stand; sizes are NaN."""
         rows = []
         for kept, now in zip(self._kept, self._now, strict=True):
@@ -126,7 +116,7 @@ def _flat(tensor: Tensor) -> Tensor:
 def _count(kept: Tensor, now: Tensor, c: float | Tensor, of_stepped: bool) -> Tensor:
     if now.is_cpu and now.element_size() == 2 and cpu.passes() is not None:
         old, new = kept.float(), now.float()
-        return cpu.Whole([old], [new]).count(np.zeros(1, np.int64), [c], [of_stepped])[0]
+        return cpu.Whole([old], [new]).count(Factors(np.zeros(1, np.int64), [c], [of_stepped]))[0]
     if now.is_cpu and now.dtype in (torch.float32, torch.float64) and alike(kept, now):
         return _count_closely(_flat(kept), _flat(now), float(c), of_stepped)
     return formulas.tally(kept, now, c, of_stepped=of_stepped)
