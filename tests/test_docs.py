@@ -1,6 +1,7 @@
 """Every command and snippet of the README and the docs runs."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from wd_probe.cli import main as cli
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: Run by the person or by CI, not inside the test suite they would start again.
-ELSEWHERE = ("pip ", "uv ", "pytest", "python -m tests.benchmarks", "torchrun ")
+ELSEWHERE = ("pip ", "uv ", "pytest", "python -m tests.benchmarks", "python docs/", "torchrun ")
 #: Commands that serve until Ctrl-C are given a look at a folder that is not there.
 SERVES = "wdprobe dashboard"
 
@@ -106,6 +107,13 @@ def check_script(command, folder):
         [wdprobe, *shlex.split(command)[1:]], cwd=folder, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout[0]) == (0, "["), done.stderr
+
+
+def test_the_example_of_equilibrium(tmp_path, capsys):
+    example = runpy.run_path(str(ROOT / "docs/examples/equilibrium.py"))
+    example["main"](str(tmp_path / "shown.png"), 8)
+    assert (tmp_path / "shown.png").stat().st_size > 10_000
+    assert capsys.readouterr().out.count("16 idle") == 2
 
 
 @pytest.mark.slow
