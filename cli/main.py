@@ -9,6 +9,7 @@ import typer
 
 from . import (
     audit,
+    compare,
     dashboard,
     doctor,
     layers,
@@ -41,6 +42,7 @@ app.command("watch", cls=watch.WatchCommand)(watch.watch)
 app.command("audit", cls=Command)(audit.audit)
 app.command("layers", cls=Command)(layers.layers)
 app.command("report", cls=Command)(report.report)
+app.command("compare", cls=Command)(compare.compare)
 app.command("sweep", cls=Command)(sweep.sweep)
 app.command("reproduce", cls=Command)(reproduce.reproduce)
 app.command("doctor", cls=Command)(doctor.doctor)

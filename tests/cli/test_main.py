@@ -200,6 +200,7 @@ LONG_TEXTS = [
     ["layers", "--model", LONG],
     ["report", LONG],
     ["report", ".", "--output", LONG],
+    ["compare", LONG, "."],
     ["dashboard", LONG],
 ]  # fmt: skip
 

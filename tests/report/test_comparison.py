@@ -1,6 +1,11 @@
+import json
 import re
 
+import pytest
+
 from tests.pages import written
+from wd_probe import InputError
+from wd_probe.report.comparison import compare
 
 
 def test_several_runs(folders, tmp_path):
@@ -62,3 +67,50 @@ def test_many_runs_are_only_compared(folders, copy, tmp_path):
     shown = written(runs, tmp_path)
     assert shown.figures == ["Training loss", "Top-1 on the test images"], "R_op is 0 in all"
     assert "none has a section of its own" in shown.text
+
+
+def test_what_differs_without_a_page(folders):
+    found = compare([folders / "one", folders / "two", folders / "scan"])
+    assert {"opt", "method", "weight_decay"} <= set(found["options"])
+    one, two, scan = found["runs"]
+    assert (one["label"], one["options"]["method"], two["options"]["method"]) == (
+        "one",
+        "wd",
+        "lpwd",
+    )
+    summary = json.loads((folders / "one" / "summary.json").read_text())
+    assert one["top1"] == pytest.approx(summary["top1"])
+    assert one["rate"] == pytest.approx(summary["rate"]["mean"])
+    assert one["state"] == summary["dynamics"]["state"]
+    assert one["verdict"] == summary["verdict"]
+    assert (scan["steps"], scan["state"]) == (None, None)
+    assert (
+        scan["half_life"]
+        == json.loads((folders / "scan" / "summary.json").read_text())["half_life"]
+    )
+    assert [row[0] for row in found["rows"]] == ["one", "two", "scan"]
+
+
+def test_any_option_that_differs_is_told(folders, copy, tmp_path):
+    other = copy("one", "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"momentum": 0.5, "device": "cuda"}))
+    old = copy("one", "old")
+    (old / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k != "momentum"})
+    )
+    assert compare([folders / "one", other, old])["options"] == ["momentum"]
+    assert compare([folders / "one", old])["options"] == []
+    assert "momentum" in headings(written([folders / "one", other], tmp_path))
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line(folders, copy):
+    with pytest.raises(InputError, match="one is one run; give two or more"):
+        compare([folders / "one", folders / "one"])
+    with pytest.raises(InputError, match=r"is a sweep: give its cells \(.*cells\)"):
+        compare([folders / "one", folders / "sweep"])
+    assert len(compare([folders / "sweep" / "cells"])["runs"]) == 4
+    broken = copy("one")
+    (broken / "steps.csv").write_text("step,rate\n1,x\n")
+    with pytest.raises(InputError, match="is damaged"):
+        compare([folders / "one", broken])

@@ -1,14 +1,18 @@
-"""What a report page says of several runs beside each other."""
+"""Several runs beside each other: for a report page, and for the terminal."""
 
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..runs import figures
 from ..runs.decay_tables import number
-from ..runs.reading import Run
+from ..runs.reading import Run, damaged, read_run
+from ..training.options import ELSEWHERE, TrainOptions, options_in
 from ..wording import half_life_cells, half_life_told, percent
+from .folders import DAMAGE, expanded, is_sweep
 from .run import is_number, is_scan, known, last, mean_rate, status, steps
 from .values import Columns, Figures
 
@@ -25,29 +29,99 @@ _COMPARED = {
     "batch_size": "batch",
     "seed": "seed",
 }
+#: Options that other columns tell of, or that decide no result.
+_BESIDE = ("pretrained", "checkpoint", "steps", *ELSEWHERE)
+
+
+def compare(folders: Sequence[Path]) -> dict[str, Any]:
+    """What differs between runs, in options and in results, without a page.
+
+    Args:
+        folders: of runs, or of several runs.
+
+    Returns:
+        ``command``; ``options``, the names of those that differ; ``runs``: of each its ``run``,
+        ``label``, the values of these ``options``, and what was :func:`measured`; ``columns`` and
+        ``rows``, the same as a table of texts; ``sentences`` that rank the runs.
+
+    Raises:
+        InputError: fewer than two runs, one that cannot be read, or a sweep.
+    """
+    runs = [_read(path) for path in expanded(folders)]
+    if len(runs) < 2:
+        raise InputError(f"{runs[0].path} is one run; give two or more")
+    labelled, options = dict(zip(_labels(runs), runs, strict=True)), _differing(runs)
+    columns, rows = _table(labelled, options)
+    return {
+        "command": "compare",
+        "options": list(options),
+        "runs": [
+            {
+                "run": str(run.path),
+                "label": label,
+                "options": {key: _chosen(run, key) for key in options},
+                **measured(run),
+            }
+            for label, run in labelled.items()
+        ],
+        "columns": columns,
+        "rows": rows,
+        "sentences": _ranked(labelled),
+    }
+
+
+def _read(path: Path) -> Run:
+    if is_sweep(path):
+        raise InputError(
+            f"{path} is a sweep: give its cells ({path / 'cells'}), or take `wdprobe report`"
+        )
+    run = read_run(path)
+    try:
+        measured(run)
+    except DAMAGE as error:
+        raise damaged(path, f"{type(error).__name__} {error}") from error
+    return run
 
 
 def section(runs: Sequence[Run]) -> dict[str, Any]:
     """What ``comparison.html`` shows: a table, and a figure of each thing they have in common."""
     labelled = dict(zip(_labels(runs), runs, strict=True))
-    differing = {
+    columns, rows = _table(labelled, _differing(runs))
+    return {
+        "sentences": _ranked(labelled),
+        "columns": columns,
+        "rows": rows,
+        "figures": _overlays(labelled),
+    }
+
+
+def _table(
+    runs: Mapping[str, Run], options: Mapping[str, str]
+) -> tuple[list[str], list[list[str]]]:
+    """Headings and a row for each run, without columns that no run fills."""
+    rows = [
+        {"run": label}
+        | {title: _option(_chosen(run, key)) for key, title in options.items()}
+        | results(run)
+        for label, run in runs.items()
+    ]
+    shown = [title for title in rows[0] if any(row[title] != _NONE for row in rows)]
+    return shown, [[row[title] for title in shown] for row in rows]
+
+
+def _differing(runs: Sequence[Run]) -> dict[str, str]:
+    """The options that differ, with their headings."""
+    more = [name for name in options_in(TrainOptions) if name not in (*_COMPARED, *_BESIDE)]
+    trained = [run for run in runs if not is_scan(run)]
+    found = {
         key: title
         for key, title in _COMPARED.items()
         if len({str(_chosen(run, key)) for run in runs}) > 1
     }
-    rows = [
-        {"run": label}
-        | {title: _option(_chosen(run, key)) for key, title in differing.items()}
-        | results(run)
-        for label, run in labelled.items()
-    ]
-    shown = [title for title in rows[0] if any(row[title] != _NONE for row in rows)]
-    return {
-        "sentences": _ranked(labelled),
-        "columns": shown,
-        "rows": [[row[title] for title in shown] for row in rows],
-        "figures": _overlays(labelled),
-    }
+    for name in more:  # not each is known of runs of other versions, and of watched scripts
+        if len({str(run.config[name]) for run in trained if name in run.config}) > 1:
+            found[name] = name.replace("_", " ")
+    return found
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -66,22 +140,38 @@ def _chosen(run: Run, key: str) -> object:
     )
 
 
-def results(run: Run) -> dict[str, str]:
-    """A run's results by their headings."""
+def measured(run: Run) -> dict[str, Any]:
+    """A run's results by name: None or NaN of what it does not have."""
     scan, summary = is_scan(run), run.summary or {}
     first = (run.curve.get("top1") or [math.nan])[0]
     dynamics = summary.get("dynamics") or {}
-    life, off = half_life_cells(summary.get("half_life"), 4)
     return {
-        "steps": _NONE if scan else str(steps(run)),
-        "top-1": percent(first if scan else last(run.epochs.get("top1", ())), 1),
-        "mean R_op": percent(mean_rate(run)),
-        "decay": dynamics.get("state") or _NONE,
-        "left": percent(dynamics.get("remaining")),
-        "balance": number(_balance(summary)),
+        "steps": None if scan else steps(run),
+        "top1": first if scan else last(run.epochs.get("top1", ())),
+        "rate": mean_rate(run),
+        "state": dynamics.get("state"),
+        "remaining": dynamics.get("remaining"),
+        "balance": _balance(summary),
+        "half_life": summary.get("half_life"),
+        "status": status(run),
+        "verdict": list(summary.get("verdict") or ()),
+    }
+
+
+def results(run: Run) -> dict[str, str]:
+    """The same as texts, by their headings."""
+    found = measured(run)
+    life, off = half_life_cells(found["half_life"], 4)
+    return {
+        "steps": _option(found["steps"]),
+        "top-1": percent(found["top1"], 1),
+        "mean R_op": percent(found["rate"]),
+        "decay": found["state"] or _NONE,
+        "left": percent(found["remaining"]),
+        "balance": number(found["balance"]),
         "half-life": life,
         "taken off": off,
-        "status": status(run),
+        "status": found["status"],
     }
 
 

@@ -16,15 +16,13 @@ from ..runs.reading import Run, damaged, read_run
 from . import comparison, scan
 from . import run as training
 from . import sweep as sweeps
+from .folders import DAMAGE, expanded, is_sweep
 from .values import coded, csv_url, numeric_columns, svg
 
 #: More runs than this are only compared; each has a section of its own up to here.
 _OWN_SECTIONS = 8
 #: What reading or drawing a file with unexpected content can raise.
-_DAMAGE = (
-    KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError,
-    UndefinedError,
-)  # fmt: skip
+_DAMAGE = (*DAMAGE, UndefinedError)
 
 _templates = Environment(
     loader=PackageLoader("wd_probe.report"),
@@ -67,8 +65,8 @@ def report(folders: Sequence[Path], output: Path | None = None) -> dict[str, Any
     Raises:
         InputError: no folder holds a run that can be read, or the file cannot be written.
     """
-    paths = _expanded(folders)
-    detailed = sum(not _is_sweep(path) for path in paths) <= _OWN_SECTIONS
+    paths = expanded(folders)
+    detailed = sum(not is_sweep(path) for path in paths) <= _OWN_SECTIONS
     parts = [_part(path, detailed) for path in paths]
     shown = [part for part in parts if part.content is not None]
     if not shown:
@@ -94,28 +92,8 @@ def report(folders: Sequence[Path], output: Path | None = None) -> dict[str, Any
 # --- what is there --------------------------------------------------------------------------------
 
 
-def _expanded(folders: Sequence[Path]) -> list[Path]:
-    """Runs and sweeps as they are, a folder of them as what it holds; each once."""
-    found: dict[Path, Path] = {}
-    for folder in folders:
-        inside = [folder]
-        if folder.is_dir() and not _holds(folder):
-            inside = sorted(child for child in folder.iterdir() if _holds(child)) or [folder]
-        for path in inside:
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
-
-
-def _holds(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or _is_sweep(folder)
-
-
-def _is_sweep(path: Path) -> bool:
-    return (path / "cells").is_dir()
-
-
 def _part(path: Path, detailed: bool) -> _Part:
-    kind = "sweep" if _is_sweep(path) else "run"
+    kind = "sweep" if is_sweep(path) else "run"
     if not path.exists():
         return _broken(path, kind, f"{path} does not exist")
     try:
