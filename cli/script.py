@@ -2,21 +2,21 @@
 
 import atexit
 import builtins
-import importlib.abc
-import importlib.util
 import io
 import os
 import runpy
 import sys
 import types
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from collections.abc import Mapping, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
-from wd_probe.errors import InputError, first_line
+from wd_probe.errors import InputError
 
+from .arrival import when_loaded
+from .children import watch_children
 from .processes import process
 
 _showwarning = warnings.showwarning
@@ -30,6 +30,7 @@ class Script(BaseException):
         is_module: whether it is a module.
         arguments: of its own.
         options: of the watch.
+        children: whether to watch the processes that it starts too.
         command_line: that started it.
     """
 
@@ -40,10 +41,11 @@ class Script(BaseException):
         arguments: Sequence[str],
         options: Mapping[str, Any],
         command_line: str,
+        children: bool = False,
     ) -> None:
         super().__init__(name)
         self.name, self.is_module, self.arguments = name, is_module, arguments
-        self.options, self.command_line = options, command_line
+        self.options, self.command_line, self.children = options, command_line, children
         self._watch: Any = None
 
     def check(self) -> None:
@@ -60,6 +62,8 @@ class Script(BaseException):
         sys.excepthook = sys.__excepthook__  # typer has its own
         warnings.showwarning = _showwarning
         atexit.register(self._end)
+        if self.children:
+            watch_children(self._watch_options())
         when_loaded("torch", self._begin)
         try:
             self._execute()
@@ -95,14 +99,21 @@ class Script(BaseException):
         """Torch is loaded: from here on an optimizer may step."""
         from wd_probe.integrations.watching import Watch
 
-        script = self.name if self.is_module else Path(self.name).name
-        self._watch = Watch(**self.options, script=script, command_line=self.command_line)
+        self._watch = Watch(**self._watch_options())
+
+    def _watch_options(self) -> dict[str, Any]:
+        return {
+            **self.options,
+            "script": self.name if self.is_module else Path(self.name).name,
+            "command_line": self.command_line,
+            "tells_idle": not self.children,
+        }
 
     def _end(self) -> None:
-        if self._watch is None and not process():
+        if self._watch is None and not self.children and not process():
             print(
                 f"wdprobe: {self.name} did not load torch, so nothing was measured; steps in child "
-                "processes are not watched",
+                "processes are watched with --children",
                 file=sys.stderr,
             )
 
@@ -136,50 +147,3 @@ def _hide_these_frames(error: BaseException) -> None:
         show(kind, value, trace)
 
     sys.excepthook = shown
-
-
-class _Arrival(importlib.abc.MetaPathFinder):
-    """Calls ``then`` once a module has been loaded by whoever wants it."""
-
-    def __init__(self, name: str, then: Callable[[], None]) -> None:
-        self._name, self._then = name, then
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """As others find it, with a loader that says when it is done."""
-        if name != self._name or self not in sys.meta_path:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self._then)
-        return spec
-
-
-class _Loader(importlib.abc.Loader):
-    """Another loader, which is a module's own by the time that the module runs."""
-
-    def __init__(self, loader: importlib.abc.Loader, then: Callable[[], None]) -> None:
-        self._loader, self._then = loader, then
-
-    def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
-        """As the other one does."""
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        """As the other one does; what follows may fail, and the script goes on."""
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        try:
-            self._then()
-        except Exception as error:
-            print(f"wdprobe: nothing is measured: {first_line(error)}", file=sys.stderr)
-
-
-def when_loaded(name: str, then: Callable[[], None]) -> None:
-    """Call once a module is loaded, which may be now."""
-    if name in sys.modules:
-        then()
-    else:
-        sys.meta_path.insert(0, _Arrival(name, then))

@@ -61,6 +61,9 @@ def watch(
         Literal["whole", "signs"],
         Option("What is kept of the weights from step to step; signs: R_op alone.", OUTPUT),
     ] = "whole",
+    children: Annotated[
+        bool, Option("Also the python processes that the script starts, each in its own folder.")
+    ] = False,
 ) -> None:
     """Run a training script, unedited, and measure every optimizer that steps in it.
 
@@ -81,4 +84,5 @@ def watch(
         arguments=tuple(given if module is not None else given[1:]),
         options={"output": output, "every": every, "keep": keep},
         command_line=shlex.join(["wdprobe", *sys.argv[1:]]),
+        children=children,
     )

@@ -108,7 +108,8 @@ class Recording:
         folder = run_folder(path)
         # who opened files must outlive the model: see `Watch`
         self.recorder = Recorder(folder, weakref.proxy(self.probe))
-        folder.json("config.json", self._config())
+        self._known = self._config(optimizer, owner)
+        folder.json("config.json", self._known)
         self.recorder.open_dashboard(owner.stages)
         self.hold(optimizer)
 
@@ -181,6 +182,8 @@ class Recording:
         optimizer, self._optimizer = self._optimizer, None
         assert optimizer is not None
         self.summary = self._summary(optimizer, status)
+        if self.summary["lr"] == self.summary["lr"]:  # at its start a schedule may be at 0
+            self.recorder.folder.json("config.json", {**self._known, "lr": self.summary["lr"]})
         self.recorder.folder.json("summary.json", self.summary)
         self.probe = self.recorder.probe = copy.copy(self.probe)
 
@@ -198,10 +201,8 @@ class Recording:
 
     # --- what is known of it ----------------------------------------------------------------------
 
-    def _config(self) -> dict[str, Any]:
-        optimizer, owner, chosen = self._optimizer, self._owner, self.choices
-        assert optimizer is not None
-        assert owner is not None
+    def _config(self, optimizer: Optimizer, owner: Owner) -> dict[str, Any]:
+        chosen = self.choices
         group = optimizer.param_groups[self._group]
         return {
             "command": "watch",

@@ -33,7 +33,7 @@ _MOST = 16
 _ENDINGS = ("SIGTERM", "SIGHUP")
 NO_STEP = (
     "no optimizer step was seen, so nothing was measured: look for updates without a "
-    "torch.optim.Optimizer, steps in child processes, which are not watched, or a CUDA graph"
+    "torch.optim.Optimizer, steps in child processes (`wdprobe watch --children`), or a CUDA graph"
 )
 
 _watching: "Watch | None" = None
@@ -92,6 +92,7 @@ class Watch:
         *,
         script: str,
         command_line: str,
+        tells_idle: bool = True,
     ) -> None:
         global _watching
         check_count(every, "every")
@@ -100,7 +101,7 @@ class Watch:
         if path is not None:
             check_free(path)
         self._chosen = (path, every, keep, script, command_line)
-        self.status = "finished"
+        self.status, self._tells_idle = "finished", tells_idle
         self._notes: Any = None
         self._recordings: list[weakref.ref[Recording]] = []  # their optimizers hold them
         self._recorders: list[Recorder] = []  # garbage's open files are closed before it can write
@@ -281,7 +282,7 @@ class Watch:
                 _say(line)
         for message in () if self._notes is None else self._notes.said:
             _say(f"wdprobe: not measured: {message}")
-        if not ended and self._notes is None:
+        if self._tells_idle and not ended and self._notes is None:
             _say(f"wdprobe: {NO_STEP}")
         for recording in ended:
             self._safely(recording.draw)
