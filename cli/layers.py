@@ -23,7 +23,7 @@ from . import options as o
 from .console import out, plain_table, to_stdout
 
 
-@o.command()
+@o.command("model")
 def layers(
     model: ModelName = "convnext_tiny",
     img_size: ImgSize = 32,

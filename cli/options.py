@@ -109,10 +109,11 @@ class Fields:
         return Given(self.defaults, found)
 
 
-def command(**fields: Fields) -> Callable[[Command], Command]:
+def command(positional: str = "", **fields: Fields) -> Callable[[Command], Command]:
     """Make a function a command that typer can read.
 
     Args:
+        positional: an option whose value may be typed without its flag, too.
         fields: by the name of a parameter, what it is :class:`Given`. Every other parameter is an
             option of the command's own, annotated with an :class:`Option` or with typer's own.
     """
@@ -131,11 +132,19 @@ def command(**fields: Fields) -> Callable[[Command], Command]:
                 own[name] = Option("", flag=name.upper())
                 parameters.append(parameter.replace(kind=_KEYWORD, annotation=hints[name]))
 
+        if positional:
+            parameters.append(_argument(next(p for p in parameters if p.name == positional)))
+
         @functools.wraps(run)
         def called(ctx: typer.Context, **values: Any) -> None:
             show_warnings()
             sources = {name: ctx.get_parameter_source(name) for name in values}
             typed = {n: values[n] for n, s in sources.items() if s and s.name != "DEFAULT"}
+            if (argument := typed.pop(positional + _ARGUMENT, None)) is not None:
+                if positional in typed:
+                    name = positional.upper()
+                    raise InputError(f"give {name} or --{positional}, not both")
+                values[positional] = typed[positional] = argument
             for name, option in own.items():
                 several = values[name] if isinstance(values[name], list) else [values[name]]
                 for value in several:
@@ -151,6 +160,19 @@ def command(**fields: Fields) -> Callable[[Command], Command]:
 
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
+_ARGUMENT = "_argument"  # behind the name of an option that may be typed without its flag
+
+
+def _argument(option: inspect.Parameter) -> inspect.Parameter:
+    """The same without its flag, where nothing is its default."""
+    several = get_origin(get_args(option.annotation)[0]) is not None
+    kind: Any = list[str] | None if several else str | None
+    said = typer.Argument(
+        help=f"As --{option.name}.", metavar=option.name.upper(), show_default=False
+    )
+    return inspect.Parameter(
+        option.name + _ARGUMENT, _KEYWORD, default=None, annotation=Annotated[kind, said]
+    )
 
 
 def _parameter(name: str, kind: Any, option: Option, default: Any) -> inspect.Parameter:

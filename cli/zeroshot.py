@@ -18,7 +18,7 @@ from .console import loading, number, out, plain_table, to_stdout
 from .processes import process
 
 
-@o.command(given=o.Fields(ZeroshotOptions()))
+@o.command("model", given=o.Fields(ZeroshotOptions()))
 def zeroshot(
     model: Annotated[
         list[str] | None,

@@ -66,7 +66,7 @@ BAD = {
     "cuda": ([*ROP, "--device", "cuda"], "device cuda is asked for, and this machine has none", 2),
     "output": ([*ROP, "--output", "file/run"], "output folder file/run cannot be written to", 2),
     "size": (["rop", "--model", "inception_v3", "--steps", "1"], "cannot take 32×32 images", 2),
-    "layers": (["layers", "--model", "convnext_tinny"], "did you mean convnext_tiny", 2),
+    "layers": (["layers", "convnext_tinny"], "did you mean convnext_tiny", 2),
     "rate": (["layers", "--weight-decay", "inf"], "--weight-decay must be a finite number", 2),
     "no runs": (["dashboard", "nowhere"], "nowhere is no folder; run `wdprobe rop` first", 2),
     "pretrained": ([*ROP, "--pretrained", "--checkpoint", "other.pt"], "exclude each other", 2),
@@ -119,6 +119,8 @@ def test_version(wdprobe):
 MISTAKES = {
     "--lr must be a finite number > 0, got -1.0": ["rop", "--lr", "-1"],
     "--steps must be at least 1, got 0": ["train", "--steps", "0"],
+    "give MODEL or --model, not both": ["rop", "resnet18", "--model", "resnet18"],
+    "leave out --model": ["rop", "--resume", "run", "resnet18"],
     "--opt-kwargs wants key=value, got 'fused'": ["train", "--opt-kwargs", "fused"],
     "--convention rate and --scale need a --method": ["rop", "--scale", "mean"],
     "taken holds a run already; choose another --output": ["rop", "--output", "taken"],

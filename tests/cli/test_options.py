@@ -97,6 +97,34 @@ def test_what_a_command_takes_is_told_in_its_own_order():
     assert known == ["seeds", "lrs", "datasets"]
 
 
+@o.command("models")
+def several(models: Annotated[list[str] | None, Option("Names.")] = None) -> None:
+    """Of several."""
+    seen.update(models=models)
+
+
+@o.command("model", given=o.Fields(TrainOptions(), only=("model", "lr")))
+def one(given: o.Given[TrainOptions]) -> None:
+    """Of one."""
+    seen.update(given=given)
+
+
+def test_an_option_typed_without_its_flag():
+    assert run(one, "resnet18", "--lr", 1).exit_code == 0
+    assert seen["given"].typed == {"model": "resnet18", "lr": 1.0}
+    assert run(one).exit_code == 0
+    assert seen["given"].typed == {}
+    refused = run(one, "resnet18", "--model", "resnet18")
+    assert isinstance(refused.exception, InputError)
+    assert str(refused.exception) == "give MODEL or --model, not both"
+    assert "As --model." in run(one, "--help").output
+    for given in (["a", "b"], ["--models", "a", "--models", "b"]):
+        assert run(several, *given).exit_code == 0
+        assert seen["models"] == ["a", "b"]
+    assert run(several).exit_code == 0
+    assert not seen["models"]
+
+
 def test_a_commands_own_option_is_held_to_its_bound():
     refused = run(train, "--size", 0)
     assert isinstance(refused.exception, InputError)
