@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 import wd_probe
-from tests.small import LR, RATE, Oracle, adamw, batch, loss_of, rows, small, train
+from tests.small import LR, RATE, Oracle, Silent, adamw, batch, loss_of, rows, small, train
 from wd_probe.integrations import recording, watching
+from wd_probe.training.options import ZeroshotOptions
+from wd_probe.training.scan import scan
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +87,11 @@ def test_a_run_folder_as_rop_writes_it(watch, undrawn, tmp_path, monkeypatch):
     from wd_probe.report.page import report
 
     assert report([tmp_path / "run"])["runs"][0]["trouble"] is None
+    page = (tmp_path / "run/report.html").read_text()
+    assert summary["verdict"][0] in watch.said() + said
+    assert "top-1" not in page.split("<script")[0].split("<h3>")[0]
+    with pytest.raises(wd_probe.InputError, match="is of a script, whose model is not kept"):
+        scan(ZeroshotOptions(run=tmp_path / "run", output=tmp_path / "scan"), Silent())
 
 
 def test_weights_are_those_of_a_training_that_is_not_watched(watch):
@@ -144,6 +151,27 @@ def test_two_optimizers_of_one_model_are_one_round(watch):
     (probe,) = watching.probes
     assert probe.steps == 6
     assert watched(oracle, probe)
+
+
+def test_a_muon_beside_an_adamw_and_a_schedule_that_begins_at_0(watch, tmp_path):
+    model = small()
+    matrices, others = ([p for p in model.parameters() if (p.ndim > 1) == k] for k in (1, 0))
+    muon = torch.optim.SGD(matrices, lr=LR, momentum=0.9, weight_decay=RATE)
+    beside = torch.optim.AdamW(others, lr=1.0, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(muon, 1e-6, 1.0, total_iters=4)
+    with watch():
+        for step in range(5):
+            loss_of(model, step).backward()
+            muon.step()
+            beside.step()
+            schedule.step()
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["opt"] == summary["optimizer"] == "SGD and AdamW"
+    assert (config["weight_decay"], summary["method"]) == (RATE, "l2")
+    assert config["lr"] == summary["lr"] == pytest.approx(LR / 2, rel=0.01)
+    told = [float(row["lr"]) for row in rows(tmp_path / "run/steps.csv")]
+    assert told == pytest.approx([LR * k / 4 for k in range(5)], abs=LR * 1e-5)
 
 
 def test_a_gan_has_a_folder_for_each_of_its_two_models(watch):

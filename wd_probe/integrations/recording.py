@@ -144,7 +144,10 @@ class Recording:
                 self._replaced.add(other)
                 self.probe.leave(other)
                 self._holds.pop(other).remove()
-        self._optimizer, self._group = optimizer, _most_decayed(optimizer)
+        self._optimizer, self._group = max(
+            ((one, _most_decayed(one)) for one in self.probe.optimizers),
+            key=lambda pair: _size(pair[0].param_groups[pair[1]]),
+        )
         self.hold(optimizer)
 
     # --- as it steps ------------------------------------------------------------------------------
@@ -177,13 +180,16 @@ class Recording:
         for hold in self._holds.values():
             hold.remove()
         self.recorder.probe = self.probe
+        names = dict.fromkeys(type(one).__name__ for one in self.probe.optimizers)
+        self._stepping = " and ".join(names)
         self.probe.close()
         self.write(self.probe.steps)
         optimizer, self._optimizer = self._optimizer, None
         assert optimizer is not None
         self.summary = self._summary(optimizer, status)
-        if self.summary["lr"] == self.summary["lr"]:  # at its start a schedule may be at 0
-            self.recorder.folder.json("config.json", {**self._known, "lr": self.summary["lr"]})
+        known = {"opt": self._stepping, "lr": self.summary["lr"]}  # not as a warm-up begins
+        if known["lr"] == known["lr"]:
+            self.recorder.folder.json("config.json", {**self._known, **known})
         self.recorder.folder.json("summary.json", self.summary)
         self.probe = self.recorder.probe = copy.copy(self.probe)
 
@@ -242,7 +248,7 @@ class Recording:
             "dataset": self.choices.script,
             "method": method,
             "decay": "optimizer" if decay is None else "attached",
-            "optimizer": type(optimizer).__name__,
+            "optimizer": self._stepping,
             "lr": lr,
             "weight_decay": rate,
             "layer_definition": self.probe.layers.definition,
@@ -255,12 +261,12 @@ class Recording:
 
 def _most_decayed(optimizer: Optimizer) -> int:
     """The parameter group with most of the weights that decay, else of all weights."""
-
-    def size(group: Mapping[str, Any]) -> tuple[bool, int]:
-        return bool(group.get("weight_decay")), sum(p.numel() for p in group["params"])
-
     groups = optimizer.param_groups
-    return max(range(len(groups)), key=lambda k: size(groups[k]))
+    return max(range(len(groups)), key=lambda k: _size(groups[k]))
+
+
+def _size(group: Mapping[str, Any]) -> tuple[bool, int]:
+    return bool(group.get("weight_decay")), sum(p.numel() for p in group["params"])
 
 
 def _number(value: Any) -> float:

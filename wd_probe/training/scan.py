@@ -207,6 +207,11 @@ def _from_run(
     options: ZeroshotOptions, folder: Path, device: torch.device, listener: Listener
 ) -> Subject:
     config = read_run(folder).config
+    if config.get("command") == "watch":
+        raise InputError(
+            f"{folder} is of a script, whose model is not kept; name --model, --checkpoint and "
+            "--dataset instead"
+        )
     for key in ("model", "img_size", "num_classes", "dataset"):
         if config.get(key) is None:
             made = shown_line((config.get("versions") or {}).get("wd-probe", "unknown"), 80)
