@@ -272,6 +272,11 @@ def _closure_name(step: Callable[..., Any]) -> tuple[str, int] | None:
     return None
 
 
+def is_captured() -> bool:
+    """Whether what is done here goes into a CUDA graph, where nothing may be read back."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
     """A hook on steps, which a compiled step calls between its graphs."""
 

@@ -1,6 +1,7 @@
 import copy
 import gc
 import json
+import pickle
 import threading
 import warnings
 import weakref
@@ -381,6 +382,8 @@ def test_other_threads(watch):
             one.start()
             one.join()
     assert all(map(watched, done, watching.probes))
+    again = pickle.loads(pickle.dumps(watching.probes))
+    assert [probe.total for probe in again] == [probe.total for probe in watching.probes]
 
 
 def test_what_cannot_be_measured_is_said_once_and_at_the_end_and_raises_nothing(watch):
@@ -405,6 +408,23 @@ def test_measuring_that_fails_ends_no_training(watch, monkeypatch):
     with watch():
         trained(3)
     assert watch.said().count("no room") == 2
+
+
+def test_steps_that_go_into_a_cuda_graph_read_nothing_back(watch, monkeypatch):
+    """Capturing itself needs a GPU."""
+    monkeypatch.setattr(recording, "_SECONDS", 0)
+    model = small()
+    optimizer, late = adamw(model.parameters()), adamw(small().parameters())
+    with watch() as watching:
+        train(model, optimizer, 2)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        monkeypatch.setattr(type(watching.probes[0]), "drain", lambda self: pytest.fail("read"))
+        train(model, optimizer, 2)
+        train(small(), late, 2)
+        monkeypatch.undo()
+    assert len(watching.probes) == 1
+    assert "CUDA graph" in watch.said()
 
 
 def test_no_step_is_told_in_one_line(watch):

@@ -307,3 +307,32 @@ def test_metrics_are_of_the_steps_since_the_last_call():
     again = OpposingPenaltyProbe(model, optimizer)
     again.load_state_dict(probe.state_dict())
     assert again.metrics() == {}
+
+
+def test_optimizers_that_join_and_leave():
+    """Those over the same weights make rounds of their own, others one together."""
+    model = small()
+    halves = [adamw(model[k].parameters()) for k in (0, 2)]
+    probe = OpposingPenaltyProbe(model, halves[0])
+    probe.join(halves[1])
+    oracle = Oracle(model.named_parameters())
+
+    def step(*optimizers):
+        loss_of(model, len(oracle.steps)).backward()
+        oracle.before()
+        for one in optimizers:
+            one.step()
+        oracle.after()
+        model.zero_grad()
+
+    for _ in range(3):
+        step(*halves)
+    whole = adamw(model.parameters())
+    probe.join(whole)
+    for one in halves:
+        probe.leave(one)
+    for _ in range(3):
+        step(whole)
+    assert probe.optimizers == (whole,)
+    assert not halves[0]._optimizer_step_pre_hooks
+    oracle.agrees_with(probe.records)

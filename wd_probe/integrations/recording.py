@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from ..decay.methods import attached
 from ..decay.rules import effect_at_work
 from ..errors import Teller
-from ..hooks import untraced
+from ..hooks import is_captured, untraced
 from ..probe.copies import Keep
 from ..probe.probe import OpposingPenaltyProbe
 from ..runs.folder import environment, run_folder
@@ -46,21 +46,12 @@ class Notes(Teller):
 class _Probe(OpposingPenaltyProbe):
     """A probe that tells its watch what it cannot measure."""
 
-    _notes: Notes
-
-    def __new__(cls, notes: Notes, *_: Any, **__: Any) -> "_Probe":
-        self = super().__new__(cls)
+    def __init__(self, notes: Notes, *arguments: Any, **options: Any) -> None:
         self._notes = notes
-        return self
-
-    def __init__(self, _: Notes, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
 
     def _teller(self) -> Teller:
         return self._notes
-
-    def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
-        return OpposingPenaltyProbe.__new__, (OpposingPenaltyProbe,), self.__getstate__()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +145,8 @@ class Recording:
 
     def stepped(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped, and the probe has seen to it."""
+        if is_captured():
+            return
         step = self.probe.steps
         if optimizer is self._optimizer:
             lr = optimizer.param_groups[self._group].get("lr", math.nan)

@@ -18,7 +18,7 @@ from torch.optim import optimizer as optimizer_module
 
 from ..arguments import check_choice, check_count
 from ..errors import InputError, counted, first_line, printable
-from ..hooks import hooked_all, untraced
+from ..hooks import hooked_all, is_captured, untraced
 from ..probe.copies import Keep
 from ..probe.probe import OpposingPenaltyProbe
 from ..wording import percent
@@ -123,7 +123,7 @@ class Watch:
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
         if optimizer in self._measured or optimizer in self._passed_by:
             return
-        if self._is_open and os.getpid() == self._process:
+        if self._is_open and os.getpid() == self._process and not is_captured():
             self._safely(lambda: self._meet(optimizer))
 
     def _safely(self, call: Callable[[], None]) -> None:
@@ -229,7 +229,7 @@ class Watch:
         if self._notes is None:
             from .recording import Notes
 
-            self._notes = Notes(lambda message: _say(f"wdprobe: {message}"))
+            self._notes = Notes(_note)
         return self._notes
 
     @property
@@ -281,9 +281,9 @@ class Watch:
             for line in _told(recording):
                 _say(line)
         for message in () if self._notes is None else self._notes.said:
-            _say(f"wdprobe: not measured: {message}")
+            _note(f"not measured: {message}")
         if self._tells_idle and not ended and self._notes is None:
-            _say(f"wdprobe: {NO_STEP}")
+            _note(NO_STEP)
         for recording in ended:
             self._safely(recording.draw)
 
@@ -352,13 +352,17 @@ def _speaks_for(optimizer: Optimizer) -> bool:
     return not _rank() or is_sharded(optimizer)
 
 
-def _say(line: str) -> None:
+def _note(message: str) -> None:
+    _say(f"wdprobe: {message}")
+
+
+def _say(message: str) -> None:
     """A line on stderr, of the first process alone, in characters that it can show."""
     stream = sys.stderr
     if stream is None or _rank():
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    text = line.encode(encoding, "backslashreplace").decode(encoding)
+    text = message.encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(text, file=stream, flush=True)
     except (OSError, ValueError):  # a pipe that nobody reads, a file that is closed

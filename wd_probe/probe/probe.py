@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..arguments import check_choice, check_count, check_rate, check_type
 from ..errors import InputError, Teller, first_line
-from ..hooks import Missing, StepHooks, classes, hooked_all, weakly
+from ..hooks import Missing, StepHooks, classes, hooked_all, is_captured, weakly
 from ..layering import Layers, check_made, clean_name, layers, layers_or, named_parameters
 from ..sharding import Shards, refuse_flat
 from . import kernel
@@ -247,7 +247,7 @@ class OpposingPenaltyProbe:
     @torch.no_grad()
     def _before(self, watched: WatchedOptimizer, has_closure: bool) -> None:
         watched.forget()
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        if is_captured():
             self._tell(
                 "a CUDA graph replays its steps without hooks, so R_op is not measured there"
             )
