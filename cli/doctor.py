@@ -58,7 +58,7 @@ def _show(result: dict[str, Any]) -> None:
         ("optional", ", ".join(has) or "none"),
         ("missing", ", ".join(lacks) or "nothing"),
         ("system", result["system"]),
-        ("processor", f"{result['cpu']}, torch's threads {result['threads']}"),
+        ("processor", _processor(result)),
         ("compiler", found),
         ("cache", "none" if cache["folder"] is None else kept),
     ):
@@ -73,6 +73,13 @@ def _show(result: dict[str, Any]) -> None:
     out.print("\n[bold]Wrong here[/]")
     for line in result["problems"]:
         out.print(f"• {escape(line)}", soft_wrap=True)
+
+
+def _processor(result: dict[str, Any]) -> str:
+    told = f"{result['cpu']} × {result['processors']}, torch's threads {result['threads']}"
+    if (result["load"] or 0) <= result["processors"]:
+        return told
+    return f"{told}; {result['load']:.1f} processes want them: times tell little"
 
 
 def _show_device(one: dict[str, Any]) -> None:

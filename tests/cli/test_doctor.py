@@ -119,6 +119,13 @@ def test_a_cache_that_others_write_to_is_told(wdprobe, monkeypatch, tmp_path):
     assert f"every process compiles anew: {folder} is not this user's alone" in out
 
 
+def test_processors_that_others_keep_busy_are_told(wdprobe, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (999.0, 0.0, 0.0))
+    assert "999.0 processes want them: times tell little" in wdprobe("doctor")[1]
+    monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.0, 0.0))
+    assert "times tell little" not in wdprobe("doctor")[1]
+
+
 def test_a_package_that_is_missing_is_wrong(wdprobe, monkeypatch):
     from wd_probe.probe import machine
 

@@ -246,11 +246,11 @@ def _differs(found: Doubles, expected: Doubles, off: NDArray[np.float64]) -> str
 # --- fast -----------------------------------------------------------------------------------------
 
 
-def _pace(device: torch.device, weights: int, tensors: int = 16, rounds: int = 9) -> list[Pace]:
+def _pace(device: torch.device, weights: int, tensors: int = 4, rounds: int = 9) -> list[Pace]:
     sizes = [weights // tensors] * tensors
     stands = [torch.randn(size, device=device) for size in sizes]
     away = [p + 1e-4 * torch.randn_like(p) for p in stands]
-    times = alternate(sides(stands, away), rounds, device, warm_up=2, at_most=_SECONDS)
+    times = alternate(sides(stands, away), rounds, device, warm_up=1, at_most=_SECONDS)
     best = {what: min(taken) for what, taken in times.items()}
     return [
         Pace(what, words, 1e3 * best[what], 1e9 * best[what] / sum(sizes), best[what] / best[FLOOR])

@@ -1,5 +1,6 @@
 """What a machine has for the probe: versions, a processor, a compiler, a place for its work."""
 
+import os
 import platform
 import re
 import stat
@@ -55,6 +56,8 @@ class Machine:
         python: its version.
         system: the operating system's name and version.
         cpu: the processor's name.
+        processors: how many this process may use.
+        load: processes that wanted one during the last minute, on average; None where unknown.
         threads: that torch counts with.
         versions: of the packages that wd_probe needs; None of one that is missing.
         optional: the same of those it can do without.
@@ -65,6 +68,8 @@ class Machine:
     python: str
     system: str
     cpu: str
+    processors: int
+    load: float | None
     threads: int
     versions: dict[str, str | None]
     optional: dict[str, str | None]
@@ -79,6 +84,8 @@ def machine() -> Machine:
         python=platform.python_version(),
         system=platform.platform(),
         cpu=_cpu(),
+        processors=_processors(),
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         threads=torch.get_num_threads(),
         versions={name: _version(name) for name in needed},
         optional={name: _version(name) for name in ("triton", *extra)},
@@ -109,6 +116,12 @@ def _cpu() -> str:
         told = ""
     named = re.search(r"^model name\s*: (.*)$", told, re.MULTILINE)
     return named[1] if named else platform.processor() or platform.machine()
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _compiler() -> Compiler:
