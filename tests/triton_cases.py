@@ -68,6 +68,8 @@ def main():
             for theta in thetas
         ]
         compare(thetas, afters, factors, none)
+        if dtype is not torch.float32:
+            continue
         compare(thetas, afters, [0.0 if k in (1, 5) else c for k, c in enumerate(factors)], some)
         shifted = [torch.cat([theta[:1], theta])[1:] for theta in thetas]
         compare(shifted, afters, factors, none)
