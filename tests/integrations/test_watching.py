@@ -12,7 +12,8 @@ from torch import nn
 
 import wd_probe
 from tests.small import LR, RATE, Oracle, Silent, adamw, batch, loss_of, rows, small, train
-from wd_probe.integrations import recording, watching
+from wd_probe.integrations import recording
+from wd_probe.integrations import watching as watching_room
 from wd_probe.training.options import ZeroshotOptions
 from wd_probe.training.scan import scan
 
@@ -207,7 +208,7 @@ def test_models_that_a_script_lets_go_of_are_freed(watch):
 
 
 def test_a_scripts_thousand_models_are_not_all_kept(watch, tmp_path, monkeypatch):
-    monkeypatch.setattr(watching, "_MOST", 2)
+    monkeypatch.setattr(watching_room, "_MOST", 2)
     with watch():
         for _ in range(4):
             trained(1)
@@ -386,6 +387,19 @@ def test_other_threads(watch):
     assert [probe.total for probe in again] == [probe.total for probe in watching.probes]
 
 
+def test_a_signal_waits_until_what_was_measured_is_written(watch, monkeypatch):
+    ended = []
+    with watch() as watching:
+        trained(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(watching, "close", lambda: ended.append("written"))
+            patch.setattr(watching_room.os, "kill", lambda *_: ended.append("killed"))
+            patch.setattr(watching_room.signal, "signal", lambda *_: None)
+            watching._safely(lambda: (watching._stop(15, None), ended.append("busy")))
+            watching._signal = 0
+    assert ended == ["busy", "written", "killed"]
+
+
 def test_what_cannot_be_measured_is_said_once_and_at_the_end_and_raises_nothing(watch):
     model = small()
     optimizer = torch.optim.LBFGS(model.parameters())
@@ -417,12 +431,12 @@ def test_steps_that_go_into_a_cuda_graph_read_nothing_back(watch, monkeypatch):
     optimizer, late = adamw(model.parameters()), adamw(small().parameters())
     with watch() as watching:
         train(model, optimizer, 2)
-        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-        monkeypatch.setattr(type(watching.probes[0]), "drain", lambda self: pytest.fail("read"))
-        train(model, optimizer, 2)
-        train(small(), late, 2)
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_initialized", lambda: True)
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            patch.setattr(recording._Probe, "drain", lambda self: pytest.fail("read"))
+            train(model, optimizer, 2)
+            train(small(), late, 2)
     assert len(watching.probes) == 1
     assert "CUDA graph" in watch.said()
 
@@ -430,7 +444,7 @@ def test_steps_that_go_into_a_cuda_graph_read_nothing_back(watch, monkeypatch):
 def test_no_step_is_told_in_one_line(watch):
     with watch():
         small()
-    assert watch.said() == f"wdprobe: {watching.NO_STEP}\n"
+    assert watch.said() == f"wdprobe: {watching_room.NO_STEP}\n"
 
 
 def test_a_second_call_ends_the_first_and_bad_input_is_refused(tmp_path):

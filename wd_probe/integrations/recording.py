@@ -1,5 +1,6 @@
 """The run folder of one watched model: written as its optimizers step, summarized when it ends."""
 
+import contextlib
 import copy
 import math
 import time
@@ -159,7 +160,7 @@ class Recording:
     def write(self, last: int) -> None:
         """Write the steps so far, up to the last one that no optimizer will add to."""
         for step in range(self.recorder.steps + 1, last + 1):
-            lr = float(self._rates.pop(step, math.nan))
+            lr = _number(self._rates.pop(step, math.nan))
             self._lr.add(lr)
             self.recorder.step(step, lr=None if math.isnan(lr) else lr, update=step)
 
@@ -231,9 +232,10 @@ class Recording:
         if decay is not None:
             method, rate = decay.method, decay.rate
         else:
-            like = max(group["params"], key=lambda p: p.ndim)
-            method = str(effect_at_work(optimizer, group, like).rule)
             rate = _number(group.get("weight_decay", 0.0))
+            like = max(group["params"], key=lambda p: p.ndim)
+            with contextlib.suppress(Exception):  # of an optimizer's own, stepped aside
+                method = str(effect_at_work(optimizer, group, like).rule)
         return {
             "command": "watch",
             "script": self.choices.script,

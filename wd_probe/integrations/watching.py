@@ -128,16 +128,17 @@ class Watch:
 
     def _safely(self, call: Callable[[], None]) -> None:
         """What fails here must not end somebody's training, and a signal waits until it is done."""
+        is_main = threading.current_thread() is threading.main_thread()  # which has the signals
         with self._lock:
-            self._busy += 1
+            self._busy += is_main
             try:
                 call()
             except Exception as error:
                 why = first_line(error)
                 self.notes(f"not everything is measured: {why}", about=why)
             finally:
-                self._busy -= 1
-        if self._signal and not self._busy:
+                self._busy -= is_main
+        if self._signal and is_main and not self._busy:
             self._stop(self._signal, None)
 
     def _meet(self, optimizer: Optimizer) -> None:
@@ -235,9 +236,14 @@ class Watch:
     @property
     def probes(self) -> tuple[OpposingPenaltyProbe, ...]:
         """One for each model, in the order of their first steps."""
+        return tuple(one.probe for one in self._all())
+
+    def _all(self) -> list["Recording"]:
+        """Those of models that are alive, and of those that are not."""
         alive = (one for ref in self._recordings if (one := ref()) is not None)
-        found = {one.path: one.probe for one in (*self._ended, *alive)}
-        return tuple(found.values())
+        found = {one.path: one for one in (*self._ended, *alive)}
+        paths = (recorder.folder.path for recorder in self._recorders)
+        return [found[path] for path in paths if path in found]
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -251,9 +257,8 @@ class Watch:
         self._hook.remove()
         atexit.unregister(self._at_exit)
         self._give_signals_back()
-        for ref in self._recordings:
-            recording = ref()
-            if recording is not None:
+        for recording in self._all():
+            if recording not in self._ended:
                 self._retire(recording)
         self._tell_all()
 
@@ -276,7 +281,7 @@ class Watch:
         self._safely(end)
 
     def _tell_all(self) -> None:
-        ended = sorted(self._ended, key=lambda one: str(one.path))
+        ended = self._all()
         for recording in ended:
             for line in _told(recording):
                 _say(line)
@@ -379,8 +384,7 @@ def _told(recording: "Recording") -> list[str]:
         "",
         f"wdprobe: {printable(found['model'])} in {printable(found['script'])}: "
         f"{counted(found['steps'], 'step')} of {found['optimizer']}",
-        *(f"  {sentence}" for sentence in found.get("verdict") or ()),
-        *(f"  {sentence}" for sentence in found["findings"]),
+        *(f"  {printable(one)}" for one in (*found.get("verdict", ()), *found["findings"])),
     ]
     if rates[0] == rates[0]:
         lines.append(
