@@ -410,7 +410,7 @@ def test_what_cannot_be_measured_is_said_once_and_at_the_end_and_raises_nothing(
                 optimizer.step(lambda step=step: loss_of(model, step))
             said = watch.said()
             assert said.count("LBFGS") == 2
-    assert watch.said().startswith("wdprobe: not measured: the steps of LBFGS")
+    assert watch.said().startswith("wdprobe: note: the steps of LBFGS")
 
 
 def test_measuring_that_fails_ends_no_training(watch, monkeypatch):

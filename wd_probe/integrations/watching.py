@@ -286,7 +286,7 @@ class Watch:
             for line in _told(recording):
                 _say(line)
         for message in () if self._notes is None else self._notes.said:
-            _note(f"not measured: {message}")
+            _note(f"note: {message}")
         if self._tells_idle and not ended and self._notes is None:
             _note(NO_STEP)
         for recording in ended:
