@@ -7,20 +7,21 @@
 #include <immintrin.h>
 #endif
 
-/* Sums in float32 go over RUN weights, a sixteenth of that in each lane, so that they are right to
-   1e-6 in every case; longer ones are added up in float64. */
-enum { CHUNK = 1024, RUN = 128, LANES = 8, WORD = 32, FIELDS = 9 };
+/* Sums in float32 go over a RUN of weights, sixteen in each lane, so that they are right to 1e-6 in
+   every case; longer ones are added up in float64. */
+enum { CHUNK = 1024, LANES = 8, RUN = 16 * LANES, AHEAD = 2048, WORD = 32, FIELDS = 9 };
 enum { PENALIZED, OPPOSING, FLIPPED, NONFINITE, OPPOSING_SIZE, SIZE, XX, XD, DD };
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
-typedef float fours __attribute__((vector_size(2 * LANES)));
+typedef float half_floats __attribute__((vector_size(2 * LANES)));
 typedef double halves __attribute__((vector_size(4 * LANES)));
 
 static const uint32_t MAGNITUDE = 0x7fffffff, INFINITE = 0x7f800000;
-/* Between these the products of two numbers and their sums neither under- nor overflow. */
-static const uint32_t LEAST = 0x21800000 /* 2^-60 */, MOST = 0x5d000000 /* 2^59 */;
+/* Products of two numbers from LEAST on do not underflow. Two floats from COARSE on are none or LEAST
+   apart, as they have 24 bits. */
+static const uint32_t LEAST = 0x21800000 /* 2^-60 */, COARSE = 0x2d800000 /* 2^-36 */;
 
 static inline floats load(const float *from)
 {
@@ -29,7 +30,7 @@ static inline floats load(const float *from)
     return v;
 }
 
-/* The sign bits of eight numbers, the first one's lowest. */
+/* The sign bits of numbers, the first one's lowest. */
 static inline unsigned signs_of(bits v)
 {
 #ifdef __AVX2__
@@ -64,14 +65,14 @@ static inline bits larger(bits a, bits b)
 #endif
 }
 
-/* Eight sums in float64. */
+/* The lanes' sums in float64. */
 typedef struct {
     halves low, high;
 } doubles;
 
 static inline void add(doubles *sums, floats v)
 {
-    fours low, high;
+    half_floats low, high;
     memcpy(&low, &v, sizeof low);
     memcpy(&high, (const char *)&v + sizeof low, sizeof high);
     sums->low += __builtin_convertvector(low, halves);
@@ -81,7 +82,10 @@ static inline void add(doubles *sums, floats v)
 static inline double total(const doubles *sums)
 {
     const halves v = sums->low + sums->high;
-    return (v[0] + v[1]) + (v[2] + v[3]);
+    double found = 0;
+    for (int k = 0; k < LANES / 2; k++)
+        found += v[k];
+    return found;
 }
 
 /* --- remembering ------------------------------------------------------------------------------ */
@@ -182,69 +186,95 @@ static void count_any(const float *a, const float *b, int n, double c, int after
     out[DD] += dd;
 }
 
-/* The same of n weights, a multiple of LANES; 0, and nothing is added, where float32 is too small for one of them. */
-static inline __attribute__((always_inline)) int
-count_chunk(const float *a, const float *b, int n, double c, int after, double *out)
+/* What count_chunk adds up. */
+typedef struct {
+    doubles size, xx, xd, dd;
+    ints zeros;
+    bits least;
+    double opposing_size;
+    int opposing, flipped;
+} counts;
+
+/* Adds n weights, a multiple of LANES and RUN at the most; may_be_zero costs some time. */
+static inline __attribute__((always_inline)) void
+count_run(const float *a, const float *b, int n, double c, int after, int may_be_zero, counts *sums)
 {
-    doubles size = {0}, xx = {0}, xd = {0}, dd = {0};
-    ints zeros = {0};
-    bits least = ~(bits){0}, most = {0};
-    double opposing_size = 0;
-    int opposing = 0, flipped = 0;
-    for (int start = 0; start < n; start += RUN) {
-        const int end = n - start < RUN ? n : start + RUN;
-        floats run_size = {0}, run_xx = {0}, run_xd = {0}, run_dd = {0};
-        for (int i = start; i < end; i += LANES) {
-            const floats x = load(a + i), y = load(b + i), d = y - x;
-            const bits ax = (bits)x & MAGNITUDE, ay = (bits)y & MAGNITUDE, ad = (bits)d & MAGNITUDE;
-            const bits weighed = after ? ay : ax;
-            least = lesser(least, lesser(ax - 1, ad - 1)); /* zeros are none: they wrap around */
-            most = larger(most, larger(ax, ad));
-            zeros += weighed == 0;
-            run_size += (floats)weighed;
-            run_xx += x * x;
-            run_xd += x * d;
-            run_dd += d * d;
-            for (unsigned across = signs_of((bits)x ^ (bits)y); across; across &= across - 1) {
-                const int k = i + __builtin_ctz(across);
-                const double old = fabs((double)a[k]), new = fabs((double)b[k]);
-                const int opposes = old != 0 && new > c / 2 * old;
-                opposing += opposes;
-                flipped += opposes && new > c * old;
-                opposing_size += opposes ? (after ? new : old) : 0;
-            }
+    floats size = {0}, xx = {0}, xd = {0}, dd = {0};
+    bits least = sums->least;
+    for (int i = 0; i < n; i += LANES) {
+        __builtin_prefetch(a + i + AHEAD, 1); /* beyond the end it does nothing */
+        __builtin_prefetch(b + i + AHEAD);
+        const floats x = load(a + i), y = load(b + i), d = y - x;
+        const bits ax = (bits)x & MAGNITUDE, ay = (bits)y & MAGNITUDE, ad = (bits)d & MAGNITUDE;
+        const bits weighed = after ? ay : ax;
+        if (may_be_zero) {
+            least = lesser(least, lesser(ax - 1, ad - 1)); /* zeros wrap around */
+            sums->zeros += weighed == 0;
+        } else
+            least = lesser(least, lesser(ax, ay));
+        size += (floats)weighed;
+        xx += x * x;
+        xd += x * d;
+        dd += d * d;
+        for (unsigned across = signs_of((bits)x ^ (bits)y); across; across &= across - 1) {
+            const int k = i + __builtin_ctz(across);
+            const double old = fabs((double)a[k]), new = fabs((double)b[k]);
+            const int opposes = old != 0 && new > c / 2 * old;
+            sums->opposing += opposes;
+            sums->flipped += opposes && new > c * old;
+            sums->opposing_size += opposes ? (after ? new : old) : 0;
         }
-        add(&size, run_size);
-        add(&xx, run_xx);
-        add(&xd, run_xd);
-        add(&dd, run_dd);
     }
+    sums->least = least;
+    add(&sums->size, size);
+    add(&sums->xx, xx);
+    add(&sums->xd, xd);
+    add(&sums->dd, dd);
+}
+
+/* The same of n weights, a multiple of LANES; 0, and nothing is added, where one of them is zero and
+   may not be, or float32 does not do for one. */
+static inline __attribute__((always_inline)) int count_chunk(const float *a, const float *b, int n,
+                                                             double c, int after, int may_be_zero,
+                                                             double *out)
+{
+    counts sums = {.least = ~(bits){0}};
+    int start = 0;
+    for (; start + RUN <= n; start += RUN)
+        count_run(a + start, b + start, RUN, c, after, may_be_zero, &sums);
+    count_run(a + start, b + start, n - start, c, after, may_be_zero, &sums);
     int32_t penalized = n;
     for (int k = 0; k < LANES; k++) {
-        if (least[k] < LEAST - 1 || most[k] > MOST)
+        if (sums.least[k] < (may_be_zero ? LEAST - 1 : COARSE))
             return 0;
-        penalized += zeros[k];
+        penalized += sums.zeros[k];
     }
+    const double xx = total(&sums.xx), dd = total(&sums.dd);
+    if (!isfinite(xx + dd))
+        return 0;
     out[PENALIZED] += penalized;
-    out[OPPOSING] += opposing;
-    out[FLIPPED] += flipped;
-    out[OPPOSING_SIZE] += opposing_size;
-    out[SIZE] += total(&size);
-    out[XX] += total(&xx);
-    out[XD] += total(&xd);
-    out[DD] += total(&dd);
+    out[OPPOSING] += sums.opposing;
+    out[FLIPPED] += sums.flipped;
+    out[OPPOSING_SIZE] += sums.opposing_size;
+    out[SIZE] += total(&sums.size);
+    out[XX] += xx;
+    out[XD] += total(&sums.xd);
+    out[DD] += dd;
     return 1;
 }
 
 static inline __attribute__((always_inline)) void
 pass_block(float *kept, const float *now, int64_t size, double c, int after, double *out)
 {
+    int may_be_zero = 0; /* after the first chunk in which one is */
     for (int64_t start = 0; start < size; start += CHUNK, kept += CHUNK, now += CHUNK) {
         const int n = (int)(size - start < CHUNK ? size - start : CHUNK);
         const int even = n - n % LANES;
-        if (!(n == CHUNK ? count_chunk(kept, now, CHUNK, c, after, out)
-                         : count_chunk(kept, now, even, c, after, out)))
-            count_any(kept, now, even, c, after, out);
+        if (may_be_zero || !count_chunk(kept, now, even, c, after, 0, out)) {
+            may_be_zero = 1;
+            if (!count_chunk(kept, now, even, c, after, 1, out))
+                count_any(kept, now, even, c, after, out);
+        }
         count_any(kept + even, now + even, n - even, c, after, out);
         memcpy(kept, now, (size_t)n * sizeof(float));
     }
