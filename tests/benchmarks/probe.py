@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from contextlib import contextmanager, nullcontext
 
 import timm
 import torch
@@ -11,7 +12,6 @@ from torch.nn import functional as F
 from tests.benchmarks.timing import alternate, header, milliseconds, ratio, row
 from wd_probe import OpposingPenaltyProbe, WeightDecay
 from wd_probe.probe import checkup, kernel
-from wd_probe.probe.probe import _remove
 from wd_probe.training.data import load_data
 
 KEPT = ("whole", "signs")
@@ -56,10 +56,25 @@ def floor(name, rounds, device):
 # --- a training step ------------------------------------------------------------------------------
 
 
-class Step:
-    """A training step, or ten on a GPU, with any instrument attached for as long as one call.
+@contextmanager
+def attached(probe):
+    """The probe at work, for a while; it finds the weights written since."""
+    probe._hooks |= {watched: probe._attach(watched) for watched in probe._watched}
+    yield
+    probe.flush()
+    detach(probe)
 
-    Calls return the seconds that the optimizer and what is hooked to it took on the host.
+
+def detach(probe):
+    for watched in probe._watched:
+        probe._hooks.pop(watched).remove()
+
+
+class Step:
+    """Two training steps, or ten on a GPU, with any instrument attached for as long as one call.
+
+    Calls return the seconds that the optimizer and what is hooked to it took on the host in all
+    but the first.
     """
 
     def __init__(self, name, batch, device, momentum=None):
@@ -72,17 +87,17 @@ class Step:
             self.optimizer = torch.optim.SGD(weights, lr=1e-3, momentum=momentum)
             self.decay = WeightDecay(self.model, self.optimizer, "wd", rate=0.01)
         side = side_of(name)
-        self.count = 10 if device.type == "cuda" else 1
+        self.count = 10 if device.type == "cuda" else 2
         self.images = torch.randn(batch, 3, side, side, device=device)
         self.labels = torch.randint(0, 10, (batch,), device=device)
 
     def __call__(self, flush=lambda: None):
         taken = 0.0
-        for _ in range(self.count):
+        for number in range(self.count):
             F.cross_entropy(self.model(self.images), self.labels).backward()
             begun = time.perf_counter()
             self.optimizer.step()
-            taken += time.perf_counter() - begun
+            taken += (time.perf_counter() - begun) * (number > 0)
             self.optimizer.zero_grad()
         begun = time.perf_counter()
         flush()
@@ -90,13 +105,11 @@ class Step:
 
     def probed(self, **options):
         probe = OpposingPenaltyProbe(self.model, self.optimizer, **options)
-        _remove(probe._hooks)
+        detach(probe)
 
         def step():
-            hooks = probe._attach()
-            taken = self(probe.flush)
-            _remove(hooks)
-            return taken
+            with attached(probe):
+                return self(probe.flush)
 
         return step
 
@@ -264,18 +277,21 @@ def growth(rounds, device, quick=False):
         model = Tensors(count, size, device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
         probe = OpposingPenaltyProbe(model, optimizer)
-        _remove(probe._hooks)
+        detach(probe)
 
-        def probed(probe=probe, optimizer=optimizer):
-            hooks = probe._attach()
-            optimizer.step()
-            probe.flush()
-            _remove(hooks)
+        def ten(optimizer=optimizer):
+            for _ in range(10):
+                optimizer.step()
 
-        times = alternate({"plain": optimizer.step, "probed": probed}, rounds, device)
-        more = milliseconds(times, "probed") - milliseconds(times, "plain")
+        def probed(probe=probe, ten=ten):
+            with attached(probe):
+                ten()
+
+        times = alternate({"plain": ten, "probed": probed}, rounds, device)
+        plain = milliseconds(times, "plain") / 10
+        more = milliseconds(times, "probed") / 10 - plain
         row(f"{count:,} tensors of {size:,}", f"{count * size / 1e6:.0f} M",
-            f"{milliseconds(times, 'plain'):.1f}", f"{more:.1f}",
+            f"{plain:.1f}", f"{more:.1f}",
             f"{1e6 * more / (count * size):.2f}")  # fmt: skip
 
 
@@ -284,16 +300,13 @@ def every(name, batch, rounds, device):
     step = Step(name, batch, device)
     probes = {f"every {n}": OpposingPenaltyProbe(step.model, step.optimizer, every=n) for n in (1, 2, 10)}  # noqa: E501  # fmt: skip
     for probe in probes.values():
-        _remove(probe._hooks)
+        detach(probe)
 
     def ten(probe=None):
         def steps():
-            hooks = probe._attach() if probe is not None else []
-            for _ in range(10):
-                step()
-            if probe is not None:
-                probe.flush()
-            _remove(hooks)
+            with attached(probe) if probe is not None else nullcontext():
+                for _ in range(10):
+                    step()
 
         return steps
 
