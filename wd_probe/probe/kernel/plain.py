@@ -128,6 +128,8 @@ def _count_closely(kept: Tensor, now: Tensor, c: float, of_stepped: bool) -> Ten
     even = len(now) - len(now) % _ROW if len(now) >= _FEW else 0
     if even < len(now):
         result[:_SUMS] += _few(kept[even:], now[even:], c, of_stepped)
+    if not even:
+        return torch.from_numpy(result)
     chunks = (t[:even].view(-1, _ROW).split(_CHUNK // _ROW) for t in (kept, now))
     room, d = (torch.empty_like(kept[: min(even, _CHUNK)]).view(-1, _ROW) for _ in range(2))
     for x, y in zip(*chunks, strict=True):
