@@ -218,3 +218,17 @@ def test_a_run_goes_by_most_of_its_weights():
     run = replace(large, whole=whole, late=whole, last=whole)
     line = verdict(States(run, (*small, large), (*small, large)), RUN)[0]
     assert line.startswith("Decay is in balance in 1 of 4 layers, 97 % of the weights:")
+
+
+def test_in_a_loop_of_ones_own_code_is_named_in_the_place_of_options():
+    idle = part(remaining=(1 - 1e-6) ** 88, balance=3.0)
+    (line,) = told(idle, setting=replace(RUN, in_code=True))
+    assert "To act within such a run λ (`weight_decay`) would have to be near" in line
+    norms = part("bn.weight", "norm weights", c=0.01, remaining=0.5, balance=0.1)
+    lines = told(
+        part(c=0.01, remaining=0.5, balance=0.1), norms, setting=replace(RUN, in_code=True)
+    )
+    assert any(
+        "a parameter group of theirs with `weight_decay=0` leaves them out" in s for s in lines
+    )
+    assert not any("`--" in sentence for sentence in (line, *lines))

@@ -247,7 +247,7 @@ class Recording:
             "lr": lr,
             "weight_decay": rate,
             "layer_definition": self.probe.layers.definition,
-            **self.recorder.summary(rate, Setting(lr=lr, rule=method)),
+            **self.recorder.summary(rate, Setting(lr=lr, rule=method, in_code=True)),
             "status": status,
             "seconds": time.monotonic() - self._started,
             "run": str(self.path),

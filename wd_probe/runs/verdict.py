@@ -50,6 +50,7 @@ class Setting:
         momentum: β, see :func:`wd_probe.probe.dynamics.momentum`.
         steps: of the optimizer.
         steps_per_epoch: in a whole epoch.
+        in_code: whether it is a loop of somebody's own, that has none of our options.
     """
 
     rate: float = math.nan
@@ -59,6 +60,7 @@ class Setting:
     momentum: float = math.nan
     steps: int = 0
     steps_per_epoch: float = math.nan
+    in_code: bool = False
 
     @property
     def is_closed(self) -> bool:
@@ -71,8 +73,25 @@ class Setting:
         return self.momentum if self.is_closed and self.rule != "cautious" else math.nan
 
 
+#: What options are in a loop of somebody's own.
+_CODE = {
+    "(`--weight-decay`)": "(`weight_decay`)",
+    " (`--steps`, `--epochs`)": "",
+    "`--method rwd` takes": '`wd_probe.WeightDecay(model, optimizer, "rwd", rate=...)` takes',
+    "`--filter-bias-and-bn` leaves": "a parameter group of theirs with `weight_decay=0` leaves",
+    "`--amp`": "autocast",
+}
+
+
 def verdict(states: States, setting: Setting) -> list[str]:
     """The sentences, the first of which says what decay did."""
+    found = _sentences(states, setting)
+    for option, code in _CODE.items() if setting.in_code else ():
+        found = [sentence.replace(option, code) for sentence in found]
+    return found
+
+
+def _sentences(states: States, setting: Setting) -> list[str]:
     last = states.run.last
     if last.nonfinite > 0 and last.squared == 0:
         return ["The weights are not finite, so what decay did to them cannot be told."]
