@@ -12,6 +12,14 @@ SHORT = ("rop", "--model", "test_efficientnet", "--method", "wd",
          "--batch-size", 256, "--epochs", 2)  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Under nohup and in some CI SIGINT is ignored from the start."""
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, was)
+
+
 def test_the_first_is_held_back_and_the_second_is_not():
     with Interrupts() as interrupts:
         interrupts.raise_if_asked()

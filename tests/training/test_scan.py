@@ -115,7 +115,7 @@ def test_nothing_given_trains_the_baseline_first_and_says_so(wdprobe, tmp_path):
     assert err.count("training test_convnext without decay (the paper's Baseline)") == 1
     assert "for 1 epoch of digits first" in err
     assert "Baseline, 1 epoch of digits" in out
-    assert re.search(r"at scale 0\.\d{4}, \d+\.\d\d % taken off", out)
+    assert re.search(r"at\s+scale\s+0\.\d{4},\s+\d+\.\d\d\s+%\s+taken\s+off", out)
     assert "Zero-shot decay" in out
     assert "test_resnet" in out
     assert (tmp_path / "z/figures/zeroshot.png").exists()
