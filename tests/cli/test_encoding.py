@@ -66,6 +66,7 @@ def test_json_says_the_same_in_every_encoding(said, encoding):
     )
 
 
+@pytest.mark.slow
 def test_files_are_utf_8_whatever_the_locale(tmp_path):
     environment = {**os.environ, "PYTHONWARNDEFAULTENCODING": "1", "PYTHONIOENCODING": "cp1252"}
     code = (

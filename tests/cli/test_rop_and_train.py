@@ -80,9 +80,8 @@ def test_a_loss_that_is_no_number_ends_the_run(wdprobe, tmp_path):
     assert result["steps"] == len(rows(tmp_path / "run/steps.csv"))
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_keeps_and_summarizes_what_was_measured(tmp_path, number):
     process = start(tmp_path, "rop", *FAST, "--epochs", "1000", "--output", "run", "--json")
     table = tmp_path / "run/steps.csv"

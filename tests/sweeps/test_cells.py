@@ -181,9 +181,8 @@ def test_a_killed_sweep_goes_on_at_the_broken_cell(tmp_path, monkeypatch):
         assert len(list(folder.glob("cells/*/model.safetensors"))) == 5
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_real_sweep_is_stopped_in_mid_cell_and_goes_on(tmp_path, wdprobe, number):
     arguments = ["sweep", "--model", "test_convnext", "--batch-size", 32, "--steps", 10,
                  "--seeds", 2, "--output", "s"]  # fmt: skip
@@ -209,7 +208,7 @@ def test_a_real_sweep_is_stopped_in_mid_cell_and_goes_on(tmp_path, wdprobe, numb
     assert stamps(first) == before
 
 
-@pytest.mark.parametrize("rates", ["0.05,0.1", "0.1,0.05"])
+@pytest.mark.parametrize("rates", ["0.05,0.1", pytest.param("0.1,0.05", marks=pytest.mark.slow)])
 def test_a_killed_sweep_of_the_first_layout_is_resumed(wdprobe, tmp_path, rates):
     shutil.copytree(OLD, tmp_path / "s")
     record = json.loads((OLD / "sweep.json").read_text())

@@ -176,6 +176,7 @@ def test_bad_input(output):
         reproduce("fig4", small(output, opts=("lion",), lrs=()), Silent())
 
 
+@pytest.mark.slow
 def test_a_second_command_into_one_folder_changes_nothing(tmp_path, wdprobe):
     arguments = [
         "reproduce", "fig1", "--method", "wd", "--model", "test_efficientnet", "--dataset",
