@@ -56,6 +56,7 @@ def one(tmp_path_factory):
     return folder, measured(1, *ROP, "--output", folder)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_that_of_one(one, tmp_path):
     folder, alone = one
     both = measured(2, *ROP, "--output", tmp_path / "run")

@@ -50,7 +50,7 @@ def test_triton_counts_as_torch_does_in_its_interpreter():
     assert run("-m", "tests.triton_cases", TRITON_INTERPRET="1") == "alike\n"
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
 def test_triton_compiles_for_gpus_and_reads_four_weights_at_a_time(capability, tmp_path):
     code = COMPILES.replace("{capability}", str(capability))
     run("-c", code, TRITON_CACHE_DIR=str(tmp_path))

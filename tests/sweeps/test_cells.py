@@ -319,6 +319,7 @@ print(cells.run_cell(cell, Path(sys.argv[1]))["status"], flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_cell_of_another_process_is_left_alone(tmp_path):
     (cell,) = grid(BASE, {"seed": [0]})
     own = tmp_path / cell.name
