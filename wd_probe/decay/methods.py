@@ -224,12 +224,16 @@ class WeightDecay:
             why += "; to follow the gradient, take maximize=True"
         else:
             why = f"is {float(lr):g}"
-        raise InputError(f"the learning rate of {self._number_of(group)} {why}")
+        place = self._place_of(group)
+        named = "the group" if place is None else f"parameter group {place[1]}"
+        raise InputError(f"the learning rate of {named} {why}")
 
-    def _number_of(self, group: dict[str, Any]) -> str:
-        """Which parameter group it is, in words."""
-        groups = (pair for one in self.optimizers for pair in enumerate(one.param_groups))
-        return next((f"parameter group {k}" for k, one in groups if one is group), "the group")
+    def _place_of(self, group: dict[str, Any]) -> tuple[Optimizer, int] | None:
+        """Whose parameter group it is, and which."""
+        places = (
+            (one, k, own) for one in self.optimizers for k, own in enumerate(one.param_groups)
+        )
+        return next(((one, k) for one, k, own in places if own is group), None)
 
     def took_nothing(self, optimizer: Optimizer) -> bool:
         """Whether no forward pass, and so no decay of pwd and lpwd, came before its last step."""
@@ -246,22 +250,16 @@ class WeightDecay:
 
     def _of_top(self, group: dict[str, Any]) -> float | Tensor:
         """η/η_max of a parameter group; 0 where η_max is 0."""
-        lr = group.get("lr")
-        if lr is None:
+        lr, place = group.get("lr"), self._place_of(group)
+        if lr is None or place is None:
             return 1.0
-        for one, tops in self._tops.items():
-            for number, own in enumerate(one.param_groups):
-                if own is group:
-                    known = (
-                        tops.get(number, 0.0),
-                        group.get("initial_lr", 0),
-                        group.get("max_lr", 0),
-                    )
-                    tops[number] = top = _largest(lr, *known)
-                    if isinstance(top, Tensor):
-                        return torch.as_tensor(lr / top).nan_to_num(0.0)
-                    return float(lr) / top if top else 0.0
-        return 1.0
+        optimizer, number = place
+        tops = self._tops[optimizer]
+        known = (tops.get(number, 0.0), group.get("initial_lr", 0), group.get("max_lr", 0))
+        tops[number] = top = _largest(lr, *known)
+        if isinstance(top, Tensor):
+            return torch.as_tensor(lr / top).nan_to_num(0.0)
+        return float(lr) / top if top else 0.0
 
     def _layer_shares(self, chosen: dict[str, nn.Parameter]) -> dict[Tensor, float]:
         """λ_i / λ of every parameter that decays."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from .sums import AT, LASTS, Doubles
 
 _COLUMNS = ("squared_norm", "remaining", "held", "shares")
+_NEW = (0.0, 1.0, 0.0, 0.0)
 
 
 class Standing:
@@ -32,9 +33,9 @@ class Standing:
             elements: of each how many weights it has.
             count: how many parameters there are.
         """
-        new = np.zeros((max(0, count - len(self._values)), len(_COLUMNS)))
-        new[:, 1] = 1.0
-        self._values = np.concatenate([self._values, new])
+        if count > len(self._values):
+            new = np.tile(_NEW, (count - len(self._values), 1))
+            self._values = np.concatenate([self._values, new])
         shares = found[:, AT["shares"]] / elements.clip(1)
         self._values[rows, 0] = found[:, AT["squared_norm"]]
         self._values[rows, 1] *= 1 - shares.clip(0, 1)
@@ -50,7 +51,7 @@ class Standing:
         """Begin anew with these, which are of other parameters from now on."""
         for row in rows:
             if row < len(self._values):
-                self._values[row] = (0.0, 1.0, 0.0, 0.0)
+                self._values[row] = _NEW
 
     def into(self, values: Doubles) -> Doubles:
         """A copy of a table of sums, with what lasts put in."""

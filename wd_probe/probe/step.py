@@ -252,9 +252,11 @@ class WatchedOptimizer:
         Raises:
             InputError: c is too large.
         """
+        if not self._by_signs:
+            return
         kinds = self.penalties.kinds([group["params"] for group in self.optimizer.param_groups])
         most = max((float(one.c) for one in self.penalties.of(kinds).penalties), default=0.0)
-        if self._by_signs and most > MOST_BY_SIGNS:
+        if most > MOST_BY_SIGNS:
             raise InputError(f"{_BY_SIGNS}; c = ηλ is {most:.2g} here: take keep='whole'")
 
     def _profile(

@@ -1,7 +1,7 @@
 """The sums taken over a tensor's weights in one pass, and what is recorded of them."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +91,17 @@ class Taken(NamedTuple):
 
 
 _AFTER, _AHEAD = ("after", "proximal"), ("ahead", "literal")
+_SOME = tuple(way for way in get_args(Way) if way != "none")
 _OPPOSING = ("beside", "literal", "cautious", "exact")
+
+
+def _size(way: Way, c: float) -> float:
+    """Σ|P| in units of what the pass has added up."""
+    if way == "exact":
+        return 1.0
+    # (1 − c) of what was penalized stands: P is c / (1 − c) of that
+    stands = way in ("after", *_AHEAD)
+    return c / (1 - c) if stands and c != 1 else np.inf if stands else c
 
 
 def share_of(way: Way, c: float) -> float:
@@ -119,15 +129,20 @@ def settle(
     Returns:
         (tensors, WIDTH), but for what lasts: `left` and `held` are told by all steps together.
     """
-    way = np.array([one.way for one in kinds], dtype="U8")[numbers]
-    c = np.array([one.c for one in kinds], dtype=np.float64)[numbers]
-    is_after, is_ahead = np.isin(way, _AFTER), np.isin(way, _AHEAD)
+
+    def of_each(values: Iterable[float], dtype: type) -> NDArray[Any]:
+        """Every tensor's, of values that stand by kind."""
+        return np.array(list(values), dtype=dtype)[numbers]
+
+    is_after, is_ahead, can_oppose, is_some = (
+        of_each((one.way in ways for one in kinds), bool)
+        for ways in (_AFTER, _AHEAD, _OPPOSING, _SOME)
+    )
+    size = of_each((_size(*one) for one in kinds), np.float64)
     xx, xd, dd, told_off, told_step, px = raw[:, RAW.index("xx") :].T
     with np.errstate(all="ignore"):
-        size = np.where((way == "after") | is_ahead, c / (1 - c), c)
-        size = np.where(way == "exact", 1.0, size)
         # where it is no number above 0 nothing was taken off that could be told (η = 0, say)
-        is_taken = (size > 0) & np.isfinite(size) & (way != "none")
+        is_taken = (size > 0) & np.isfinite(size) & is_some
         size = np.where(is_taken, size, 0.0)
         # P = a·x + b·d, but for what is taken off ahead of the step
         a = np.where(is_ahead, 0.0, size)
@@ -139,7 +154,7 @@ def settle(
             2 * (a * xx + (a + b) * xd + b * dd) + squared,
         )
         step = dd + 2 * (a * xd + b * dd) + squared
-        share = np.array([share_of(*one) for one in kinds])[numbers]
+        share = of_each((share_of(*one) for one in kinds), np.float64)
         share = np.where(is_told, np.where(xx > 0, px / xx, 0.0), share)
     off = np.where(is_told, told_off, off)
     step = np.where(is_told, told_step, step)
@@ -147,16 +162,14 @@ def settle(
     found = np.zeros((len(raw), WIDTH))
     found[:, :6] = raw[:, :6]
     found[:, 4:6] *= np.where(is_told, 1.0 * is_taken, size)[:, None]
-    found[
-        np.ix_(~(np.isin(way, _OPPOSING) & is_taken), (AT["opposing"], AT["opposing_penalty"]))
-    ] = 0
+    found[np.ix_(~(can_oppose & is_taken), (AT["opposing"], AT["opposing_penalty"]))] = 0
     found[np.ix_(~is_taken, (AT["penalized"], AT["flipped"]))] = 0
     change = 2 * xd + dd
     found[:, AT["squared"] : AT["growth"]] = raw[:, RAW.index("xx") : PASSED]
     found[:, AT["taken"]] = np.where(is_taken, off, 0.0)
     found[:, AT["growth"]] = np.where(is_ahead, 0.0, found[:, AT["taken"]]) + change
     found[:, AT["updated"]] = np.maximum(step, 0.0)
-    found[:, AT["decayed"]] = elements * (way != "none")
+    found[:, AT["decayed"]] = elements * is_some
     found[:, AT["shares"]] = share * found[:, AT["decayed"]]
     found[:, AT["squared_norm"]] = np.maximum(xx + change, 0.0)
     return found

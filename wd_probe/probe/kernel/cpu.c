@@ -352,13 +352,12 @@ static uint32_t not_finite(const float *now, int n)
 static inline __attribute__((always_inline)) void
 pass_words(uint32_t *kept, uint32_t *zeros, const float *now, int64_t n, int64_t *out)
 {
-    bits most = {0};
     for (int64_t i = 0; i < n; i += WORD, now += WORD, kept++) {
         const int size = n - i < WORD ? (int)(n - i) : WORD;
         const word found = word_of(now, size);
         uint32_t across = (found.negative ^ *kept) & ~found.zero, was_zero = 0, bad = 0;
         if (size == WORD) {
-            most = (bits){0};
+            bits most = {0};
             for (int j = 0; j < WORD; j += LANES)
                 most = larger(most, (bits)load(now + j) & MAGNITUDE);
             if (signs_of((bits)(most >= INFINITE)))

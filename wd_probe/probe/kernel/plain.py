@@ -104,7 +104,7 @@ def _differs(kept: Tensor, now: Tensor, turn: int) -> bool:
     stretch = max(_PIECE, len(one) // _PIECES)
     if len(one) > 2 * stretch:
         begin = turn * 7919 % (stretch - _PIECE + 1)
-        one, other = (t.unfold(0, _PIECE, stretch)[:, :] for t in (one[begin:], other[begin:]))
+        one, other = (t.unfold(0, _PIECE, stretch) for t in (one[begin:], other[begin:]))
     return not torch.equal(one, other)
 
 
