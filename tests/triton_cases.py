@@ -1,15 +1,19 @@
-"""What Triton counts against what torch counts: on CPU tensors in Triton's interpreter.
+"""What Triton counts against what torch counts: on a GPU, or on the CPU in its interpreter.
 
-Run as a script with TRITON_INTERPRET=1, which has to be set before Triton is imported.
+Run as a script, with the device; for "cpu" with TRITON_INTERPRET=1, which has to be set before
+Triton is imported.
 """
+
+import sys
 
 import numpy as np
 import torch
 
 from wd_probe.probe import formulas
-from wd_probe.probe.kernel import gpu
+from wd_probe.probe.kernel import gpu, plain
 from wd_probe.probe.sums import Factors
 
+DEVICE = torch.device(*sys.argv[1:2] or ["cpu"])
 gpu._BLOCK, gpu._TILE = 64, 32  # several blocks and tiles of small tensors
 SIZES = (1, 31, 32, 33, 63, 64, 65, 130, 0, 160)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -22,13 +26,22 @@ def tensors(dtype, generator):
         theta[::7] *= 1e-3
         theta[::11] = 0
         theta[5::97], theta[6::89], theta[7::83] = torch.nan, torch.inf, -torch.inf
-        made.append(theta)
+        made.append(theta.to(DEVICE))
     return made
 
 
-def compare(thetas, afters, factors, of_stepped, way=gpu.Whole):
+def compare(thetas, afters, factors, of_stepped):
+    for is_lined_up in (True, False):
+        chosen = [gpu.is_lined_up(after) == is_lined_up for after in afters]
+        sides = thetas, afters, factors, of_stepped
+        if any(chosen):
+            compare_group(*([one for one, is_in in zip(side, chosen, strict=True) if is_in]
+                            for side in sides))  # fmt: skip
+
+
+def compare_group(thetas, afters, factors, of_stepped):
     kept = [theta.clone() for theta in thetas]
-    found = way(kept, afters).count(Factors(np.arange(len(kept)), factors, of_stepped))
+    found = gpu.Whole(kept, afters).count(Factors(np.arange(len(kept)), factors, of_stepped))
     expected = [
         formulas.tally(theta, after, c, of_stepped=is_of)
         for theta, after, c, is_of in zip(thetas, afters, factors, of_stepped, strict=True)
@@ -36,10 +49,25 @@ def compare(thetas, afters, factors, of_stepped, way=gpu.Whole):
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-6, atol=1e-12)
     for one, after in zip(kept, afters, strict=True):
         torch.testing.assert_close(one, after, rtol=0, atol=0, equal_nan=True)
+    if afters[0].dtype == torch.float32:
+        compare_signs(thetas, afters)
+
+
+def compare_signs(thetas, afters):
+    """Against torch's, over two steps."""
+    sides = []
+    for way in (gpu, plain):
+        now = [theta.clone() for theta in thetas]
+        group = way.Signs([way.Signs.room(one, None) for one in now], now)
+        group.copy()
+        for steps in (afters, thetas):
+            torch._foreach_copy_(now, steps)
+            sides.append(group.count(Factors(np.zeros(len(now), int), [0.0], [False])))
+    torch.testing.assert_close(sides[:2], sides[2:], rtol=0, atol=0, equal_nan=True)
 
 
 def compare_renewal(generator):
-    now = [torch.randn(size, generator=generator) for size in SIZES]
+    now = [torch.randn(size, generator=generator).to(DEVICE) for size in SIZES]
     group = gpu.Whole([one.clone() for one in now], now)
     group.renew(np.zeros(len(now), dtype=bool), 1)
     assert all(map(torch.equal, group._kept, now))
@@ -64,7 +92,7 @@ def main():
     for dtype in DTYPES:
         thetas = tensors(dtype, generator)
         afters = [
-            (theta.double() * torch.randn(theta.shape, generator=generator)).to(dtype)
+            (theta.double() * torch.randn(theta.shape, generator=generator).to(DEVICE)).to(dtype)
             for theta in thetas
         ]
         compare(thetas, afters, factors, none)
@@ -73,23 +101,24 @@ def main():
         compare(thetas, afters, [0.0 if k in (1, 5) else c for k, c in enumerate(factors)], some)
         shifted = [torch.cat([theta[:1], theta])[1:] for theta in thetas]
         compare(shifted, afters, factors, none)
-        even = [torch.randn(64 * k, generator=generator).to(dtype) for k in (1, 2, 3)]
-        compare(even, [-one for one in even], factors[:3], none[:3], gpu.LinedUp)
+        even = [torch.randn(64 * k, generator=generator).to(DEVICE) for k in (1, 2, 3)]
+        compare(even, [-one for one in even], factors[:3], none[:3])
     compare_renewal(generator)
-    ends = [torch.zeros(33), torch.full((33,), -0.25), torch.full((33,), -0.2501)]
-    found = gpu.Whole([torch.ones(33) for _ in ends], ends).count(
+    ones = torch.ones(33, device=DEVICE)
+    ends = [0 * ones, -0.25 * ones, -0.2501 * ones]
+    found = gpu.Whole([ones.clone() for _ in ends], ends).count(
         Factors(np.zeros(3, int), [0.5], [False])
     )
     assert found[:, 1].tolist() == [0, 0, 33]
-    group = gpu.Whole([torch.ones(64)], [-torch.ones(64)])
+    group = gpu.Whole([torch.ones(64, device=DEVICE)], [-torch.ones(64, device=DEVICE)])
     first = group.count(Factors(np.zeros(1, int), [0.1], [False]))
     assert torch.equal(
         group.count(Factors(np.zeros(1, int), [0.9], [False]))[:, 1],
-        torch.zeros(1, dtype=torch.float64),
+        torch.zeros(1, dtype=torch.float64, device=DEVICE),
     )
     group._kept[0].fill_(1)
     assert torch.equal(group.count(Factors(np.zeros(1, int), [0.1], [False])), first)
-    assert gpu._is_right(torch.device("cpu"))
+    assert gpu._is_right(DEVICE)
     print("alike")
 
 

@@ -33,6 +33,8 @@ for dtype in (tl.float32, tl.bfloat16):
     assert ("ld.global.v4.b32" if dtype == tl.float32 else "ld.global.v") in done.asm["ptx"]
     for run in (passes.compare, passes.renew):
         assert len(compiled(run, addresses | dict(stale="*i32", turn="i32"), **both).asm["cubin"])
+    assert len(compiled(passes.keep_signs, dict(addresses), **both).asm["cubin"])
+    assert len(compiled(passes.count_signs, addresses | dict(found="*fp64"), **both).asm["cubin"])
 done = compiled(passes.fold, dict(found="*fp64", begins="*i64", sums="*fp64"), TILE=64)
 assert len(done.asm["cubin"])
 """

@@ -121,6 +121,7 @@ def _way(now: Tensor, by_sign: bool) -> tuple[type[_Group], object]:
     signs = by_sign and now.dtype == torch.float32
     if cpu.fits(now):
         return (cpu.Signs if signs else cpu.Whole), None
-    if not signs and gpu.fits(now):
-        return (gpu.LinedUp if gpu.is_lined_up(now) else gpu.Whole), (now.device, now.dtype)
+    if gpu.fits(now):
+        kind = now.device, now.dtype, gpu.is_lined_up(now)
+        return (gpu.Signs if signs else gpu.Whole), kind
     return (plain.Signs if signs else plain.Whole), now.device

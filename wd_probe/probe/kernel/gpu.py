@@ -41,13 +41,15 @@ def is_lined_up(tensor: Tensor) -> bool:
 
 
 class Whole:
-    """Keeps weights themselves, all of the same dtype on one device; see :class:`.cpu.Whole`."""
+    """Keeps weights themselves; see :class:`.cpu.Whole`.
 
-    _LINED_UP = False
+    All are of the same dtype on one device, and lined up, or none is.
+    """
 
     def __init__(self, kept: Sequence[Tensor], now: Sequence[Tensor]) -> None:
         self._kept, self._now = list(kept), list(now)
         self._device, self._dtype = now[0].device, now[0].dtype
+        self._is_lined_up = is_lined_up(now[0])
         blocks = Blocks(now, _BLOCK)
         addresses = (blocks.addresses(kept), blocks.addresses(now))
         table = np.stack([*addresses, blocks.sizes, blocks.numbers])
@@ -73,33 +75,42 @@ class Whole:
         if changed.all():
             return self.copy()
         stale = self._sent(changed.astype(np.int32))
-        blocks = len(self._table[0])
-        for run in (passes.compare, passes.renew) if blocks else ():
-            with _current(self._device):
-                run[blocks,](
-                    *self._table, stale, turn, DTYPE=passes.DTYPES[self._dtype],
-                    LINED_UP=self._LINED_UP, BLOCK=_BLOCK, TILE=_TILE,
-                )  # fmt: skip
+        self._run(passes.compare, stale, turn)
+        self._run(passes.renew, stale, turn)
         return None
 
     def count(self, by: Factors) -> Tensor:
         """Count what a step did, and keep what stands."""
         from . import triton_passes as passes
 
-        c = self._c(by)
+        wide = torch.float64 if self._dtype == torch.float64 else torch.float32
+        found = self._rows(len(self._table[0]))
+        self._run(passes.count, self._c(by), found, WIDE=passes.DTYPES[wide])
+        return self._folded(found)
+
+    def _run(self, function: Any, *arguments: Any, **constants: Any) -> None:
+        """Launch a program for each block."""
+        from . import triton_passes as passes
+
         blocks = len(self._table[0])
-        wide = passes.DTYPES[torch.float64 if self._dtype == torch.float64 else torch.float32]
-        found, sums = (
-            torch.empty(rows, passes.WIDTH, dtype=torch.float64, device=self._device)
-            for rows in (blocks, len(self._now))
-        )
         with _current(self._device):
             if blocks:
-                passes.count[blocks,](
-                    *self._table, c, found,
-                    DTYPE=passes.DTYPES[self._dtype], WIDE=wide, LINED_UP=self._LINED_UP,
-                    BLOCK=_BLOCK, TILE=_TILE, enable_fp_fusion=False,
+                function[blocks,](
+                    *self._table, *arguments, **constants, DTYPE=passes.DTYPES[self._dtype],
+                    LINED_UP=self._is_lined_up, BLOCK=_BLOCK, TILE=_TILE, enable_fp_fusion=False,
                 )  # fmt: skip
+
+    def _rows(self, count: int) -> Tensor:
+        from . import triton_passes as passes
+
+        return torch.empty(count, passes.WIDTH, dtype=torch.float64, device=self._device)
+
+    def _folded(self, found: Tensor) -> Tensor:
+        """The sums of each tensor's blocks."""
+        from . import triton_passes as passes
+
+        sums = self._rows(len(self._now))
+        with _current(self._device):
             passes.fold[len(self._now),](found, self._begins, sums, TILE=64, enable_fp_fusion=False)
         return sums[:, : len(RAW)]
 
@@ -125,10 +136,35 @@ class Whole:
         return tensor.to(self._device, non_blocking=True)
 
 
-class LinedUp(Whole):
-    """The same of tensors that are lined up."""
+class Signs(Whole):
+    """Keeps of each weight its sign in a byte; see :class:`.cpu.Signs`."""
 
-    _LINED_UP = True
+    @staticmethod
+    def room(now: Tensor, old: Tensor | None) -> Tensor:
+        """A tensor to keep signs in."""
+        if old is not None and old.dtype == torch.int8 and alike(old, now):
+            return old
+        return torch.empty_like(now, dtype=torch.int8)
+
+    def copy(self) -> None:
+        """Keep the signs that stand."""
+        from . import triton_passes as passes
+
+        self._run(passes.keep_signs)
+
+    def renew(self, changed: NDArray[np.bool_], turn: int) -> None:
+        """Keep the signs that stand."""
+        self.copy()
+
+    def count(self, by: Factors) -> Tensor:
+        """Count what has crossed zero, and keep the signs that stand; sizes are NaN."""
+        from . import triton_passes as passes
+
+        found = self._rows(len(self._table[0]))
+        self._run(passes.count_signs, found)
+        sums = self._folded(found)
+        sums[:, RAW.index("opposing_size") :] = torch.nan
+        return sums
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:

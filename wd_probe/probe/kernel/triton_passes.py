@@ -146,6 +146,63 @@ def count(
 
 
 @triton.jit
+def keep_signs(
+    kept, now, sizes, tensors, DTYPE: tl.constexpr, LINED_UP: tl.constexpr, BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """Keep the signs that stand in a block, each in a byte; 0 of what is no number."""
+    k = tl.program_id(0)
+    before = tl.load(kept + k).to(tl.pointer_type(tl.int8))
+    after = tl.load(now + k).to(tl.pointer_type(DTYPE))
+    size = tl.load(sizes + k)
+    if LINED_UP:
+        before = tl.multiple_of(before, 16)
+        after = tl.multiple_of(after, 16)
+        size = tl.multiple_of(size, 16)
+    for start in range(0, BLOCK, TILE):
+        at = start + tl.arange(0, TILE)
+        y = tl.load(after + at, mask=at < size, other=0)
+        tl.store(before + at, (y > 0).to(tl.int8) - (y < 0).to(tl.int8), mask=at < size)
+
+
+@triton.jit
+def count_signs(
+    kept, now, sizes, tensors, found, DTYPE: tl.constexpr, LINED_UP: tl.constexpr,
+    BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Count what has crossed zero in a block, and keep the signs that stand; rows as `count`'s."""
+    k = tl.program_id(0)
+    before = tl.load(kept + k).to(tl.pointer_type(tl.int8))
+    after = tl.load(now + k).to(tl.pointer_type(DTYPE))
+    size = tl.load(sizes + k)
+    if LINED_UP:
+        before = tl.multiple_of(before, 16)
+        after = tl.multiple_of(after, 16)
+        size = tl.multiple_of(size, 16)
+    penalized = tl.zeros((TILE,), tl.int32)
+    across = tl.zeros((TILE,), tl.int32)
+    nonfinite = tl.zeros((TILE,), tl.int32)
+    for start in range(0, BLOCK, TILE):
+        at = start + tl.arange(0, TILE)
+        inside = at < size
+        old = tl.load(before + at, mask=inside, other=0)
+        y = tl.load(after + at, mask=inside, other=0)
+        new = (y > 0).to(tl.int8) - (y < 0).to(tl.int8)
+        tl.store(before + at, new, mask=inside)
+        finite = tl.abs(y) < float("inf")
+        penalized += (finite & (old != 0)).to(tl.int32)
+        across += (finite & (old * new < 0)).to(tl.int32)
+        nonfinite += 1 - finite.to(tl.int32)
+    row = found + 16 * k
+    tl.store(row, tl.sum(penalized, 0).to(tl.float64))
+    tl.store(row + 1, tl.sum(across, 0).to(tl.float64))
+    tl.store(row + 2, tl.sum(across, 0).to(tl.float64))
+    tl.store(row + 3, tl.sum(nonfinite, 0).to(tl.float64))
+    for column in range(4, 16):
+        tl.store(row + column, 0.0)
+
+
+@triton.jit
 def fold(found, begins, sums, TILE: tl.constexpr):
     """Sum one tensor's rows of ``found``, always in the same order.
 
