@@ -136,7 +136,7 @@ def test_weights_of_other_dtypes_and_layouts(dtype):
         if dtype == torch.float64:
             seen.agrees_with(probe.records)
         else:
-            assert all(0 < record.total.opposing for record in probe.records)
+            assert all(record.total.opposing > 0 for record in probe.records)
 
 
 @pytest.mark.parametrize("keep", ["whole", "signs"])
