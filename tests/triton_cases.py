@@ -31,15 +31,6 @@ def tensors(dtype, generator):
 
 
 def compare(thetas, afters, factors, of_stepped):
-    for is_lined_up in (True, False):
-        chosen = [gpu.is_lined_up(after) == is_lined_up for after in afters]
-        sides = thetas, afters, factors, of_stepped
-        if any(chosen):
-            compare_group(*([one for one, is_in in zip(side, chosen, strict=True) if is_in]
-                            for side in sides))  # fmt: skip
-
-
-def compare_group(thetas, afters, factors, of_stepped):
     kept = [theta.clone() for theta in thetas]
     found = gpu.Whole(kept, afters).count(Factors(np.arange(len(kept)), factors, of_stepped))
     expected = [

@@ -26,7 +26,7 @@ def compiled(function, kinds, **constants):
 
 addresses = dict.fromkeys(("kept", "now", "sizes", "tensors"), "*i64")
 for dtype in (tl.float32, tl.bfloat16):
-    both = dict(DTYPE=dtype, LINED_UP=True, BLOCK=gpu._BLOCK, TILE=gpu._TILE)
+    both = dict(DTYPE=dtype, BLOCK=gpu._BLOCK, TILE=gpu._TILE)
     done = compiled(passes.count, addresses | dict(factors="*fp64", found="*fp64"),
                     WIDE=tl.float32, **both)
     assert len(done.asm["cubin"])

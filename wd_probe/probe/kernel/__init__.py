@@ -60,6 +60,8 @@ class Kept:
                 self.rooms[k] = make.room(now[k], old[k])
             group = make([self.rooms[k] for k in numbers], [now[k] for k in numbers])
             self._parts.append(_Part(np.array(numbers), group))
+        order = np.argsort([number for numbers in by_way.values() for number in numbers])
+        self._order = torch.from_numpy(order).to(self._device)
 
     def copy(self) -> None:
         """Keep what stands."""
@@ -84,12 +86,13 @@ class Kept:
         """
         if len(self._parts) == 1:
             return self._parts[0].group.count(by)
-        result = torch.zeros(len(by.numbers), len(RAW), dtype=torch.float64, device=self._device)
-        for part in self._parts:
-            found = part.group.count(by._replace(numbers=by.numbers[part.numbers]))
-            there = found.to(self._device, non_blocking=self._device.type != "cpu")
-            result[torch.from_numpy(part.numbers)] = there
-        return result
+        rows = [
+            part.group.count(by._replace(numbers=by.numbers[part.numbers])).to(
+                self._device, non_blocking=self._device.type != "cpu"
+            )
+            for part in self._parts
+        ]
+        return torch.cat(rows)[self._order] if rows else torch.zeros(0, len(RAW))
 
 
 def slowly(weights: Iterable[Tensor]) -> bool:
@@ -122,6 +125,5 @@ def _way(now: Tensor, by_sign: bool) -> tuple[type[_Group], object]:
     if cpu.fits(now):
         return (cpu.Signs if signs else cpu.Whole), None
     if gpu.fits(now):
-        kind = now.device, now.dtype, gpu.is_lined_up(now)
-        return (gpu.Signs if signs else gpu.Whole), kind
+        return (gpu.Signs if signs else gpu.Whole), (now.device, now.dtype)
     return (plain.Signs if signs else plain.Whole), now.device

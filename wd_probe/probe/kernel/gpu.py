@@ -21,6 +21,7 @@ from ..sums import RAW, Factors
 from .blocks import Blocks, alike
 
 _BLOCK, _TILE = 8192, 1024  # weights that a program counts, and that it reads at a time
+_WARPS = 8
 TYPES = ("cuda", "xpu")  # of devices that Triton is for
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # as triton_passes.DTYPES
 
@@ -32,29 +33,18 @@ def fits(tensor: Tensor) -> bool:
     return on_gpu and tensor.dtype in _DTYPES and alike(tensor, tensor)
 
 
-def is_lined_up(tensor: Tensor) -> bool:
-    """Whether it begins at a multiple of 16 bytes and has a multiple of 16 weights.
-
-    Several are then read at a time.
-    """
-    return tensor.numel() % 16 == 0 and tensor.data_ptr() % 16 == 0
-
-
 class Whole:
-    """Keeps weights themselves; see :class:`.cpu.Whole`.
-
-    All are of the same dtype on one device, and lined up, or none is.
-    """
+    """Keeps weights themselves, all of the same dtype on one device; see :class:`.cpu.Whole`."""
 
     def __init__(self, kept: Sequence[Tensor], now: Sequence[Tensor]) -> None:
         self._kept, self._now = list(kept), list(now)
         self._device, self._dtype = now[0].device, now[0].dtype
-        self._is_lined_up = is_lined_up(now[0])
         blocks = Blocks(now, _BLOCK)
         addresses = (blocks.addresses(kept), blocks.addresses(now))
         table = np.stack([*addresses, blocks.sizes, blocks.numbers])
         self._table = self._sent(table).unbind()
         self._begins = self._sent(np.concatenate([[0], blocks.ends]))
+        self._stale = torch.empty(len(now), dtype=torch.int32, device=self._device)
         self._factors: tuple[Any, Tensor | None] = (None, None)
 
     @staticmethod
@@ -74,9 +64,12 @@ class Whole:
 
         if changed.all():
             return self.copy()
-        stale = self._sent(changed.astype(np.int32))
-        self._run(passes.compare, stale, turn)
-        self._run(passes.renew, stale, turn)
+        if changed.any():
+            self._stale.copy_(self._sent(changed.astype(np.int32)))
+        else:
+            self._stale.zero_()
+        self._run(passes.compare, self._stale, turn)
+        self._run(passes.renew, self._stale, turn)
         return None
 
     def count(self, by: Factors) -> Tensor:
@@ -97,7 +90,7 @@ class Whole:
             if blocks:
                 function[blocks,](
                     *self._table, *arguments, **constants, DTYPE=passes.DTYPES[self._dtype],
-                    LINED_UP=self._is_lined_up, BLOCK=_BLOCK, TILE=_TILE, enable_fp_fusion=False,
+                    BLOCK=_BLOCK, TILE=_TILE, num_warps=_WARPS, enable_fp_fusion=False,
                 )  # fmt: skip
 
     def _rows(self, count: int) -> Tensor:
