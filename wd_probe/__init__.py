@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from .decay.auditing import AuditReport, TensorAudit, audit
     from .decay.methods import WeightDecay
     from .errors import InputError, RunError, WdProbeError, WdProbeWarning
+    from .integrations.own_loop import OpposingPenaltyProbe
     from .integrations.watching import watch
     from .layering import Layer, layers, layerwise_rates
     from .probe.formulas import opposing
-    from .probe.probe import OpposingPenaltyProbe
     from .probe.records import StepRecord, Tally
     from .shrink.distortion import LayerDistortion, feature_distortion
     from .shrink.scan import ScanPoint, half_life, zero_shot_decay
@@ -25,7 +25,7 @@ _HOME = {
     "InputError": "errors",
     "Layer": "layering",
     "LayerDistortion": "shrink.distortion",
-    "OpposingPenaltyProbe": "probe.probe",
+    "OpposingPenaltyProbe": "integrations.own_loop",
     "RunError": "errors",
     "ScanPoint": "shrink.scan",
     "StepRecord": "probe.records",

@@ -21,6 +21,8 @@ T = TypeVar("T")
 #: What the others can say of a process that is gone.
 FAILED = "failed, perhaps as another process has died"
 
+_known_rank = 0
+
 
 def size() -> int:
     """How many processes share this run."""
@@ -30,6 +32,13 @@ def size() -> int:
 def rank() -> int:
     """Which of them this one is, from 0. The first one alone writes and shows."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def known_rank() -> int:
+    """The same of a training that others have started, in whatever way; also when it is over."""
+    global _known_rank
+    _known_rank = rank() or _known_rank or int(os.environ.get("RANK", "0") or 0)
+    return _known_rank
 
 
 def started() -> int:

@@ -13,6 +13,7 @@ from torch import nn
 import wd_probe
 from tests.small import LR, RATE, Oracle, Silent, adamw, batch, loss_of, rows, small, train
 from wd_probe.integrations import recording
+from wd_probe.integrations import watched as watched_room
 from wd_probe.integrations import watching as watching_room
 from wd_probe.training.options import ZeroshotOptions
 from wd_probe.training.scan import scan
@@ -434,7 +435,7 @@ def test_steps_that_go_into_a_cuda_graph_read_nothing_back(watch, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, "is_initialized", lambda: True)
             patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-            patch.setattr(recording._Probe, "drain", lambda self: pytest.fail("read"))
+            patch.setattr(watched_room._Probe, "drain", lambda self: pytest.fail("read"))
             train(model, optimizer, 2)
             train(small(), late, 2)
     assert len(watching.probes) == 1

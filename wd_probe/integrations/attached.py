@@ -11,7 +11,7 @@ from ..choices import Method, Scale
 from ..decay.methods import WeightDecay
 from ..errors import InputError
 from ..layering import Layers, named_parameters
-from ..probe.probe import OpposingPenaltyProbe
+from .own_loop import OpposingPenaltyProbe
 
 
 class Attached:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.optim import Optimizer
@@ -291,8 +290,3 @@ def _only(found: Layers, named: Iterable[str]) -> Layers:
 def is_sharded(optimizer: Optimizer) -> bool:
     """Whether other processes hold parts of what it steps."""
     return any(type(p) is not Tensor and hasattr(p, "to_local") for p in parameters_of(optimizer))
-
-
-def device_of(optimizer: Optimizer) -> torch.device:
-    """Where its first parameter is."""
-    return parameters_of(optimizer)[0].device

@@ -1,231 +1,168 @@
-"""The run folder of one watched model: written as its optimizers step, summarized when it ends."""
+"""The run folder of a loop that is not ours: written as it steps, summarized when it ends."""
 
 import contextlib
 import copy
 import math
 import time
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from ..decay.methods import attached
 from ..decay.rules import effect_at_work
-from ..errors import Teller
-from ..hooks import is_captured, untraced
-from ..probe.copies import Keep
+from ..hooks import is_captured
+from ..layering import Layers
 from ..probe.probe import OpposingPenaltyProbe
-from ..runs.folder import environment, run_folder
+from ..runs.folder import RunFolder, environment
 from ..runs.recorder import Recorder, Running
 from ..runs.verdict import Setting
 from ..wording import decimal
-from .owners import Owner, device_of, parameters_of
 
 #: Seconds between two writings; what was measured waits on its device.
 _SECONDS = 1.0
-
-
-class Notes(Teller):
-    """Says each thing once, as it comes, and keeps it to be said again; never raises."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__()
-        self.said: list[str] = []
-        self._say = say
-
-    def tell(self, message: str) -> None:
-        """Say it."""
-        self.said.append(message)
-        self._say(message)
-
-
-class _Probe(OpposingPenaltyProbe):
-    """A probe that tells its watch what it cannot measure."""
-
-    def __init__(self, notes: Notes, *arguments: Any, **options: Any) -> None:
-        self._notes = notes
-        super().__init__(*arguments, **options)
-
-    def _teller(self) -> Teller:
-        return self._notes
+#: Steps that wait for them at most.
+_STEPS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
-    """What is asked of a watch, and what it is told of the script."""
+class Loop:
+    """What is known of who trains.
 
-    output: Path | None
-    every: int
-    keep: Keep
+    Attributes:
+        model: what it is called.
+        stages: of its layers, for the dashboard.
+        script: the file's name.
+        command_line: how it was started.
+    """
+
+    model: str
+    stages: Layers
     script: str
     command_line: str
 
 
 class Recording:
-    """One model's probe, and what becomes of it in a run folder.
+    """What becomes in a run folder of what a probe measures.
 
-    The model's optimizers hold it, and it holds them: what the script lets go of is freed, and
-    then it is handed to ``retire``. What may fail is called by ``safely``.
+    Args:
+        probe: what measures; it may be a weak proxy, since the recording keeps none alive.
+        folder: an empty one.
+        loop: who trains.
     """
 
-    def __init__(
-        self,
-        owner: Owner,
-        optimizer: Optimizer,
-        choices: Choices,
-        path: Path,
-        notes: Notes,
-        safely: Callable[[Callable[[], None]], None],
-        retire: Callable[["Recording"], None],
-    ) -> None:
-        self.choices, self.title = choices, owner.title
-        self._safely, self._retire = safely, retire
-        self._owner: Owner | None = owner
-        self.probe: OpposingPenaltyProbe = _Probe(
-            notes, owner.model, optimizer, every=choices.every, keep=choices.keep,
-            parameters=owner.parameters, groups=owner.layers,
-        )  # fmt: skip
+    def __init__(self, probe: OpposingPenaltyProbe, folder: RunFolder, loop: Loop) -> None:
+        self.loop, self.recorder = loop, Recorder(folder, probe)
         self.summary: dict[str, Any] = {}
-        self._optimizer: Optimizer | None = optimizer
-        self._group = _most_decayed(optimizer)
+        self._choose(probe)
         self._rates, self._lr = dict[int, float | Tensor](), Running()
+        self._losses, self._top1 = dict[int, float | Tensor](), dict[int, float]()
         self._started = self._written = time.monotonic()
-        self._holds = weakref.WeakKeyDictionary[Optimizer, RemovableHandle]()
-        self._replaced = weakref.WeakSet[Optimizer]()
-        folder = run_folder(path)
-        # who opened files must outlive the model: see `Watch`
-        self.recorder = Recorder(folder, weakref.proxy(self.probe))
-        self._known = self._config(optimizer, owner)
+        self._known = self._config(probe)
         folder.json("config.json", self._known)
-        self.recorder.open_dashboard(owner.stages)
-        self.hold(optimizer)
+        self.recorder.open_dashboard(loop.stages)
 
     @property
-    def path(self) -> Path:
+    def folder(self) -> RunFolder:
         """The run folder."""
-        return self.recorder.folder.path
+        return self.recorder.folder
 
-    def measures(self, optimizer: Optimizer) -> bool:
-        """Whether its steps are measured here."""
-        return optimizer in self._holds
-
-    def owns(self, optimizer: Optimizer) -> bool:
-        """Whether all that an optimizer steps is measured here."""
-        known = {id(p) for _, p in self.probe.named_parameters()}
-        return known.issuperset(map(id, parameters_of(optimizer)))
-
-    def hold(self, optimizer: Optimizer) -> None:
-        """Be told of an optimizer's steps, and live as long as it does."""
-
-        def stepped(optimizer: Optimizer, *_: Any) -> None:
-            self._safely(lambda: self.stepped(optimizer))
-
-        self._holds[optimizer] = optimizer.register_step_post_hook(untraced(stepped))
-
-    def join(self, optimizer: Optimizer) -> None:
-        """Measure one more, and let go of those that it replaces, unless they come again."""
-        before, own = self.probe.optimizers, {id(p) for p in parameters_of(optimizer)}
-        self.probe.join(optimizer)
-        for other in before:
-            if other not in self._replaced and own.issuperset(map(id, parameters_of(other))):
-                self._replaced.add(other)
-                self.probe.leave(other)
-                self._holds.pop(other).remove()
-        self._optimizer, self._group = max(
-            ((one, _most_decayed(one)) for one in self.probe.optimizers),
-            key=lambda pair: _size(pair[0].param_groups[pair[1]]),
-        )
-        self.hold(optimizer)
+    def _choose(self, probe: OpposingPenaltyProbe) -> None:
+        """Which optimizer and group the run's one η and λ are of: the most weights that decay."""
+        chosen = max(probe.optimizers, key=lambda one: _size(_most_decayed(one)))
+        self._optimizer: Optimizer | None = chosen
+        groups = chosen.param_groups
+        self._group = next(k for k, one in enumerate(groups) if one is _most_decayed(chosen))
 
     # --- as it steps ------------------------------------------------------------------------------
 
-    def stepped(self, optimizer: Optimizer) -> None:
-        """An optimizer has stepped, and the probe has seen to it."""
+    def stepped(self, optimizer: Optimizer, probe: OpposingPenaltyProbe, last: int) -> None:
+        """An optimizer has stepped; steps up to ``last`` are over."""
         if is_captured():
             return
-        step = self.probe.steps
         if optimizer is self._optimizer:
             lr = optimizer.param_groups[self._group].get("lr", math.nan)
-            self._rates[step] = lr.detach().clone() if isinstance(lr, Tensor) else lr
+            self._rates[probe.steps] = _held(lr)
         now = time.monotonic()
-        if now - self._written > _SECONDS or step - self.recorder.steps > 256:
+        if now - self._written > _SECONDS or last - self.recorder.steps > _STEPS:
             self._written = now
-            self.write(step if len(self.probe.optimizers) == 1 else step - 1)
+            self.write(last)
+
+    def log(self, step: int, loss: float | Tensor | None, top1: float | Tensor | None) -> None:
+        """What a step's batch was trained with, and an evaluation after it."""
+        if loss is not None:
+            self._losses[step] = _held(loss)
+        if top1 is not None:
+            self._top1[step] = float(top1)
 
     def write(self, last: int) -> None:
-        """Write the steps so far, up to the last one that no optimizer will add to."""
+        """Write the steps so far, up to the last one that nothing will be added to."""
         for step in range(self.recorder.steps + 1, last + 1):
-            lr = _number(self._rates.pop(step, math.nan))
+            lr, loss = _number(self._rates.pop(step, None)), _number(self._losses.pop(step, None))
             self._lr.add(lr)
-            self.recorder.step(step, lr=None if math.isnan(lr) else lr, update=step)
+            self.recorder.step(step, loss=_known(loss), lr=_known(lr), update=step)
+            if step in self._top1:
+                number = len(self.recorder.epochs) + 1
+                self.recorder.epoch(number, top1=self._top1.pop(step))
 
     # --- at the end -------------------------------------------------------------------------------
 
-    def end(self, status: str) -> None:
-        """Stop measuring, write what is left, sum it up; the figures are left to `draw`."""
-        if self._owner is None:
+    def end(self, status: str, probe: OpposingPenaltyProbe) -> None:
+        """Write what is left of a probe that is closed, sum it up; `draw` draws the figures."""
+        if self._optimizer is None:
             return
-        self._owner = None
-        for hold in self._holds.values():
-            hold.remove()
-        self.recorder.probe = self.probe
-        names = dict.fromkeys(type(one).__name__ for one in self.probe.optimizers)
-        self._stepping = " and ".join(names)
-        self.probe.close()
-        self.write(self.probe.steps)
-        optimizer, self._optimizer = self._optimizer, None
-        assert optimizer is not None
-        self.summary = self._summary(optimizer, status)
-        known = {"opt": self._stepping, "lr": self.summary["lr"]}  # not as a warm-up begins
-        if known["lr"] == known["lr"]:
-            self.recorder.folder.json("config.json", {**self._known, **known})
-        self.recorder.folder.json("summary.json", self.summary)
-        self.probe = self.recorder.probe = copy.copy(self.probe)
+        self.recorder.probe = probe
+        self.write(probe.steps)
+        self.folder.close_tables()  # what is drawn later may be drawn never
+        self.summary = self.summed_up(status, probe)
+        self._optimizer = None
+        told = {"opt": self.summary["optimizer"], "lr": self.summary["lr"]}  # not as warm-ups begin
+        if told["lr"] == told["lr"]:
+            self.folder.json("config.json", {**self._known, **told})
+        self.folder.json("summary.json", self.summary)
+        self.recorder.probe = copy.copy(probe)  # which holds no model
 
     def draw(self) -> None:
         """Draw the figures, end the dashboard and close the folder."""
-        with self.recorder.folder:
+        with self.folder:
             found = self.summary
             shown = {key: found[key] for key in ("model", "optimizer", "lr", "weight_decay")}
             self.recorder.close(found, shown)
 
-    def __del__(self) -> None:
-        """The script has let go of the model."""
-        if getattr(self, "_owner", None) is not None and hasattr(self, "recorder"):
-            self._retire(self)
-
     # --- what is known of it ----------------------------------------------------------------------
 
-    def _config(self, optimizer: Optimizer, owner: Owner) -> dict[str, Any]:
-        chosen = self.choices
+    def _config(self, probe: OpposingPenaltyProbe) -> dict[str, Any]:
+        optimizer = self._optimizer
+        assert optimizer is not None
         group = optimizer.param_groups[self._group]
+        measured = [p for _, p in probe.named_parameters()]
         return {
             "command": "watch",
-            "command_line": chosen.command_line,
-            "script": chosen.script,
-            "model": self.title,
-            "dataset": chosen.script,
+            "command_line": self.loop.command_line,
+            "script": self.loop.script,
+            "model": self.loop.model,
+            "dataset": self.loop.script,
             "opt": type(optimizer).__name__,
             "method": "own",
             "lr": _number(group.get("initial_lr", group.get("lr"))),
             "weight_decay": _number(group.get("weight_decay", 0.0)),
-            "every": chosen.every,
-            "keep": chosen.keep,
-            "weights": sum(p.numel() for p in owner.parameters.values()),
-            "layer_definition": owner.layers.definition,
+            "every": probe.every,
+            "keep": probe.keep,
+            "weights": sum(p.numel() for p in measured),
+            "layer_definition": probe.layers.definition,
             "layers": [
                 {"index": one.index, "name": one.name, "parameters": one.parameters}
-                for one in owner.layers
+                for one in probe.layers
             ],
-            **environment(device_of(optimizer)),
+            **environment(group["params"][0].device),
         }
 
-    def _summary(self, optimizer: Optimizer, status: str) -> dict[str, Any]:
+    def summed_up(self, status: str, probe: OpposingPenaltyProbe) -> dict[str, Any]:
+        """What ``summary.json`` says."""
+        optimizer = self._optimizer
+        assert optimizer is not None
         group = optimizer.param_groups[self._group]
         decay = attached(optimizer)
         method, rate, lr = "", math.nan, decimal(self._lr.mean)
@@ -238,30 +175,34 @@ class Recording:
                 method = str(effect_at_work(optimizer, group, like).rule)
         return {
             "command": "watch",
-            "script": self.choices.script,
-            "model": self.title,
-            "dataset": self.choices.script,
+            "script": self.loop.script,
+            "model": self.loop.model,
+            "dataset": self.loop.script,
             "method": method,
             "decay": "optimizer" if decay is None else "attached",
-            "optimizer": self._stepping,
+            "optimizer": " and ".join(dict.fromkeys(type(x).__name__ for x in probe.optimizers)),
             "lr": lr,
             "weight_decay": rate,
-            "layer_definition": self.probe.layers.definition,
+            "layer_definition": probe.layers.definition,
             **self.recorder.summary(rate, Setting(lr=lr, rule=method, in_code=True)),
             "status": status,
             "seconds": time.monotonic() - self._started,
-            "run": str(self.path),
+            "run": str(self.folder.path),
         }
 
 
-def _most_decayed(optimizer: Optimizer) -> int:
+def _most_decayed(optimizer: Optimizer) -> Mapping[str, Any]:
     """The parameter group with most of the weights that decay, else of all weights."""
-    groups = optimizer.param_groups
-    return max(range(len(groups)), key=lambda k: _size(groups[k]))
+    return max(optimizer.param_groups, key=_size)
 
 
 def _size(group: Mapping[str, Any]) -> tuple[bool, int]:
     return bool(group.get("weight_decay")), sum(p.numel() for p in group["params"])
+
+
+def _held(value: float | Tensor) -> float | Tensor:
+    """A number that stays; one on a device is read when it is written."""
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _number(value: Any) -> float:
@@ -269,3 +210,7 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,7 +1,6 @@
 """Any training script, unedited: every optimizer of torch's kind that steps is measured."""
 
 import atexit
-import contextlib
 import os
 import shlex
 import signal
@@ -20,12 +19,14 @@ from ..arguments import check_choice, check_count
 from ..errors import InputError, counted, first_line, printable
 from ..hooks import hooked_all, is_captured, untraced
 from ..probe.copies import Keep
-from ..probe.probe import OpposingPenaltyProbe
+from ..ranks import known_rank
 from ..wording import percent
+from .ending import close_at_exit
 
 if TYPE_CHECKING:
     from ..runs.recorder import Recorder
-    from .recording import Choices, Recording
+    from .own_loop import OpposingPenaltyProbe
+    from .watched import Choices, Watched
 
 #: So many models get a run folder each; scripts that make them by the thousand need no more.
 _MOST = 16
@@ -37,7 +38,6 @@ NO_STEP = (
 )
 
 _watching: "Watch | None" = None
-_known_rank = 0
 
 
 def watch(
@@ -99,13 +99,15 @@ class Watch:
         check_choice(keep, "keep", get_args(Keep))
         path = None if output is None else Path(output)
         if path is not None:
+            from ..runs.folder import check_free
+
             check_free(path)
         self._chosen = (path, every, keep, script, command_line)
         self.status, self._tells_idle = "finished", tells_idle
         self._notes: Any = None
-        self._recordings: list[weakref.ref[Recording]] = []  # their optimizers hold them
+        self._recordings: list[weakref.ref[Watched]] = []  # their optimizers hold them
         self._recorders: list[Recorder] = []  # garbage's open files are closed before it can write
-        self._ended: list[Recording] = []
+        self._ended: list[Watched] = []
         self._measured: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._passed_by: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._lock, self._busy, self._signal = threading.RLock(), 0, 0
@@ -181,7 +183,7 @@ class Watch:
 
     def _measure(self, optimizer: Optimizer) -> None:
         from .owners import find_owner, parameters_of
-        from .recording import Recording
+        from .watched import Watched
 
         if not parameters_of(optimizer):
             raise InputError("it holds no parameters")
@@ -195,7 +197,7 @@ class Watch:
                 return
         if len(self._recordings) >= _MOST:
             raise InputError(f"{counted(_MOST, 'model')} are measured already, and no more are")
-        recording = Recording(
+        recording = Watched(
             find_owner(optimizer),
             optimizer,
             self._choices(),
@@ -208,7 +210,7 @@ class Watch:
         self._recorders.append(recording.recorder)
 
     def _choices(self) -> "Choices":
-        from .recording import Choices
+        from .watched import Choices
 
         return Choices(*self._chosen)
 
@@ -228,20 +230,20 @@ class Watch:
     def notes(self) -> Any:
         """Says once what cannot be measured."""
         if self._notes is None:
-            from .recording import Notes
+            from .watched import Notes
 
             self._notes = Notes(_note)
         return self._notes
 
     @property
-    def probes(self) -> tuple[OpposingPenaltyProbe, ...]:
+    def probes(self) -> "tuple[OpposingPenaltyProbe, ...]":
         """One for each model, in the order of their first steps."""
         return tuple(one.probe for one in self._all())
 
-    def _all(self) -> list["Recording"]:
+    def _all(self) -> list["Watched"]:
         """Those of models that are alive, and of those that are not."""
         alive = (one for ref in self._recordings if (one := ref()) is not None)
-        found = {one.path: one for one in (*self._ended, *alive)}
+        found = {one.folder.path: one for one in (*self._ended, *alive)}
         paths = (recorder.folder.path for recorder in self._recorders)
         return [found[path] for path in paths if path in found]
 
@@ -264,19 +266,16 @@ class Watch:
 
     def _at_exit(self) -> None:
         """The script is over."""
-        error = getattr(sys, "last_type", None)  # of what ended it
-        if error is not None:
-            self.status = "interrupted" if error is KeyboardInterrupt else "failed"
-        with contextlib.suppress(KeyboardInterrupt):  # of who does not wait for the figures
-            self.close()
-        if error is KeyboardInterrupt:
-            with contextlib.suppress(KeyboardInterrupt):
-                exec("raise KeyboardInterrupt")  # python ends by the last one that code text raised
+        close_at_exit(self._close_as)
 
-    def _retire(self, recording: "Recording") -> None:
+    def _close_as(self, status: str) -> None:
+        self.status = self.status if status == "finished" else status
+        self.close()
+
+    def _retire(self, recording: "Watched") -> None:
         def end() -> None:
             self._ended.append(recording)
-            recording.end(self.status)
+            recording.retire(self.status)
 
         self._safely(end)
 
@@ -329,32 +328,11 @@ class Watch:
         os.kill(os.getpid(), number)
 
 
-def check_free(path: Path) -> None:
-    """Refuse a folder that holds a run.
-
-    Raises:
-        InputError: it does.
-    """
-    from ..runs.folder import occupied
-
-    if not _rank() and (refusal := occupied(path)):
-        raise InputError(refusal)
-
-
-def _rank() -> int:
-    """Which process of the training this is, however it was started; also when that is over."""
-    global _known_rank
-    from .. import ranks
-
-    _known_rank = ranks.rank() or _known_rank or int(os.environ.get("RANK", "0") or 0)
-    return _known_rank
-
-
 def _speaks_for(optimizer: Optimizer) -> bool:
     """Whether this process measures: the first one, or all where each holds a part."""
     from .owners import is_sharded
 
-    return not _rank() or is_sharded(optimizer)
+    return not known_rank() or is_sharded(optimizer)
 
 
 def _note(message: str) -> None:
@@ -364,7 +342,7 @@ def _note(message: str) -> None:
 def _say(message: str) -> None:
     """A line on stderr, of the first process alone, in characters that it can show."""
     stream = sys.stderr
-    if stream is None or _rank():
+    if stream is None or known_rank():
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     text = message.encode(encoding, "backslashreplace").decode(encoding)
@@ -374,9 +352,9 @@ def _say(message: str) -> None:
         return
 
 
-def _told(recording: "Recording") -> list[str]:
+def _told(recording: "Watched") -> list[str]:
     """The summary of one model for a person."""
-    found, path = recording.summary, shlex.quote(str(recording.path))
+    found, path = recording.summary, shlex.quote(str(recording.folder.path))
     if not found:
         return []
     rates = found.get("rate", {}).get("mean", float("nan")), found.get("mass", {}).get("mean")

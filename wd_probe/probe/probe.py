@@ -1,8 +1,10 @@
 """The opposing-penalty rate of an ordinary training loop, step by step."""
 
+import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import NoneType
 from typing import Any, Self, get_args
 
@@ -30,66 +32,9 @@ _MOST_PENDING = 256
 
 
 class OpposingPenaltyProbe:
-    """Measures what weight decay does at every step, and where it pushes away from zero.
+    """What :class:`wd_probe.OpposingPenaltyProbe` is, but for a run folder, which `_open` adds.
 
-    One pass a step compares the weights as the last step left them with what stands (theory facts
-    2, 20, 28). Weights, gradients, optimizer state and random state are only ever read. Costs one
-    copy of the weights, and about what copying them costs. It measures as long as it is kept: a
-    probe that nothing refers to any more, as after a notebook's cell is run again, detaches itself.
-
-    What is taken as the penalty: the attached :class:`wd_probe.WeightDecay`, else the optimizer's
-    own ``weight_decay`` by the rule that its effect shows. Decay after the update (rwd) and before
-    the forward pass (pwd, lpwd) never opposes, since it falls on the weight that stands (Eq. 8):
-    R_op is 0 there by that law. Where no closed rule gives P (L2, L1, optimizers of their own
-    kind), every measured step is taken twice, on a copy of the optimizer without decay too, and P
-    is the difference; a :class:`wd_probe.WdProbeWarning` says so once.
-
-    What it cannot measure it says once, in a warning: it never raises inside a training loop.
-    Parameters that join the optimizer later are measured from then on. Where parameters are
-    sharded (FSDP2, tensor parallelism), build a probe on every process; each has the counts of
-    the whole parameters, and reading them waits for no other process.
-
-    Args:
-        model: the model; its parameters' names and layers label the results.
-        optimizer: the optimizer that steps it; a wrapper such as timm's Lookahead is measured at
-            the optimizer it wraps. Several make one record for each round: a round ends when one
-            of them steps again.
-        every: measure steps 1, 1 + every, 1 + 2·every, ...
-        profile: decay rates λ to answer "what would R_op have been" for (theory fact 4).
-        profile_every: answer that at every so-many-th measured step.
-        groups: the model's layers, if not ``wd_probe.layers(model)``. Parameters in none of them
-            count in tensors and totals alone.
-        exact: True measures every rule against a copy of the optimizer; False never does, and
-            leaves unmeasured what only that can measure. Default: where it is needed.
-        reading: of Eq. 10 for pwd and lpwd. "paired" (default) compares the penalty with the weight
-            that it is taken from; "literal" takes P = cθ_t and û = θ_t − ηU as they are printed.
-        parameters: what the optimizer steps, by the model's names, where that is not the model's
-            own parameters: float32 master copies, say.
-        keep: of float32 weights from step to step. "whole" (default): a copy. "signs": a bit of
-            each (and one more of tensors that hold zeros): R_op and flips alone, counted as what
-            crosses zero, which is c/2 of them too many (theory fact 30); the rest is NaN. Rules
-            that are measured against a second step keep the whole all the same. See
-            docs/performance.md.
-        history: how many records to keep. Beyond it every stretch of neighbouring steps keeps the
-            record with the largest rate; `total` stays exact.
-
-    Raises:
-        InputError: ``every`` or ``profile_every`` < 1, ``history`` < 2; an unknown reading or keep;
-            ``keep="signs"`` with ``profile``, or where c is above 0.002;
-            another argument that is of a wrong kind; an optimizer's hooks never fire, it holds none
-            of the model's parameters or is LBFGS; FSDP1; not every process that holds a part of the
-            parameters builds a probe.
-
-    Example:
-        >>> net = nn.Linear(64, 10)
-        >>> optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
-        >>> with OpposingPenaltyProbe(net, optimizer) as probe:
-        ...     for _ in range(3):
-        ...         net(torch.randn(8, 64)).square().mean().backward()
-        ...         optimizer.step()
-        ...         optimizer.zero_grad()
-        >>> len(probe.records), probe.records[-1].penalized
-        (3, 650)
+    Its arguments are explained there.
     """
 
     def __init__(
@@ -106,6 +51,7 @@ class OpposingPenaltyProbe:
         parameters: Mapping[str, Tensor] | None = None,
         keep: Keep = "whole",
         history: int = 4096,
+        output: str | os.PathLike[str] | None = None,
     ) -> None:
         check_choice(keep, "keep", get_args(Keep))
         check_choice(reading, "reading", get_args(Reading))
@@ -133,7 +79,7 @@ class OpposingPenaltyProbe:
         self._row: dict[Tensor, int] = {}
         self._strangers: set[Tensor] = set()
         self._held: dict[WatchedOptimizer, list[Tensor]] = {}  # as last looked through for new ones
-        self._keep, self._effects = keep, Effects()
+        self.keep, self._effects = keep, Effects()
         self._watched = [self._watching(one) for one in self.optimizers]
         self._take_in(named_parameters(model) if parameters is None else self._own(parameters))
         if not any(p in self._row for watched in self._watched for p in watched.held()):
@@ -158,6 +104,8 @@ class OpposingPenaltyProbe:
             )
         if self._shards:
             self._shards.meet(self._tell)
+        if output is not None:
+            self._open(Path(output))
         self._missing = Missing(self._row, weakly(self._miss))
         self._hooks: dict[WatchedOptimizer | None, StepHooks | Missing] = {None: self._missing}
         self._hooks |= {watched: self._attach(watched) for watched in self._watched}
@@ -166,13 +114,17 @@ class OpposingPenaltyProbe:
         """What says what cannot be measured."""
         return Teller()
 
+    def _open(self, output: Path) -> None:
+        """Write what is measured to a run folder."""
+        raise InputError("wd_probe.OpposingPenaltyProbe alone writes a run folder")
+
     def _watching(self, optimizer: Optimizer) -> WatchedOptimizer:
         return WatchedOptimizer(
             optimizer,
             self._row,
             exact=self.exact,
             reading=self.reading,
-            keep=self._keep,
+            keep=self.keep,
             effects=self._effects,
             tell=self._tell,
         )
@@ -417,7 +369,15 @@ class OpposingPenaltyProbe:
         Where there are several optimizers, a round that one of them may still step in stays until
         it has ended, or the probe is closed.
         """
-        return self._rounds.drain(self.steps, self._stepped.issuperset(self._watched))
+        return self._rounds.drain(self.steps, self._has_ended())
+
+    def for_writing(self) -> tuple[StepRecord, ...]:
+        """The records since the last call, for who writes them down."""
+        return self.drain()
+
+    def _has_ended(self) -> bool:
+        """Whether every optimizer has stepped in the present round."""
+        return self._stepped.issuperset(self._watched)
 
     @property
     def profiles(self) -> tuple[ProfileRecord, ...]:

@@ -38,6 +38,7 @@ class Rounds:
         self._past: Growing[Doubles] = Growing()  # DYNAMICS of the total
         self._records: Thinned[StepRecord] = Thinned(history, attrgetter("rate"))
         self._profiles: Thinned[ProfileRecord] = Thinned(history, attrgetter("most"))
+        self._new: list[StepRecord] | None = None
 
     def add(self, counted: Counted, step: int, names: tuple[str, ...], layers: Layers) -> None:
         """Take in one optimizer's step.
@@ -100,7 +101,10 @@ class Rounds:
         done, self._open = self._open, None
         self._total = _added(self._total, done.values)
         self._past.append(self._total[:, DYNAMICS])
-        self._records.append(done.record(self._standing))
+        record = done.record(self._standing)
+        self._records.append(record)
+        if self._new is not None:
+            self._new.append(record)
         for profile in done.profile(self._rates):
             self._profiles.append(profile)
 
@@ -124,12 +128,27 @@ class Rounds:
             step: the present round.
             has_ended: whether it has.
         """
-        self.flush()
-        if has_ended or (self._open is not None and self._open.step < step):
-            self.finish()
+        self._end(step, has_ended)
         taken = tuple(self._records)
         self._records = Thinned(self._records.limit, attrgetter("rate"))
         return taken
+
+    def new(self, step: int, has_ended: bool) -> tuple[StepRecord, ...]:
+        """Those since the last call, which stay; the first call gives none.
+
+        Args:
+            step: the present round.
+            has_ended: whether it has.
+        """
+        self._end(step, has_ended)
+        new, self._new = self._new or (), []
+        return tuple(new)
+
+    def _end(self, step: int, has_ended: bool) -> None:
+        """End the open round if nothing more will come to it."""
+        self.flush()
+        if has_ended or (self._open is not None and self._open.step < step):
+            self.finish()
 
     def total(self, rows: int) -> Doubles:
         """The sums over all rounds, for so many parameters, and what stands after them."""

@@ -128,11 +128,11 @@ def _ending(run: Run) -> list[str]:
 
 
 def _accuracy(run: Run) -> list[str]:
-    if run.config["command"] == "watch":  # which knows of no images
-        return []
-    top1 = last(run.epochs.get("top1", ()))
+    top1, is_ours = last(run.epochs.get("top1", ())), run.config["command"] != "watch"
     if not math.isfinite(top1):
-        return ["No epoch was evaluated, so there is no top-1."]
+        return ["No epoch was evaluated, so there is no top-1."] if is_ours else []
+    if not is_ours:  # of whose data nothing is known
+        return [f"Top-1 was {percent(top1, 1)} when the loop last told it."]
     after = counted(len(run.epochs["epoch"]), "epoch")
     return [f"Top-1 on the test images is {percent(top1, 1)} after {after}."]
 

@@ -39,6 +39,18 @@ def occupied(path: Path) -> str:
     return f"{path} holds a run's {left} already; choose another --output" if left else ""
 
 
+def check_free(path: Path) -> None:
+    """Refuse a folder that a new run cannot have, in the process that would write to it.
+
+    Raises:
+        InputError: it holds one.
+    """
+    from ..ranks import known_rank
+
+    if not known_rank() and (refusal := occupied(path)):
+        raise InputError(refusal)
+
+
 def _growing(path: Path) -> list[Path]:
     """The tables and event files that a run may have, there or not."""
     return [*(path / f"{name}.csv" for name in _TABLES), *sorted(path.glob(_EVENTS))]
@@ -225,11 +237,11 @@ def run_folder(path: Path, *, again: bool = False, lock: Lock | None = None) -> 
     """A :class:`RunFolder`; of several processes the first one alone writes to it."""
     from .. import ranks  # loads torch, which asking whether a folder is free need not
 
-    return _Unwritten(path) if ranks.rank() else RunFolder(path, again=again, lock=lock)
+    return Unwritten(path) if ranks.rank() else RunFolder(path, again=again, lock=lock)
 
 
-class _Unwritten(RunFolder):
-    """The folder of a process that leaves all writing to the first one."""
+class Unwritten(RunFolder):
+    """The folder of who writes nothing: a process that leaves it all to the first one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

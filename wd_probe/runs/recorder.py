@@ -469,7 +469,7 @@ def _of(
     """What a probe measured of an update; its own numbers may come some steps ahead."""
     if probe is None:
         return None
-    waiting |= {record.step: record for record in probe.drain()}
+    waiting |= {record.step: record for record in probe.for_writing()}
     return None if update is None else waiting.pop(update, None)
 
 

@@ -1,0 +1,244 @@
+"""The probe of one's own training loop, which can write a run folder."""
+
+import atexit
+import os
+import shlex
+import sys
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsFloat
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..errors import InputError, first_line
+from ..layering import layers, unwrap
+from ..probe import probe as within
+from ..probe.records import StepRecord
+from ..ranks import known_rank
+from .ending import close_at_exit, status_of
+
+if TYPE_CHECKING:
+    from ..probe.step import WatchedOptimizer
+    from .recording import Loop, Recording
+
+
+class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
+    """Measures what weight decay does at every step, and where it pushes away from zero.
+
+    One pass a step compares the weights as the last step left them with what stands (theory facts
+    2, 20, 28). Weights, gradients, optimizer state and random state are only ever read. Costs one
+    copy of the weights, and about what copying them costs. It measures as long as it is kept: a
+    probe that nothing refers to any more, as after a notebook's cell is run again, detaches itself.
+
+    What is taken as the penalty: the attached :class:`wd_probe.WeightDecay`, else the optimizer's
+    own ``weight_decay`` by the rule that its effect shows. Decay after the update (rwd) and before
+    the forward pass (pwd, lpwd) never opposes, since it falls on the weight that stands (Eq. 8):
+    R_op is 0 there by that law. Where no closed rule gives P (L2, L1, optimizers of their own
+    kind), every measured step is taken twice, on a copy of the optimizer without decay too, and P
+    is the difference; a :class:`wd_probe.WdProbeWarning` says so once.
+
+    What it cannot measure it says once, in a warning: it never raises inside a training loop.
+    Parameters that join the optimizer later are measured from then on. Where parameters are
+    sharded (FSDP2, tensor parallelism), build a probe on every process; each has the counts of
+    the whole parameters, and reading them waits for no other process.
+
+    Args:
+        model: the model; its parameters' names and layers label the results.
+        optimizer: the optimizer that steps it; a wrapper such as timm's Lookahead is measured at
+            the optimizer it wraps. Several make one record for each round: a round ends when one
+            of them steps again.
+        every: measure steps 1, 1 + every, 1 + 2·every, ...
+        profile: decay rates λ to answer "what would R_op have been" for (theory fact 4).
+        profile_every: answer that at every so-many-th measured step.
+        groups: the model's layers, if not ``wd_probe.layers(model)``. Parameters in none of them
+            count in tensors and totals alone.
+        exact: True measures every rule against a copy of the optimizer; False never does, and
+            leaves unmeasured what only that can measure. Default: where it is needed.
+        reading: of Eq. 10 for pwd and lpwd. "paired" (default) compares the penalty with the weight
+            that it is taken from; "literal" takes P = cθ_t and û = θ_t − ηU as they are printed.
+        parameters: what the optimizer steps, by the model's names, where that is not the model's
+            own parameters: float32 master copies, say.
+        keep: of float32 weights from step to step. "whole" (default): a copy. "signs": a bit of
+            each (and one more of tensors that hold zeros): R_op and flips alone, counted as what
+            crosses zero, which is c/2 of them too many (theory fact 30); the rest is NaN. Rules
+            that are measured against a second step keep the whole all the same. See
+            docs/performance.md.
+        history: how many records to keep. Beyond it every stretch of neighbouring steps keeps the
+            record with the largest rate; `total` stays exact.
+        output: a folder that is written as `wdprobe rop` writes one, for `wdprobe report` and its
+            like: tables and TensorBoard as it goes, figures and findings by `close()` or when the
+            process ends. Of several processes the first one writes.
+
+    Raises:
+        InputError: ``every`` or ``profile_every`` < 1, ``history`` < 2; an unknown reading or keep;
+            ``keep="signs"`` with ``profile``, or where c is above 0.002;
+            another argument that is of a wrong kind; an optimizer's hooks never fire, it holds none
+            of the model's parameters or is LBFGS; FSDP1; not every process that holds a part of the
+            parameters builds a probe; ``output`` holds a run already.
+
+    Example:
+        >>> net = torch.nn.Linear(64, 10)
+        >>> optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
+        >>> with OpposingPenaltyProbe(net, optimizer) as probe:
+        ...     for _ in range(3):
+        ...         net(torch.randn(8, 64)).square().mean().backward()
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+        >>> len(probe.records), probe.records[-1].penalized
+        (3, 650)
+    """
+
+    _recording: "Recording | None" = None
+    _process = 0
+
+    def _open(self, output: Path) -> None:
+        from ..runs.folder import RunFolder, Unwritten, check_free
+        from .recording import Recording
+
+        check_free(output)
+        folder = Unwritten(output) if known_rank() else RunFolder(output)
+        self._process = os.getpid()
+        self._rounds.new(0, False)
+        self._recording = Recording(weakref.proxy(self), folder, self._loop())
+        _writing.add(self)
+        _undrawn[self._recording] = self._process
+        atexit.unregister(_at_exit)
+        atexit.register(_at_exit)
+
+    def _loop(self) -> "Loop":
+        from .recording import Loop
+
+        is_notebook = "ipykernel" in sys.modules
+        script = "session" if is_notebook or not sys.argv[0] else Path(sys.argv[0]).name
+        command_line = script if is_notebook else shlex.join(sys.argv)
+        model = unwrap(self._model)
+        stages = layers(model, coarse=True) if self._finds_layers else self.layers
+        return Loop(type(model).__name__, stages, script, command_line)
+
+    def _writes(self) -> "Recording | None":
+        """What writes; None in a process that was forked from the one that does."""
+        return self._recording if os.getpid() == self._process else None
+
+    # --- as it steps ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _after(self, watched: "WatchedOptimizer") -> None:
+        super()._after(watched)
+        recording = self._writes()
+        if recording is not None:
+            self._write(recording, watched.optimizer)
+
+    def _write(self, recording: "Recording", optimizer: Optimizer) -> None:
+        try:
+            recording.stepped(optimizer, self, self.steps - 1)  # `log` may still add to this one
+        except Exception as error:
+            why = first_line(error)
+            self._tell(f"not everything is written: {why}", about=why)
+
+    def for_writing(self) -> tuple[StepRecord, ...]:
+        """The records since the last call, for who writes them down; they stay."""
+        if self._recording is None:
+            return super().for_writing()
+        return self._rounds.new(self.steps, self._has_ended())
+
+    def log(
+        self, *, loss: float | Tensor | None = None, top1: float | Tensor | None = None
+    ) -> None:
+        """Add what only the loop knows to the run folder and TensorBoard, for the last step taken.
+
+        Args:
+            loss: of the step's batch; a tensor is read when it is written, not here.
+            top1: of an evaluation after it, as a share of 1; a row of ``epochs.csv``.
+
+        Raises:
+            InputError: the probe has no ``output``, or is closed; it is not one number, or top-1
+                is not a share.
+        """
+        if self._recording is None:
+            raise InputError(
+                "there is no run folder to log to: give the probe output=, and log before close()"
+            )
+        for name, value in (("loss", loss), ("top1", top1)):
+            if value is not None and not _is_number(value):
+                raise InputError(f"{name} must be one number, got {type(value).__name__}")
+        if top1 is not None and not 0 <= float(top1) <= 1:
+            raise InputError(f"top1 must be a share of 1, from 0 to 1, got {float(top1):g}")
+        self._recording.log(max(self.steps, 1), loss, top1)
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting where the run that made ``state`` stopped; a run folder begins there.
+
+        Raises:
+            InputError: it is of other parameters.
+        """
+        super().load_state_dict(state)
+        if self._recording is not None:
+            self._recording.recorder.steps = self.steps
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or pickle holds what was measured, and writes nothing."""
+        return super().__getstate__() | {"_recording": None}
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Detach and free the copies, end the run folder; the records stay. Safe to call twice."""
+        self._end("finished")
+        super().close()
+
+    def __exit__(self, *error: Any) -> None:
+        """Close."""
+        self._end(status_of(error[0] if error else None))
+        super().__exit__(*error)
+
+    def __del__(self) -> None:
+        """Detach, and write what is left; the figures are drawn when the process ends."""
+        super().__del__()
+        self._end("finished", draws=False)
+
+    def _end(self, status: str, draws: bool = True) -> None:
+        """End the run folder."""
+        recording = self._writes()
+        if recording is None:
+            return
+        super().close()
+        try:
+            recording.end(status, self)
+            if draws:
+                del _undrawn[recording]
+                recording.draw()
+        except Exception as error:
+            self._tell(f"not everything is written: {first_line(error)}")
+        finally:
+            self._recording = None
+
+
+_writing: weakref.WeakSet[OpposingPenaltyProbe] = weakref.WeakSet()
+#: What has no figures yet, by the process that draws them. Held here, its files outlive the probe:
+#: garbage's open files are closed before it can write.
+_undrawn: dict["Recording", int] = {}
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    return isinstance(value, SupportsFloat) and not isinstance(value, str)
+
+
+def _at_exit() -> None:
+    """The script is over."""
+    if os.getpid() in _undrawn.values():
+        close_at_exit(_end_all)
+
+
+def _end_all(status: str) -> None:
+    for probe in tuple(_writing):
+        probe._end(status)
+    for recording in [one for one, process in _undrawn.items() if process == os.getpid()]:
+        del _undrawn[recording]
+        recording.draw()
