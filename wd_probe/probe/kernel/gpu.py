@@ -20,8 +20,8 @@ from .. import formulas
 from ..sums import RAW, Factors
 from .blocks import Blocks, alike
 
-_BLOCK, _TILE = 8192, 1024  # weights that a program counts, and that it reads at a time
-_WARPS = 8
+_BLOCK, _TILE = 8192, 512  # weights that a program counts, and that it reads at a time
+_WARPS = 4
 TYPES = ("cuda", "xpu")  # of devices that Triton is for
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # as triton_passes.DTYPES
 
