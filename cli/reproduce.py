@@ -19,8 +19,8 @@ from .console import loading, out, plain_table, to_stdout
     setting=o.Fields(
         SETTING,
         only=("pretrained", "checkpoint", "img_size", "data_dir", "dataset_download", "val_split",
-              "train_samples", "batch_size", "epochs", "every", "device", "amp", "channels_last",
-              "torchcompile"),
+              "train_samples", "batch_size", "epochs", "val_interval", "every", "device", "amp",
+              "channels_last", "torchcompile"),
     ),
 )  # fmt: skip
 def reproduce(

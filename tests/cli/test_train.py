@@ -75,6 +75,26 @@ def test_train_for_a_person_and_without_measuring(wdprobe, tmp_path):
 
 
 @pytest.mark.slow
+def test_not_every_epoch_need_be_evaluated(wdprobe, tmp_path):
+    common = [*FAST, "--epochs", 5, "--train-samples", 96, "--val-split", 0.1]
+    seldom = ["--val-interval", 2, "--output", "seldom"]
+    code, out, err = wdprobe("train", *common, *seldom, "--json")
+    assert code == 0, err
+    assert wdprobe("train", *common, "--output", "always")[0] == 0
+    some, every = (rows(tmp_path / run / "epochs.csv") for run in ("seldom", "always"))
+    for epoch, (one, other) in enumerate(zip(some, every, strict=True), start=1):
+        scores = {k: v for k, v in other.items() if k not in ("epoch", "step", "train_loss")}
+        if epoch in (1, 3):
+            other |= dict.fromkeys(scores, "")
+        assert one == other
+    summary = json.loads(out)
+    assert summary["epochs"] == 5
+    assert summary["best10"]["epochs"] == 3
+    assert summary["top1"] == float(some[-1]["top1"])
+    assert wdprobe("report", "seldom")[0] == 0
+    assert "after 5 epochs" in (tmp_path / "seldom" / "report.html").read_text()
+
+
 def test_a_compiled_model_trains_to_the_same_weights(wdprobe, tmp_path):
     for name, more in (("plain", []), ("compiled", ["--torchcompile"])):
         options = ["--method", "pwd", "--weight-decay", 50, "--steps", 3, "--seed", 2]

@@ -147,7 +147,7 @@ def measured(run: Run) -> dict[str, Any]:
     dynamics = summary.get("dynamics") or {}
     return {
         "steps": None if scan else steps(run),
-        "top1": first if scan else last(run.epochs.get("top1", ())),
+        "top1": first if scan else last(known(run.epochs.get("top1", ()))),
         "rate": mean_rate(run),
         "state": dynamics.get("state"),
         "remaining": dynamics.get("remaining"),
@@ -188,7 +188,7 @@ def _option(value: object) -> str:
 
 
 def _ranked(runs: Mapping[str, Run]) -> list[str]:
-    top1 = {label: last(run.epochs.get("top1", ())) for label, run in runs.items()}
+    top1 = {label: last(known(run.epochs.get("top1", ()))) for label, run in runs.items()}
     rates = {label: mean_rate(run) for label, run in runs.items()}
     lives = {label: (run.summary or {}).get("half_life") or math.nan for label, run in runs.items()}
     found = []

@@ -128,12 +128,14 @@ def _ending(run: Run) -> list[str]:
 
 
 def _accuracy(run: Run) -> list[str]:
-    top1, is_ours = last(run.epochs.get("top1", ())), run.config["command"] != "watch"
-    if not math.isfinite(top1):
+    scores, is_ours = run.epochs.get("top1", ()), run.config["command"] != "watch"
+    evaluated = [(epoch, top1) for epoch, top1 in enumerate(scores, 1) if math.isfinite(top1)]
+    if not evaluated:
         return ["No epoch was evaluated, so there is no top-1."] if is_ours else []
+    count, top1 = evaluated[-1]
     if not is_ours:  # of whose data nothing is known
         return [f"Top-1 was {percent(top1, 1)} when the loop last told it."]
-    after = counted(len(run.epochs["epoch"]), "epoch")
+    after = counted(count, "epoch")
     return [f"Top-1 on the test images is {percent(top1, 1)} after {after}."]
 
 
