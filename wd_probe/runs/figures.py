@@ -176,8 +176,10 @@ def training_curves(run: "Run") -> Figure:
         ("other_top1", "test, at the other moment", _SECOND),
         ("val_top1", "validation", SERIES[2]),
     ):
-        if np.isfinite(run.epochs.get(name, [])).any():
-            lower.plot(epochs, run.epochs[name], color=colour, linewidth=1.8, label=label)
+        found = np.isfinite(run.epochs.get(name, []))
+        if found.any():
+            where, values = np.asarray(epochs)[found], np.asarray(run.epochs[name])[found]
+            lower.plot(where, values, color=colour, linewidth=1.8, label=label)
     lower.yaxis.set_major_formatter(InPercent())
     lower.legend(frameon=False, fontsize=8, loc="lower right")
     return figure

@@ -28,7 +28,8 @@ def strong_penalty(title: str, lines: Sequence[tuple[str, Sequence[Columns]]]) -
         for (label, tables), colour in zip(lines, SERIES * len(lines), strict=False):
             shortest = min(len(table[column]) for table in tables)
             values = np.array([table[column][:shortest] for table in tables])
-            epochs = np.arange(1, shortest + 1)
+            told = np.isfinite(values).all(0)  # not every epoch is evaluated
+            epochs, values = np.arange(1, shortest + 1)[told], values[:, told]
             axes.plot(epochs, values.mean(0), color=colour, linewidth=1.8, label=label)
             axes.fill_between(
                 epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0

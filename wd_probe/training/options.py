@@ -230,6 +230,9 @@ class TrainOptions:
         int | None,
         Option("Stop after so many steps, instead of --epochs.", TRAINING, AT_LEAST_1),
     ] = None
+    val_interval: Annotated[
+        int, Option("Evaluate every so many epochs, and after the last.", TRAINING, AT_LEAST_1)
+    ] = 1
     every: Annotated[int, Option("Measure every so-many-th step.", OUTPUT, AT_LEAST_0)] = 0
     both_moments: Annotated[
         bool, Option("Evaluate rwd before its decay too, and pwd after it.", OUTPUT)

@@ -317,10 +317,12 @@ def _train(
                         interrupts.raise_if_asked()
                         recovery.offer(step.step)
                 ranks.settle(run.model)
-                with interrupts.at_once():
-                    test, scores = _scores(run, trainer)
+                scores = {}
+                if epoch % run.options.val_interval == 0 or recorder.steps >= run.total:
+                    with interrupts.at_once():
+                        test, scores = _scores(run, trainer)
+                    listener.scored(epoch, test)
                 recorder.epoch(epoch, **scores)
-                listener.scored(epoch, test)
                 interrupts.raise_if_asked()
                 recovery.offer(recorder.steps)
     except KeyboardInterrupt:
