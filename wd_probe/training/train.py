@@ -317,7 +317,7 @@ def _train(
                         interrupts.raise_if_asked()
                         recovery.offer(step.step)
                 ranks.settle(run.model)
-                scores = {}
+                scores: dict[str, float] = {}
                 if epoch % run.options.val_interval == 0 or recorder.steps >= run.total:
                     with interrupts.at_once():
                         test, scores = _scores(run, trainer)
