@@ -261,6 +261,7 @@ def test_the_three_scales_have_the_means_they_should(n):
     assert mean("mean") == pytest.approx(0.3)
     assert max(layerwise_rates(n, 0.3)) == pytest.approx(0.6)
     assert list(layerwise_rates(n, 0.3)) == sorted(layerwise_rates(n, 0.3))
+    assert layerwise_rates(n, 0.3, "falling") == layerwise_rates(n, 0.3)[::-1]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ def test_the_three_scales_have_the_means_they_should(n):
         ((0, 0.1), "n must be at least 1, got 0"),
         ((3, -1.0), "rate must be a finite number ≥ 0, got -1.0"),
         ((3, float("nan")), "rate must be a finite number ≥ 0, got nan"),
-        ((3, 0.1, "top"), "unknown scale 'top'; choose from eq9, max2, mean"),
+        ((3, 0.1, "top"), "unknown scale 'top'; choose from eq9, max2, mean, falling"),
     ],
 )
 def test_layerwise_rates_names_bad_input(arguments, message):

@@ -12,7 +12,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 #: What c is: the paper's experiments and torch multiply by the live learning rate, Eq. 1 does not.
 Convention = Literal["lr*rate", "rate"]
 #: How layer-wise rates rise, see :func:`wd_probe.layerwise_rates`.
-Scale = Literal["eq9", "max2", "mean"]
+Scale = Literal["eq9", "max2", "mean", "falling"]
 #: What a scan decays one at a time.
 By = Literal["none", "layer", "kind"]
 #: Where to compute.

@@ -325,13 +325,14 @@ def _braced(prefixes: Sequence[str]) -> str:
 
 
 def layerwise_rates(n: int, rate: float, scale: Scale = "max2") -> tuple[float, ...]:
-    """The decay rates λ_i of n layers, rising with depth (Eq. 9, theory fact 12).
+    """The decay rates λ_i of n layers, which rise with depth (Eq. 9, theory fact 12).
 
     Args:
         n: number of layers.
         rate: λ.
         scale: "eq9": λ_i = λ·i/n, mean λ(n+1)/(2n). "max2" (the paper's section 4, and default):
-            2λ·i/n, mean λ(n+1)/n. "mean": 2λ·i/(n+1), mean exactly λ.
+            2λ·i/n, mean λ(n+1)/n. "mean": 2λ·i/(n+1), mean exactly λ. "falling": the rates of
+            "max2" in reverse, a control that the paper does not run.
 
     Returns:
         n rates, for layer 1 to n.
@@ -346,8 +347,9 @@ def layerwise_rates(n: int, rate: float, scale: Scale = "max2") -> tuple[float, 
     check_count(n, "n")
     check_rate(rate)
     check_choice(scale, "scale", get_args(Scale))
-    top = {"eq9": 1 / n, "max2": 2 / n, "mean": 2 / (n + 1)}[scale]
-    return tuple(rate * i * top for i in range(1, n + 1))
+    top = {"eq9": 1 / n, "max2": 2 / n, "mean": 2 / (n + 1), "falling": 2 / n}[scale]
+    rising = tuple(rate * i * top for i in range(1, n + 1))
+    return rising[::-1] if scale == "falling" else rising
 
 
 def decayed_parameters(model: nn.Module, *, filter_bias_and_bn: bool = False) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def test_values_of_files_are_what_options_hold(name, value, expected):
         ("amp", 1, "amp must be true or false, got 1"),
         ("model", 3, "model must be a text, got 3"),
         ("data_dir", 3, "data_dir must be a path, got 3"),
-        ("scale", "max3", "scale must be one of eq9, max2, mean, got 'max3'"),
+        ("scale", "max3", "scale must be one of eq9, max2, mean, falling, got 'max3'"),
         ("convention", None, "convention must be one of lr*rate, rate, got None"),
         ("weight_decya", 1, "unknown key 'weight_decya'; did you mean weight_decay?"),
         ("command", "rop", "unknown key 'command'"),

@@ -134,7 +134,9 @@ def keywords(pairs: Sequence[str]) -> str:
 # --- the options ----------------------------------------------------------------------------------
 
 MODEL, DATA, TRAINING, OUTPUT = "Model", "Data", "Training", "Output"
-SCALE_HELP = "λ·i/n, 2λ·i/n (the paper's experiments), or 2λ·i/(n+1) whose mean is λ."
+SCALE_HELP = (
+    "λ·i/n, 2λ·i/n (the paper's experiments), 2λ·i/(n+1) whose mean is λ, or 2λ·i/n in reverse."
+)
 
 # Those of several commands.
 ModelName = Annotated[str, Option("A timm model.", MODEL)]
