@@ -73,7 +73,7 @@ BAD = {
     "kind": (["kind.toml"], "grid kind.toml: lr must be a number, got 'fast'"),
     "whole": (["whole.yaml"], "grid whole.yaml: steps must be a whole number, got 2.5"),
     "flag": (["flag.yaml"], "grid flag.yaml: amp must be true or false, got 1"),
-    "choice": (["choice.yaml"], "grid choice.yaml: scale must be one of eq9, max2, mean, falling, got"),
+    "choice": (["choice.yaml"], "grid choice.yaml: scale must be one of eq9, max2, mean,"),
     "text": (["text.yaml"], "grid text.yaml: model must be a text, got 3"),
     "toml": (["broken.toml"], "grid broken.toml is damaged: "),
     "yaml": (["broken.yaml"], "grid broken.yaml is damaged: while parsing a flow sequence"),
