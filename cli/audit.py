@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from rich.markup import escape
 
 from wd_probe.errors import InputError, counted
+from wd_probe.tables import plain_table
 from wd_probe.training.options import (
     AT_LEAST_1,
     POSITIVE,
@@ -16,7 +17,7 @@ from wd_probe.training.options import (
 )
 
 from . import options as o
-from .console import loading, out, plain_table, to_stdout
+from .console import loading, out, to_stdout
 
 
 @o.command()
@@ -88,64 +89,13 @@ def _survey(lr: float, weight_decay: float) -> dict[str, Any]:
 
 def _show(result: dict[str, Any]) -> None:
     """The result of `wdprobe audit --opt` for a person."""
+    from wd_probe.decay.audit_tables import audit_told
+
     out.print(
         f"[bold]{escape(result['optimizer'])}[/] ({escape(result['name'])}) on "
-        f"{escape(result['model'])} · η {result['lr']:g} · λ {result['weight_decay']:g}\n"
-        f"[bold]{result['rule']}[/]: {_RULES[result['rule']]}"
+        f"{escape(result['model'])} · η {result['lr']:g} · λ {result['weight_decay']:g}"
     )
-    table = plain_table()
-    table.add_column("groups", justify="right", no_wrap=True)
-    table.add_column("tensors", justify="right")
-    table.add_column("such as", overflow="ellipsis", no_wrap=True, max_width=out.width // 3)
-    table.add_column("rule")
-    for title in ("ηλ", "takes off", "× ηλ"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for alike in _alike(result["tensors"]):
-        first, shares = alike[0], [t["observed"] for t in alike if t["observed"] == t["observed"]]
-        share = sum(shares) / len(shares) if shares else None
-        expected = first["expected"]
-        table.add_row(
-            _span([t["group"] for t in alike]), str(len(alike)), escape(first["name"]),
-            first["rule"],
-            f"{expected:.3g}",
-            "–" if share is None else f"{share:.3g}",
-            f"{share / expected:.3g}" if share is not None and expected else "–",
-        )  # fmt: skip
-    out.print(table)
-    for warning in result["warnings"]:
-        out.print(f"• {escape(warning)}")
-
-
-_RULES = {
-    "none": "nothing decays",
-    "baseline": "nothing decays",
-    "mixed": "tensors decay by several rules",
-    "l1": "L1: λ·sign(θ) is added to the gradient",
-    "l2": "L2: λθ is added to the gradient and goes through the step",
-    "wd": "decoupled: ηλθ is taken off beside the step",
-    "rwd": "decoupled: c·û is taken off after the step",
-    "pwd": "decoupled: c·θ is taken off before the forward pass",
-    "lpwd": "decoupled, with a rate for each layer: c·θ is taken off before the forward pass",
-    "cautious": "decoupled: ηλθ is taken off where the step draws the weight in, too",
-    "corrected": "decoupled: ηλθ·η/η_max is taken off beside the step",
-    "proximal": "decoupled: û is divided by 1 + ηλ after the step",
-    "scaled": "decoupled: a multiple of ηλθ is taken off beside the step",
-    "other": "no closed rule",
-}
-
-
-def _alike(tensors: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Tensors of one rule, one strength and one number of dimensions together."""
-    found: dict[Any, list[dict[str, Any]]] = {}
-    for tensor in tensors:
-        kind = (tensor["rule"], len(tensor["shape"]), tensor["expected"])
-        found.setdefault(kind, []).append(tensor)
-    return list(found.values())
-
-
-def _span(numbers: list[int]) -> str:
-    least, most = min(numbers), max(numbers)
-    return str(least) if least == most else f"{least}–{most}"
+    out.print(audit_told(result["rule"], result["tensors"], result["warnings"]))
 
 
 def _show_survey(result: dict[str, Any]) -> None:

@@ -6,8 +6,10 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from wd_probe.tables import plain_table
+
 from . import options as o
-from .console import loading, out, plain_table, to_stdout
+from .console import loading, out, to_stdout
 
 #: So many runs stand beside each other, more below each other.
 _BESIDE = 4

@@ -7,8 +7,10 @@ from typing import Any
 import typer
 from rich.markup import escape
 
+from wd_probe.tables import plain_table
+
 from . import options as o
-from .console import err, loading, out, plain_table, to_stdout
+from .console import err, loading, out, to_stdout
 
 
 @o.command()

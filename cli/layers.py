@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from wd_probe.choices import Scale
 from wd_probe.errors import counted
+from wd_probe.tables import plain_table
 from wd_probe.training.options import (
     AT_LEAST_1,
     POSITIVE,
@@ -20,7 +21,7 @@ from wd_probe.training.options import (
 from wd_probe.wording import percent
 
 from . import options as o
-from .console import out, plain_table, to_stdout
+from .console import out, to_stdout
 
 
 @o.command("model")

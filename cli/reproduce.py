@@ -8,10 +8,11 @@ import typer
 from rich.markup import escape
 
 from wd_probe.sweeps.options import SETTING, Name, PaperOptions
+from wd_probe.tables import plain_table
 from wd_probe.training.options import OUTPUT, Option, TrainOptions
 
 from . import options as o
-from .console import loading, out, plain_table, to_stdout
+from .console import loading, out, to_stdout
 
 
 @o.command(

@@ -7,15 +7,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from wd_probe.errors import InputError, RunError, counted
+from wd_probe.errors import InputError, RunError
 from wd_probe.training.options import OUTPUT, Option, TrainOptions
-from wd_probe.wording import percent
 
-from . import what_decay_did
 from .ahead import check_ahead
-from .console import err, loading, out, plain_table, to_stdout
+from .console import err, loading, out, to_stdout
 from .options import Given
 from .processes import INTERRUPTED
 
@@ -91,96 +88,10 @@ def _tell_end(command: str, summary: dict[str, Any]) -> None:
         raise typer.Exit(1)
 
 
-# --- the summary ----------------------------------------------------------------------------------
-
-
 def _show(summary: dict[str, Any]) -> None:
     """The result of `wdprobe train` and `wdprobe rop` for a person."""
-    title = "Opposing-penalty rate" if summary["command"] == "rop" else "Training"
-    scale = "" if summary["scale"] is None else f" ({summary['scale']})"
-    status = "" if summary["status"] == "finished" else f" ({summary['status']})"
-    out.print(
-        f"\n[bold]{title}[/] · {escape(summary['model'])} on {escape(summary['dataset'])} · "
-        f"{counted(summary['steps'], 'step')}{status}\n"
-        f"{escape(summary['optimizer'])} · {summary['method']}{scale} · η {summary['lr']:g} · "
-        f"λ {summary['weight_decay']:g}"
-    )
-    _scores(summary)
-    told = summary.get("verdict") or ()
-    if told:
-        out.print(f"\n[bold]{escape(told[0])}[/]")
-    if "dynamics" in summary:
-        what_decay_did.show(summary)
-    if "rate" in summary:
-        _rates(summary)
-        _worst_layers(summary["layers"], summary["layer_definition"])
-        for finding in (*told[1:], *summary["findings"]):
-            _item(finding)
+    from wd_probe.runs.summary_tables import summary_told
+
+    out.print()
+    out.print(summary_told(summary))
     out.print(f"\nRun folder: {escape(summary['run'])}", soft_wrap=True)
-
-
-def _item(text: str) -> None:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row("•", escape(text))
-    out.print(grid)
-
-
-def _scores(summary: dict[str, Any]) -> None:
-    found = [("top-1", summary["top1"])]
-    if summary["epochs"] > 1:
-        best = summary["best10"]
-        chosen = "the best " if best["epochs"] < summary["epochs"] else ""
-        found.append((f"mean of {chosen}{counted(best['epochs'], 'epoch')}", best["mean"]))
-    found.append(("at the other moment", summary["other_top1"]))
-    if summary["chosen"] is not None:
-        where = f"at epoch {summary['chosen']['epoch']}, the best on validation"
-        found.append((where, summary["chosen"]["top1"]))
-    known = [(name, value) for name, value in found if value is not None and value == value]
-    if known:
-        out.print(" · ".join(f"{name} {percent(value, 1)}" for name, value in known))
-
-
-def _rates(summary: dict[str, Any]) -> None:
-    table = plain_table()
-    for title in ("", "mean", "max", "last"):
-        table.add_column(title, justify="left" if not title else "right")
-    for title, key in (
-        ("R_op, share of weights", "rate"),
-        ("R_op by size, share of Σ|P|", "mass"),
-        ("sign flips by the step alone", "flip_rate"),
-        ("R_op, Eq. 10 read literally", "literal_rate"),
-    ):
-        if key in summary:
-            table.add_row(title, *(percent(summary[key][k]) for k in ("mean", "max", "last")))
-    out.print()
-    out.print(table)
-    if "literal_rate" in summary:
-        out.print(
-            f"{summary['method']} decays the weight that the step then moves, so that no penalty "
-            "opposes; read literally, Eq. 10 compares it with a step from the undecayed weight."
-        )
-
-
-def _worst_layers(layers: list[dict[str, Any]], definition: str) -> None:
-    known = [layer for layer in layers if layer["rate"] is not None and layer["rate"] > 0]
-    if not known:
-        return
-    worst = sorted(known, key=lambda layer: -layer["rate"])[:5]
-    table = plain_table(f"Layers that oppose most, of {len(layers)} ({definition})")
-    table.add_column("layer", justify="right")
-    table.add_column("name", overflow="ellipsis", no_wrap=True, max_width=48)
-    table.add_column("R_op", justify="right")
-    table.add_column("by size", justify="right")
-    table.add_column("")
-    for layer in worst:
-        bar = "█" * max(1, round(20 * layer["rate"] / worst[0]["rate"]))
-        table.add_row(
-            str(layer["index"]),
-            escape(layer["name"]),
-            percent(layer["rate"]),
-            percent(layer["mass"]),
-            f"[blue]{bar}[/]",
-        )
-    out.print()
-    out.print(table)
-    out.print()

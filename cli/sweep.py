@@ -9,11 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from wd_probe.errors import InputError, counted
+from wd_probe.tables import plain_table
 from wd_probe.training.options import Option, TrainOptions
 from wd_probe.wording import percent, plus_minus
 
 from . import options as o
-from .console import err, loading, out, plain_table, to_stdout
+from .console import err, loading, out, to_stdout
 
 _DEFAULTS = TrainOptions(opt="adam", method="lpwd")
 _AXES = {

@@ -9,12 +9,13 @@ import typer
 from rich.markup import escape
 
 from wd_probe.errors import InputError, counted
+from wd_probe.tables import plain_table
 from wd_probe.training.options import MODEL, Option, ZeroshotOptions
-from wd_probe.wording import half_life_cells, half_life_told, percent
+from wd_probe.wording import half_life_cells, half_life_told, number
 
 from . import options as o
 from .ahead import check_ahead
-from .console import loading, number, out, plain_table, to_stdout
+from .console import loading, out, to_stdout
 from .processes import process
 
 
@@ -79,29 +80,23 @@ def _subjects(
     return [replace(one, output=folder / f"{place}") for place, one in numbered], folder
 
 
-_SHOWN_SCALES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.5, 0.25, 0.0)
+_METRICS = ("top1", "loss", "agreement", "kl")
 
 
 def _show(summary: dict[str, Any]) -> None:
     """The result of `wdprobe zeroshot` for a person."""
+    from wd_probe.shrink.scan_tables import curve_table
+
     out.print(
         f"\n[bold]Zero-shot decay[/] · {escape(summary['model'])} · {escape(summary['source'])}\n"
         f"{counted(summary['images'], 'image')} of {summary['img_size']}×{summary['img_size']}, "
         f"{counted(summary['classes'], 'class', 'classes')}"
     )
-    table = plain_table()
-    for title in ("scale", "top-1", "loss", "agreement", "KL"):
-        table.add_column(title, justify="right")
-    for point in summary["curve"]:
-        if any(abs(point["scale"] - shown) < 1e-9 for shown in _SHOWN_SCALES):
-            table.add_row(
-                f"{point['scale']:.2f}",
-                percent(point["top1"], 1),
-                number(point["loss"]),
-                percent(point["agreement"], 1),
-                number(point["kl"]),
-            )
-    out.print(table)
+    out.print(
+        curve_table(
+            [(point["scale"], {k: point[k] for k in _METRICS}) for point in summary["curve"]]
+        )
+    )
     life, metric = summary["half_life"], summary["metric"].replace("top1", "top-1")
     if life is None or life != life:
         out.print(f"No half-life: {metric} starts at chance, or never loses half of what it has.")

@@ -25,6 +25,15 @@ def percent(share: float | None, digits: int | None = None, unit: str = " %") ->
     return f"{shown:.6f}".rstrip("0").rstrip(".") + unit
 
 
+def number(value: float | None) -> str:
+    """A plain number; a dash for none.
+
+    >>> number(0.12345), number(math.nan)
+    ('0.123', '–')
+    """
+    return "–" if value is None or value != value else f"{value:.3f}"
+
+
 def plus_minus(mean: float, half_width: float, digits: int, unit: str = " %") -> str:
     """A mean share in per cent ± the half-width of its interval, if there is one.
 

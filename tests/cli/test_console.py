@@ -7,13 +7,13 @@ from wd_probe import WdProbeWarning
 
 
 def test_names_are_text_on_a_terminal_too(capsys, tmp_path, monkeypatch):
-    console = render._Console(force_terminal=True, width=200, highlight=False)
+    console = render.PrintableConsole(force_terminal=True, width=200, highlight=False)
     console.print("a\x1b]0;title\x07b\x9b31m[bold]c[/] \u202e", markup=True)
     shown = capsys.readouterr().out
     assert "a\\x1b]0;titleb\\x9b31m" in shown
     assert "\x1b[1mc" in shown
     assert "\\u202e" in shown
-    monkeypatch.setattr(render, "err", render._Console(stderr=True, width=200))
+    monkeypatch.setattr(render, "err", render.PrintableConsole(stderr=True, width=200))
     monkeypatch.setattr("warnings.showwarning", None)
     render.show_warnings()
     sys.modules["warnings"].showwarning(WdProbeWarning("x\x1b[2J\n[red]y"), WdProbeWarning, "", 0)

@@ -8,7 +8,6 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from wd_probe.cli import rop_and_train
 
 from tests.small import FAST, rows, start
 
@@ -138,17 +137,6 @@ def test_a_full_disk_is_told_once_and_measuring_goes_on(wdprobe, tmp_path, most,
     assert result["status"] == "finished"
     assert result["measured_steps"] == result["steps"] == steps
     assert not list((tmp_path / "run").glob("*.partial"))
-
-
-@pytest.mark.parametrize(
-    ("epochs", "best", "told"),
-    [(1, 1, None), (4, 4, "mean of 4 epochs"), (12, 10, "mean of the best 10 epochs")],
-)
-def test_the_best_epochs_are_called_so_where_there_are_others(capsys, epochs, best, told):
-    top1 = {"top1": 0.9441, "best10": {"mean": 0.942, "epochs": best}, "epochs": epochs}
-    rop_and_train._scores({**top1, "other_top1": None, "chosen": None})
-    line = capsys.readouterr().out.strip()
-    assert line == "top-1 94.4 %" + (f" · {told} 94.2 %" if told else "")
 
 
 def test_one_step_is_no_steps_and_rates_are_written_as_people_do(wdprobe):

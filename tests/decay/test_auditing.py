@@ -286,3 +286,14 @@ def test_no_optimizer():
         audit(nn.Linear(2, 2))
     with pytest.raises(InputError, match="LBFGS moves the weights several times in one step"):
         audit(torch.optim.LBFGS(nn.Linear(2, 2).parameters()))
+
+
+def test_a_report_is_printed_as_a_table():
+    net = tiny_model()
+    report = audit(torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.01), net)
+    lines = [" ".join(line.split()) for line in str(report).splitlines()]
+    assert lines[0] == "AdamW · wd: decoupled: ηλθ is taken off beside the step"
+    assert "0 4 conv.bias wd 0.001 0.001 1" in lines
+    assert lines[-1] == f"• {report.warnings[-1]}"
+    assert "such as" in report._repr_html_()
+    assert repr(report).startswith("AuditReport(optimizer='AdamW'")

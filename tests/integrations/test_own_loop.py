@@ -1,5 +1,6 @@
 import copy
 import gc
+import io
 import json
 import os
 import pickle
@@ -17,6 +18,8 @@ from wd_probe.integrations import own_loop, recording
 from wd_probe.integrations.attached import Attached
 from wd_probe.report.page import report
 from wd_probe.runs import folder as folder_room
+from wd_probe.runs.summary_tables import summary_told
+from wd_probe.tables import PrintableConsole
 
 
 @pytest.fixture(autouse=True)
@@ -293,3 +296,55 @@ def test_groups_name_what_the_dashboard_shows(tmp_path):
         (model[0](torch.ones(2, 8)).sum() + model[1](torch.ones(2, 8)).sum()).backward()
         optimizer.step()
     assert [layer["name"] for layer in summary(tmp_path / "run")["layers"]] == ["0", "1"]
+
+
+def test_a_summary_is_that_of_the_command_line_and_of_the_folder(tmp_path):
+    probe = trained(tmp_path / "run", 12)[2]
+    live = probe.summary()
+    probe.log(top1=0.5)
+    probe.close()
+    ended, found = probe.summary(), summary(tmp_path / "run")
+    assert json.loads(folder_room.dumps(ended.numbers)) == found
+    for key in ("verdict", "findings", "dynamics", "method", "optimizer", "weight_decay", "steps"):
+        assert folder_room.dumps(live.numbers[key]) == folder_room.dumps(ended.numbers[key]), key
+    for name in ("rate", "flip_rate"):
+        assert live.numbers[name] == pytest.approx(ended.numbers[name])
+    console = PrintableConsole(file=io.StringIO(), width=80)
+    console.print(summary_told(found))
+    for shown in (str(live), str(ended), console.file.getvalue()):
+        words = " ".join(shown.split())
+        assert " ".join(found["verdict"][0].split()) in words
+        for part in ("12 steps", "What decay did", "R_op, share of weights", "Layers that oppose"):
+            assert part in words, part
+    assert "top-1 50.0 %" in str(ended)
+    assert repr(ended) == "Summary(12 steps of Sequential)"
+
+
+def test_a_summary_without_a_folder(recwarn):
+    model = small()
+    probe = OpposingPenaltyProbe(model, adamw(model.parameters()), history=2)
+    assert "0 steps" in str(probe.summary())
+    train(model, probe.optimizers[0], 30)
+    found = probe.summary().numbers
+    assert found["rate"]["mean"] == probe.total.rate  # though two records are kept
+    assert found["steps"] == 30
+    assert "What decay did" in probe._repr_html_()
+    twin = copy.copy(probe)
+    with pytest.raises(InputError, match="a copy of a probe has no model"):
+        twin.summary()
+    assert twin._repr_html_().startswith("OpposingPenaltyProbe(")
+    before = [p.detach().clone() for p in model.parameters()]
+    probe.summary()
+    assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_a_summary_escapes_names():
+    model = nn.ModuleDict({"<script>": nn.Linear(64, 64)})
+    optimizer = adamw(model.parameters())
+    probe = OpposingPenaltyProbe(model, optimizer)
+    for _ in range(3):
+        model["<script>"](torch.randn(4, 64)).square().sum().backward()
+        optimizer.step()
+    for shown in (probe._repr_html_(), probe.records[-1]._repr_html_()):
+        assert "&lt;script&gt;" in shown
+        assert "<script>" not in shown

@@ -102,3 +102,18 @@ def test_a_record_has_the_ledger_of_its_total():
     for name in ("growth", "taken", "balance", "norm", "relative_update", "angular_update",
                  "remaining", "timescale"):  # fmt: skip
         assert getattr(found, name) == getattr(found.total, name)
+
+
+def test_a_record_is_printed_as_a_table():
+    lines = [" ".join(line.split()) for line in str(record(step=1200)).splitlines()]
+    assert lines[0] == "Step 1,200 · 12 penalized weights"
+    for line in (
+        "R_op, share of weights 41.7 %",
+        "R_op by size, share of Σ|P| 33.3 %",
+        "balance –",
+        "weights that are not finite 3",
+        "Layers that oppose most, of 2 (registration)",
+    ):
+        assert line in lines
+    assert lines[-1].startswith("1 a 41.7 % 33.3 % ██")
+    assert repr(record(step=7)).startswith("StepRecord(step=7, ")

@@ -369,3 +369,22 @@ def test_every_layer_of_timm_models_has_an_output_in_one_pass_a_scale():
         assert len(passes) == 3
         assert [f.index for f in found[: len(found) // 2]] == [x.index for x in layers(model)]
         assert all(0 <= f.distortion < 1 for f in found if f.scale)
+
+
+def test_a_scan_is_printed_as_a_table():
+    curve = zero_shot_decay(nn.Linear(2, 2), lambda _: {"top1": 0.5, "<loss>": math.nan}, steps=100)
+    lines = [line.split() for line in str(curve).splitlines()]
+    assert lines[0] == ["scale", "top-1", "<loss>"]
+    assert lines[1] == ["1.00", "50.0", "%", "–"]
+    assert [line[0] for line in lines[1:4]] == ["1.00", "0.99", "0.98"]
+    assert len(lines) == 11
+    assert "&lt;loss&gt;" in curve._repr_html_()
+    few = zero_shot_decay(nn.Linear(2, 2), lambda _: {"loss": 1}, steps=3)
+    assert [line.split()[0] for line in str(few).splitlines()] == [
+        "scale",
+        "1.00",
+        "0.67",
+        "0.33",
+        "0.00",
+    ]
+    assert copy.deepcopy(few) == few == tuple(few)

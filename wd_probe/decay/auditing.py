@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,12 @@ from ..choices import Method
 from ..errors import InputError, counted
 from ..hooks import hooked
 from ..layering import check_made, named_parameters, unwrap
+from ..shown import Shown
 from .methods import WeightDecay, attached
 from .rules import Effect, Rule, decay_share, effect_at_work, is_adaptive
+
+if TYPE_CHECKING:
+    from ..tables import ByWidth
 
 _SAMPLE = 4096  # weights of a tensor that are looked at
 _Kind = tuple[int, int]  # parameter group and number of dimensions
@@ -61,7 +65,7 @@ class TensorAudit:
 
 
 @dataclass(frozen=True, slots=True)
-class AuditReport:
+class AuditReport(Shown):
     """What an optimizer's weight decay really does.
 
     Attributes:
@@ -79,6 +83,13 @@ class AuditReport:
     factor: float
     tensors: tuple[TensorAudit, ...]
     warnings: tuple[str, ...]
+
+    def __rich__(self) -> "ByWidth":
+        """The rule, tensors that are alike, and the warnings."""
+        from .audit_tables import audit_told
+
+        tensors = [asdict(tensor) for tensor in self.tensors]
+        return audit_told(self.rule, tensors, self.warnings, f"{self.optimizer} · ")
 
 
 def audit(optimizer: Optimizer, model: nn.Module | None = None) -> AuditReport:

@@ -1,12 +1,14 @@
 """The probe of one's own training loop, which can write a run folder."""
 
 import atexit
+import html
 import os
 import shlex
 import sys
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import torch
@@ -22,6 +24,7 @@ from .ending import close_at_exit, status_of
 
 if TYPE_CHECKING:
     from ..probe.step import WatchedOptimizer
+    from ..runs.summary_tables import Summary
     from .recording import Loop, Recording
 
 
@@ -93,6 +96,7 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
 
     _recording: "Recording | None" = None
     _process = 0
+    _summed_up: Mapping[str, Any] = MappingProxyType({})  # of a run folder that is closed
 
     def _open(self, output: Path) -> None:
         from ..runs.folder import RunFolder, Unwritten, check_free
@@ -168,6 +172,36 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
             raise InputError(f"top1 must be a share of 1, from 0 to 1, got {float(top1):g}")
         self._recording.log(max(self.steps, 1), loss, top1)
 
+    # --- what it came to --------------------------------------------------------------------------
+
+    def summary(self) -> "Summary":
+        """What decay did so far, as the command line shows it when a run ends.
+
+        Printed, or shown in a notebook, it is the verdict, the ledger and the layers; ``numbers``
+        is what ``summary.json`` holds. Reading waits for the device.
+
+        Raises:
+            InputError: this is a copy of the probe that measured.
+        """
+        from ..runs.summary_tables import Summary
+
+        return Summary(self._summed_up or self._numbers())
+
+    def _numbers(self) -> dict[str, Any]:
+        from ..runs.recorder import Recorder
+        from .recording import most_decayed, summed_up
+
+        if self._model is None:
+            raise InputError("a copy of a probe has no model: ask the probe itself for a summary")
+        chosen = most_decayed(self.optimizers)
+        found = summed_up(self, Recorder.of(self), self._loop(), chosen)
+        for name in ("rate", "mass", "flip_rate"):  # of all steps, not of the records that are kept
+            found[name]["mean"] = getattr(self.total, name)
+        return {**found, "status": "finished"}
+
+    def _repr_html_(self) -> str:
+        return html.escape(repr(self)) if self._model is None else self.summary()._repr_html_()
+
     # --- state ------------------------------------------------------------------------------------
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -209,6 +243,7 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
         super().close()
         try:
             recording.end(status, self)
+            self._summed_up = recording.summary
             if draws:
                 del _undrawn[recording]
                 recording.draw()

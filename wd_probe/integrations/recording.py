@@ -4,7 +4,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,11 +70,9 @@ class Recording:
         return self.recorder.folder
 
     def _choose(self, probe: OpposingPenaltyProbe) -> None:
-        """Which optimizer and group the run's one η and λ are of: the most weights that decay."""
-        chosen = max(probe.optimizers, key=lambda one: _size(_most_decayed(one)))
-        self._optimizer: Optimizer | None = chosen
-        groups = chosen.param_groups
-        self._group = next(k for k, one in enumerate(groups) if one is _most_decayed(chosen))
+        """Which optimizer and group the run's one η and λ are of."""
+        self._optimizer: Optimizer | None
+        self._optimizer, self._group = most_decayed(probe.optimizers)
 
     # --- as it steps ------------------------------------------------------------------------------
 
@@ -116,8 +114,13 @@ class Recording:
         self.recorder.probe = probe
         self.write(probe.steps)
         self.folder.close_tables()  # what is drawn later may be drawn never
-        self.summary = self.summed_up(status, probe)
-        self._optimizer = None
+        chosen, self._optimizer = (self._optimizer, self._group), None
+        self.summary = {
+            **summed_up(probe, self.recorder, self.loop, chosen, self._lr.mean),
+            "status": status,
+            "seconds": time.monotonic() - self._started,
+            "run": str(self.folder.path),
+        }
         told = {"opt": self.summary["optimizer"], "lr": self.summary["lr"]}  # not as warm-ups begin
         if told["lr"] == told["lr"]:
             self.folder.json("config.json", {**self._known, **told})
@@ -159,41 +162,52 @@ class Recording:
             **environment(group["params"][0].device),
         }
 
-    def summed_up(self, status: str, probe: OpposingPenaltyProbe) -> dict[str, Any]:
-        """What ``summary.json`` says."""
-        optimizer = self._optimizer
-        assert optimizer is not None
-        group = optimizer.param_groups[self._group]
-        decay = attached(optimizer)
-        method, rate, lr = "", math.nan, decimal(self._lr.mean)
-        if decay is not None:
-            method, rate = decay.method, decay.rate
-        else:
-            rate = _number(group.get("weight_decay", 0.0))
-            like = max(group["params"], key=lambda p: p.ndim)
-            with contextlib.suppress(Exception):  # of an optimizer's own, stepped aside
-                method = str(effect_at_work(optimizer, group, like).rule)
-        return {
-            "command": "watch",
-            "script": self.loop.script,
-            "model": self.loop.model,
-            "dataset": self.loop.script,
-            "method": method,
-            "decay": "optimizer" if decay is None else "attached",
-            "optimizer": " and ".join(dict.fromkeys(type(x).__name__ for x in probe.optimizers)),
-            "lr": lr,
-            "weight_decay": rate,
-            "layer_definition": probe.layers.definition,
-            **self.recorder.summary(rate, Setting(lr=lr, rule=method, in_code=True)),
-            "status": status,
-            "seconds": time.monotonic() - self._started,
-            "run": str(self.folder.path),
-        }
 
-
-def _most_decayed(optimizer: Optimizer) -> Mapping[str, Any]:
+def most_decayed(optimizers: Iterable[Optimizer]) -> tuple[Optimizer, int]:
     """The parameter group with most of the weights that decay, else of all weights."""
-    return max(optimizer.param_groups, key=_size)
+    groups = [(one, k) for one in optimizers for k in range(len(one.param_groups))]
+    return max(groups, key=lambda pair: _size(pair[0].param_groups[pair[1]]))
+
+
+def summed_up(
+    probe: OpposingPenaltyProbe,
+    recorder: Recorder,
+    loop: Loop,
+    chosen: tuple[Optimizer, int],
+    lr: float | None = None,
+) -> dict[str, Any]:
+    """What ``summary.json`` says of a loop.
+
+    Args:
+        probe: what measured it.
+        recorder: what it told.
+        loop: who trained.
+        chosen: :func:`most_decayed`.
+        lr: the mean of η; default the present one.
+    """
+    optimizer, group = chosen[0], chosen[0].param_groups[chosen[1]]
+    decay, method = attached(optimizer), ""
+    lr = _number(group.get("lr")) if lr is None else decimal(lr)
+    if decay is not None:
+        method, rate = decay.method, decay.rate
+    else:
+        rate = _number(group.get("weight_decay", 0.0))
+        like = max(group["params"], key=lambda p: p.ndim)
+        with contextlib.suppress(Exception):  # of an optimizer's own, stepped aside
+            method = str(effect_at_work(optimizer, group, like).rule)
+    return {
+        "command": "watch",
+        "script": loop.script,
+        "model": loop.model,
+        "dataset": loop.script,
+        "method": method,
+        "decay": "optimizer" if decay is None else "attached",
+        "optimizer": " and ".join(dict.fromkeys(type(one).__name__ for one in probe.optimizers)),
+        "lr": lr,
+        "weight_decay": rate,
+        "layer_definition": probe.layers.definition,
+        **recorder.summary(rate, Setting(lr=lr, rule=method, in_code=True)),
+    }
 
 
 def _size(group: Mapping[str, Any]) -> tuple[bool, int]:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..shown import Shown
 from .sums import LASTS, SUMS, WIDTH
 
 if TYPE_CHECKING:
     from ..layering import Layers
+    from ..tables import ByWidth
 
 _KINDS = tuple(one.kind for one in SUMS)
 _NAMES = tuple(one.name for one in SUMS)
@@ -163,7 +165,7 @@ def summed(
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class StepRecord:
+class StepRecord(Shown):
     """One measured optimizer step.
 
     Attributes:
@@ -196,6 +198,12 @@ class StepRecord:
             f"flip_rate={self.flip_rate:.6g}, penalized={self.penalized}"
             + (f", nonfinite={self.nonfinite})" if self.nonfinite else ")")
         )
+
+    def __rich__(self) -> "ByWidth":
+        """R_op and the ledger of the step, and the layers that oppose most."""
+        from .record_tables import record_told
+
+        return record_told(self)
 
     @cached_property
     def total(self) -> Tally:

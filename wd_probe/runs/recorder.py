@@ -5,6 +5,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,8 @@ from ..probe.probe import OpposingPenaltyProbe
 from ..probe.records import ProfileRecord, StepRecord, Tally
 from ..probe.sums import WIDTH
 from ..wording import decimal
-from . import figures
 from .findings import findings
-from .folder import RunFolder
+from .folder import RunFolder, Unwritten
 from .reading import read_run
 from .states import States
 from .tensorboard import Dashboard
@@ -154,6 +154,15 @@ class Recorder:
         self._records: dict[int, StepRecord] = {}
         self._literals: dict[int, StepRecord] = {}
         self._profiles_taken = 0
+
+    @classmethod
+    def of(cls, probe: OpposingPenaltyProbe) -> "Recorder":
+        """One that writes nothing and holds what a probe does."""
+        self = cls(Unwritten(Path()), probe)
+        self.steps = probe.steps
+        for record in probe.records:
+            self._measured(record.step, record)
+        return self
 
     # --- the dashboard ----------------------------------------------------------------------------
 
@@ -382,6 +391,8 @@ class Recorder:
         )
 
     def _draw(self, summary: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        from . import figures  # loads matplotlib
+
         path = self.folder.path
         try:
             drawn = figures.draw_training(replace(read_run(path), summary=summary))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ from ..arguments import check_callable, check_count, check_finite, check_rate, c
 from ..errors import InputError, Teller, counted, shown
 from ..layering import chosen_parameters
 from ..sharding import local
+from ..shown import Shown
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -31,6 +35,18 @@ class ScanPoint:
     step: int
     scale: float
     metrics: Mapping[str, float]
+
+
+class Scan(Shown, tuple[ScanPoint, ...]):
+    """The points of a scan, a tuple that is shown as a table."""
+
+    __slots__ = ()
+
+    def __rich__(self) -> "Table":
+        """The metrics at some scales."""
+        from .scan_tables import curve_table
+
+        return curve_table([(point.scale, point.metrics) for point in self])
 
 
 @contextmanager
@@ -147,7 +163,7 @@ def zero_shot_decay(
     *,
     parameters: Iterable[str] | None = None,
     on_point: Callable[[ScanPoint], None] | None = None,
-) -> tuple[ScanPoint, ...]:
+) -> Scan:
     """Scale the weights to zero in ``steps`` steps, without training, and evaluate each (Eq. 12).
 
     θ_s = (1 − s/steps)·θ₀ for s = 0 to ``steps``, both included, always from θ₀ (theory fact 15).
@@ -161,7 +177,7 @@ def zero_shot_decay(
         on_point: is told every point as soon as it is measured.
 
     Returns:
-        ``steps + 1`` points.
+        ``steps + 1`` points, a tuple that `print` and a notebook show as a table.
 
     Raises:
         InputError: ``steps`` < 1, a model without parameters, an unknown parameter name;
@@ -195,7 +211,7 @@ def zero_shot_decay(
             points.append(ScanPoint(step, scale, dict(found)))
             if on_point is not None:
                 on_point(points[-1])
-    return tuple(points)
+    return Scan(points)
 
 
 def bracket(

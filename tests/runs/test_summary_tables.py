@@ -4,9 +4,12 @@ import copy
 import math
 
 import pytest
-from wd_probe.cli import console, rop_and_train, what_decay_did
+from wd_probe.cli import console, rop_and_train
 
 from tests.small import FAST
+from wd_probe.runs import summary_tables
+from wd_probe.runs.summary_tables import what_decay_did
+from wd_probe.tables import ByWidth
 
 LAYER = {"index": 1, "name": "conv1", "rate": 0.001, "mass": 1e-5, "flip_rate": 0.001,
          "norm": 12.3456, "balance": 0.97, "angular_update": 0.03, "remaining": 0.05,
@@ -28,7 +31,7 @@ def shown(monkeypatch, capsys):
 
     def show(summary, width=160):
         monkeypatch.setattr(console.out, "_width", width)
-        what_decay_did.show(summary)
+        console.out.print(ByWidth(lambda width: what_decay_did(summary, width)))
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= width
         return [" ".join(line.split()) for line in lines]
@@ -114,3 +117,15 @@ def test_old_summaries_have_none(monkeypatch, capsys):
     assert "What decay did is not told." in out
     assert "What decay did\n" not in out
     assert "• found" in out
+
+
+@pytest.mark.parametrize(
+    ("epochs", "best", "told"),
+    [(1, 1, None), (4, 4, "mean of 4 epochs"), (12, 10, "mean of the best 10 epochs")],
+)
+def test_the_best_epochs_are_called_so_where_there_are_others(capsys, epochs, best, told):
+    top1 = {"top1": 0.9441, "best10": {"mean": 0.942, "epochs": best}, "epochs": epochs}
+    told_of = summary_tables._scores({**top1, "other_top1": None, "chosen": None})
+    console.out.print(*told_of)
+    line = capsys.readouterr().out.strip()
+    assert line == "top-1 94.4 %" + (f" · {told} 94.2 %" if told else "")
