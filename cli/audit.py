@@ -7,14 +7,8 @@ from rich.markup import escape
 
 from wd_probe.errors import InputError, counted
 from wd_probe.tables import plain_table
-from wd_probe.training.options import (
-    AT_LEAST_1,
-    POSITIVE,
-    FilterBiasAndBn,
-    ImgSize,
-    Option,
-    WeightDecay,
-)
+from wd_probe.training.option import AT_LEAST_1, POSITIVE, Option
+from wd_probe.training.options import FilterBiasAndBn, ImgSize, WeightDecay
 
 from . import options as o
 from .console import loading, out, to_stdout

@@ -8,16 +8,8 @@ from rich.markup import escape
 from wd_probe.choices import Scale
 from wd_probe.errors import counted
 from wd_probe.tables import plain_table
-from wd_probe.training.options import (
-    AT_LEAST_1,
-    POSITIVE,
-    SCALE_HELP,
-    FilterBiasAndBn,
-    ImgSize,
-    ModelName,
-    Option,
-    WeightDecay,
-)
+from wd_probe.training.option import AT_LEAST_1, POSITIVE, Option
+from wd_probe.training.options import SCALE_HELP, FilterBiasAndBn, ImgSize, ModelName, WeightDecay
 from wd_probe.wording import percent
 
 from . import options as o

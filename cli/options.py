@@ -19,7 +19,8 @@ from typing import (
 import typer
 
 from wd_probe.errors import InputError, shown
-from wd_probe.training.options import OUTPUT, Option, options_in, said_of
+from wd_probe.training.option import Option, options_in, said_of
+from wd_probe.training.options import OUTPUT
 
 from .console import show_warnings
 

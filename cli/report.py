@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from wd_probe.training.options import Option
+from wd_probe.training.option import Option
 
 from . import options as o
 from .console import loading, out, to_stdout

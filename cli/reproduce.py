@@ -9,7 +9,9 @@ from rich.markup import escape
 
 from wd_probe.sweeps.options import SETTING, Name, PaperOptions
 from wd_probe.tables import plain_table
-from wd_probe.training.options import OUTPUT, Option, TrainOptions
+from wd_probe.training.option import Option
+from wd_probe.training.options import OUTPUT, TrainOptions
+from wd_probe.training.recipe_options import NAMES as RECIPE
 
 from . import options as o
 from .console import loading, out, to_stdout
@@ -21,7 +23,8 @@ from .console import loading, out, to_stdout
         SETTING,
         only=("pretrained", "checkpoint", "img_size", "data_dir", "dataset_download", "val_split",
               "train_samples", "batch_size", "epochs", "val_interval", "every", "device", "amp",
-              "channels_last", "torchcompile"),
+              "channels_last", "torchcompile",
+              *(name for name in RECIPE if not name.startswith("model_ema"))),
     ),
 )  # fmt: skip
 def reproduce(

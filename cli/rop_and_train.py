@@ -9,7 +9,8 @@ import typer
 from rich.markup import escape
 
 from wd_probe.errors import InputError, RunError
-from wd_probe.training.options import OUTPUT, Option, TrainOptions
+from wd_probe.training.option import Option
+from wd_probe.training.options import OUTPUT, TrainOptions
 
 from .ahead import check_ahead
 from .console import err, loading, out, to_stdout

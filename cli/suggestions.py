@@ -15,13 +15,6 @@ _MEANT = {
     "--compile": "--torchcompile", "--ckpt": "--checkpoint", "--weights": "--checkpoint",
     "--initial-checkpoint": "--checkpoint", "-s": "--seed",
 }  # fmt: skip
-#: Options of timm's training script that have no counterpart, and why.
-_NONE = {
-    "--sched": "the learning rate is constant, as in the paper",
-    "--warmup-epochs": "the learning rate is constant, as in the paper",
-    "--warmup-lr": "the learning rate is constant, as in the paper",
-    "--min-lr": "the learning rate is constant, as in the paper",
-}
 
 
 class Command(TyperCommand):
@@ -37,9 +30,6 @@ class Command(TyperCommand):
                 known = [option for parameter in self.params for option in parameter.opts]
                 begins = [o for o in known if len(name) > 3 and o.startswith(name)]
                 meant = [o for o in (_MEANT.get(name), *begins) if o in known]
-                if name in _NONE:
-                    error.possibilities = []
-                    error.message += f" ({_NONE[name]})"  # type: ignore[attr-defined]
-                elif meant:
+                if meant:
                     error.possibilities = list(dict.fromkeys(meant))
             raise

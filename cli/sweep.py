@@ -10,7 +10,8 @@ from rich.table import Table
 
 from wd_probe.errors import InputError, counted
 from wd_probe.tables import plain_table
-from wd_probe.training.options import Option, TrainOptions
+from wd_probe.training.option import Option
+from wd_probe.training.options import TrainOptions
 from wd_probe.wording import percent, plus_minus
 
 from . import options as o

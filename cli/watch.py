@@ -9,7 +9,8 @@ import typer
 
 from wd_probe.arguments import check_count
 from wd_probe.errors import InputError
-from wd_probe.training.options import OUTPUT, Option
+from wd_probe.training.option import Option
+from wd_probe.training.options import OUTPUT
 
 from . import options as o
 from .processes import process

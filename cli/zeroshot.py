@@ -10,7 +10,8 @@ from rich.markup import escape
 
 from wd_probe.errors import InputError, counted
 from wd_probe.tables import plain_table
-from wd_probe.training.options import MODEL, Option, ZeroshotOptions
+from wd_probe.training.option import Option
+from wd_probe.training.options import MODEL, ZeroshotOptions
 from wd_probe.wording import half_life_cells, half_life_told, number
 
 from . import options as o

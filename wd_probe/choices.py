@@ -13,6 +13,12 @@ METHODS: tuple[Method, ...] = get_args(Method)
 Convention = Literal["lr*rate", "rate"]
 #: How layer-wise rates rise, see :func:`wd_probe.layerwise_rates`.
 Scale = Literal["eq9", "max2", "mean", "falling"]
+#: How η goes on, by timm's names.
+Schedule = Literal[
+    "none", "constant", "cosine", "tanh", "poly", "step", "multistep", "wsd", "rsqrt"
+]
+#: How gradients are clipped, by timm's names.
+ClipMode = Literal["norm", "value", "agc"]
 #: What a scan decays one at a time.
 By = Literal["none", "layer", "kind"]
 #: Where to compute.

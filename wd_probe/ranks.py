@@ -5,11 +5,13 @@ Started in any other way a process is alone, and everything here does nothing.
 
 import atexit
 import os
+import random
 import signal
 import threading
 import warnings
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -114,7 +116,10 @@ def wrapped(model: nn.Module) -> nn.Module:
 def draw_apart() -> None:
     """From one random state on all processes, let each draw numbers of its own from now on."""
     if rank():
-        torch.manual_seed(int(torch.randint(2**31, ())) + rank())
+        seed = int(torch.randint(2**31, ())) + rank()
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
 
 
 def settle(model: nn.Module) -> None:

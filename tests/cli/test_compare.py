@@ -3,6 +3,8 @@ import shutil
 
 import pytest
 
+from wd_probe.training.recipe_options import NAMES as RECIPE
+
 
 @pytest.fixture
 def runs(made, tmp_path):
@@ -56,3 +58,16 @@ def test_what_is_no_run_is_refused(wdprobe, runs):
     code, _, err = wdprobe("compare", "run0")
     assert code == 2
     assert "run0 is one run; give two or more" in err
+
+
+def test_a_recipe_and_the_run_of_a_version_without(wdprobe, runs, tmp_path):
+    runs(2)
+    for name, recipe in (("run0", {"weight_decay": 0.1}), ("run1", {"sched": "cosine"})):
+        file = tmp_path / name / "config.json"
+        config = {k: v for k, v in json.loads(file.read_text()).items() if k not in RECIPE}
+        file.write_text(json.dumps(config | recipe))
+    code, out, _ = wdprobe("compare", "run0", "run1")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()][1] == ["sched", "none", "cosine"]
+    assert wdprobe("report", "run1")[0] == 0
+    assert "sched cosine" in (tmp_path / "run1/report.html").read_text()

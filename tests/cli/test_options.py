@@ -8,13 +8,8 @@ from wd_probe.cli import options as o
 
 from wd_probe import InputError
 from wd_probe.sweeps.options import PaperOptions
-from wd_probe.training.options import (
-    AT_LEAST_1,
-    Option,
-    TrainOptions,
-    ZeroshotOptions,
-    options_in,
-)
+from wd_probe.training.option import AT_LEAST_1, Option, options_in
+from wd_probe.training.options import TrainOptions, ZeroshotOptions
 
 seen = {}
 

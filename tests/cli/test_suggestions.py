@@ -33,12 +33,6 @@ def test_an_option_of_another_name_gets_the_right_suggestion(wdprobe, command, t
     )
 
 
-def test_a_schedule_is_told_to_be_none(wdprobe):
-    code, _, err = wdprobe("rop", "--sched", "cosine")
-    assert code == 2
-    assert "No such option --sched (the learning rate is constant, as in the paper)" in plain(err)
-
-
 @pytest.mark.parametrize("command", ["layers", "audit"])
 def test_only_options_that_the_command_has_are_suggested(wdprobe, command):
     _, _, err = wdprobe(command, "-e", 1)
@@ -47,7 +41,8 @@ def test_only_options_that_the_command_has_are_suggested(wdprobe, command):
 
 
 def test_what_is_suggested_exists_in_some_command():
-    from wd_probe.training.options import TrainOptions, options_in
+    from wd_probe.training.option import options_in
+    from wd_probe.training.options import TrainOptions
 
     known = {option.flag_of(name) for name, (_, option) in options_in(TrainOptions).items()}
     assert set(_MEANT.values()) <= known | {"--json"}

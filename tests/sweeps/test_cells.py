@@ -388,3 +388,13 @@ def test_a_cell_that_points_elsewhere_is_not_written_through(tmp_path):
     assert run_cell(cell, tmp_path / "cells")["status"] == "failed"
     assert (tmp_path / "mine/summary.json").read_text() == "kept"
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["summary.json"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_recipes_are_told_apart(tmp_path):
+    cells = grid(BASE, {"sched": ["none", "cosine"], "smoothing": [0.0, 0.1]})
+    assert len({cell.name for cell in cells}) == 4
+    assert cells[0].name == grid(BASE, {"seed": [0]})[0].name, "no recipe changes no name"
+    sweep(cells, tmp_path, Told())
+    listed = [(row["sched"], row["smoothing"]) for row in rows(tmp_path / "cells.csv")]
+    assert listed == [("none", "0.0"), ("none", "0.1"), ("cosine", "0.0"), ("cosine", "0.1")]

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -142,7 +143,7 @@ def events(folder):
 
 def assert_same(run, whole):
     """To the bit, but for time and place."""
-    for name in (*TABLES, "model.safetensors"):
+    for name in (*TABLES, "model.safetensors", "model_ema.safetensors"):
         assert (run / name).exists() == (whole / name).exists(), name
         if (whole / name).exists():
             assert (run / name).read_bytes() == (whole / name).read_bytes(), name
@@ -252,7 +253,7 @@ class Stopped(Exception):
 
 
 class Listener:
-    """Stops a run after a step, as a kill would: nothing is told to the run."""
+    """Stops a run after a step, as a kill would: nothing is told to the run; below 0, as Ctrl-C."""
 
     def __init__(self, last=None):
         self.last, self.steps = last, []
@@ -264,6 +265,8 @@ class Listener:
         self.steps.append(step.step)
         if step.step == self.last:
             raise Stopped
+        if self.last is not None and step.step == -self.last:
+            signal.raise_signal(signal.SIGINT)
 
     def scored(self, *_):
         pass
@@ -298,17 +301,36 @@ def trained(tmp_path, monkeypatch):
     return train_both
 
 
+#: timm's recipe, of which every part has something to go on from; two steps are an epoch.
+RECIPE = {
+    "sched": "cosine", "sched_on_updates": True, "warmup_epochs": 1, "warmup_lr": 1e-4,
+    "method": "lpwd", "layer_decay": 0.8, "clip_grad": 1.0, "clip_mode": "agc", "smoothing": 0.1,
+    "mixup": 0.4, "cutmix": 1.0, "aa": "rand-m9-mstd0.5-inc1", "model_ema": True,
+    "model_ema_decay": 0.9, "model_ema_warmup": True, "grad_accum_steps": 2,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"amp": True, "amp_dtype": "float16", "method": "lpwd", "opt": "momentum"},
         {"opt": "lookahead_adamw", "method": "rwd", "channels_last": True, "both_moments": True},
         {"opt_kwargs": "fused=True amsgrad=True", "every": 0},
+        RECIPE,
+        RECIPE | {"method": "corrected", "sched_on_updates": False, "grad_accum_steps": 1},
         pytest.param({"torchcompile": True}, marks=pytest.mark.slow),
     ],
 )
 def test_every_kind_of_state_is_recovered(trained, options):
     assert trained((4, 6), **options) == [1, 3, 5]
+
+
+def test_ctrl_c_at_a_step_of_a_recipe(trained):
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup
+    try:
+        assert trained((-3, -5), recovery_interval=100, **RECIPE) == [1, 4, 6]
+    finally:
+        signal.signal(signal.SIGINT, was)
 
 
 # timm's folder reader leaves the files it opens to the garbage collector
@@ -325,7 +347,8 @@ def test_streamed_pictures_come_in_the_same_order_with_the_same_flips(
             folder.mkdir(parents=True, exist_ok=True)
             picture = Image.fromarray((image.reshape(8, 8) * 15).astype("uint8"))
             picture.resize((32, 32)).save(folder / f"{number}.png")
-    options = {"dataset": "folder", "data_dir": tmp_path, "batch_size": 2, "hflip": 0.5}
+    options = {"dataset": "folder", "data_dir": tmp_path, "batch_size": 2, "hflip": 0.5,
+               "aa": "rand-m9-mstd0.5-inc1"}  # fmt: skip
     assert trained((7,), recovery_interval=5, steps=9, **options) == [1, 6]
 
 

@@ -255,7 +255,8 @@ class WeightDecay:
             return 1.0
         optimizer, number = place
         tops = self._tops[optimizer]
-        known = (tops.get(number, 0.0), group.get("initial_lr", 0), group.get("max_lr", 0))
+        begun = group.get("initial_lr", 0) * group.get("lr_scale", 1)  # of timm's layer decay
+        known = (tops.get(number, 0.0), begun, group.get("max_lr", 0))
         tops[number] = top = _largest(lr, *known)
         if isinstance(top, Tensor):
             return torch.as_tensor(lr / top).nan_to_num(0.0)

@@ -10,7 +10,8 @@ from ..errors import InputError
 from ..runs import figures
 from ..runs.decay_tables import number
 from ..runs.reading import Run, damaged, read_run
-from ..training.options import ELSEWHERE, TrainOptions, options_in
+from ..training.option import options_in
+from ..training.options import ELSEWHERE, TrainOptions, assumed
 from ..wording import half_life_cells, half_life_told, percent
 from .folders import DAMAGE, expanded, is_sweep
 from .run import is_number, is_scan, known, last, mean_rate, status, steps
@@ -119,9 +120,15 @@ def _differing(runs: Sequence[Run]) -> dict[str, str]:
         if len({str(_chosen(run, key)) for run in runs}) > 1
     }
     for name in more:  # not each is known of runs of other versions, and of watched scripts
-        if len({str(run.config[name]) for run in trained if name in run.config}) > 1:
+        if len({str(told[name]) for run in trained if name in (told := _options(run))}) > 1:
             found[name] = name.replace("_", " ")
     return found
+
+
+def _options(run: Run) -> Mapping[str, Any]:
+    """What a run was told; an older version told it what is the default since."""
+    trained = run.config.get("command") in ("train", "rop")
+    return {**assumed(), **run.config} if trained else run.config
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -135,9 +142,9 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 def _chosen(run: Run, key: str) -> object:
     """An option of a run; a scan has none of training."""
-    return (
-        None if is_scan(run) and key not in ("model", "dataset", "source") else run.config.get(key)
-    )
+    if is_scan(run) and key not in ("model", "dataset", "source"):
+        return None
+    return _options(run).get(key)
 
 
 def measured(run: Run) -> dict[str, Any]:

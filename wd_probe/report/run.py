@@ -12,6 +12,8 @@ from ..runs import figures
 from ..runs.decay_tables import LAYER_COLUMNS, in_all, layer_table
 from ..runs.reading import Run
 from ..runs.verdict import THRESHOLDS
+from ..training.options import TrainOptions
+from ..training.recipe_options import defaults, told
 from ..wording import percent
 from .values import Columns, Figures, number
 
@@ -225,6 +227,7 @@ def facts(run: Run) -> dict[str, object]:
             "decay rate λ": c.get("weight_decay"),
             "a step takes off": c.get("c"),
             "layer-wise rates": c.get("scale"),
+            "timm's recipe": _recipe(c) or None,
             "seconds": number(summary.get("seconds")) if summary.get("seconds") else None,
         }
     )
@@ -236,6 +239,13 @@ def facts(run: Run) -> dict[str, object]:
         ),
     }
     return shared | training | machine
+
+
+def _recipe(config: Mapping[str, Any]) -> str:
+    usual = defaults(TrainOptions)
+    return told(
+        {name: config[name] for name in usual if config.get(name, usual[name]) != usual[name]}
+    )
 
 
 # --- numbers --------------------------------------------------------------------------------------

@@ -49,11 +49,12 @@ def summary_told(summary: Mapping[str, Any]) -> ByWidth:
 def _told(summary: Mapping[str, Any], width: int) -> Iterator[RenderableType]:
     title = "Training" if summary["command"] == "train" else "Opposing-penalty rate"
     scale = "" if summary.get("scale") is None else f" ({summary['scale']})"
+    eta = f"η {summary['lr']:g}" + (f" {summary['sched']}" if "sched" in summary else "")
     status = "" if summary["status"] == "finished" else f" ({summary['status']})"
     yield (
         f"[bold]{title}[/] · {escape(summary['model'])} on {escape(summary['dataset'])} · "
         f"{counted(summary['steps'], 'step')}{status}\n"
-        f"{escape(summary['optimizer'])} · {summary['method']}{scale} · η {summary['lr']:g} · "
+        f"{escape(summary['optimizer'])} · {summary['method']}{scale} · {eta} · "
         f"λ {summary['weight_decay']:g}"
     )
     yield from _scores(summary)
@@ -76,7 +77,8 @@ def _item(text: str) -> RenderableType:
 
 
 def _scores(summary: Mapping[str, Any]) -> Iterator[RenderableType]:
-    found = [("top-1", summary["top1"])]
+    of = " of the averaged weights" if summary.get("model_ema") else ""
+    found = [(f"top-1{of}", summary["top1"])]
     if summary["epochs"] > 1:
         best = summary["best10"]
         chosen = "the best " if best["epochs"] < summary["epochs"] else ""

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ..training.options import AT_LEAST_1, Option, TrainOptions, check_options
+from ..training.option import AT_LEAST_1, Option, check_options
+from ..training.options import TrainOptions
 
 #: Section 4: ImageNet-21k weights, 100 epochs, batch 512, constant η, 32×32, flips.
 SETTING = TrainOptions(

@@ -20,6 +20,7 @@ from ..runs.folder import dumps, write_whole
 from ..runs.locks import Lock
 from ..runs.reading import read_run
 from ..training.options import ZeroshotOptions
+from ..training.recipe_options import chosen, told
 from ..training.scan import Listener as ScanListener
 from ..training.scan import scan
 from ..wording import half_life_cells, percent, plus_minus
@@ -231,9 +232,10 @@ def _how(context: _Context) -> list[str]:
     measured = {0: "R_op was not measured", 1: "R_op at every step"}.get(o.every, once)
     rates = sorted({s.lr for s in context.found}), sorted({s.weight_decay for s in context.found})
     listed = [", ".join(f"{rate:g}" for rate in values) for values in rates]
+    recipe = told({"sched": "constant"} | chosen(o)).replace("sched constant", "constant η")
     return [
         f"{counted(context.options.seeds, 'seed')}; {counted(o.epochs, 'epoch')} of {size}, "
-        f"batch {o.batch_size}, {o.img_size}×{o.img_size}, {weights}, constant η; "
+        f"batch {o.batch_size}, {o.img_size}×{o.img_size}, {weights}, {recipe}; "
         f"grid η {{{listed[0]}}} × λ {{{listed[1]}}}; {measured}.",
     ]
 

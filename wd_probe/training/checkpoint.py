@@ -43,6 +43,7 @@ class Recovery:
         facts: what the run is; a state is only given back to a run that is the same.
         interval: steps between two writings; None for about a minute, 0 for never.
         flush: brings what others have yet to write in the folder to its files.
+        assumed: facts where a state says nothing of them, as those of older versions do not.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class Recovery:
         facts: Mapping[str, Any],
         interval: int | None,
         flush: Callable[[], None],
+        assumed: Mapping[str, Any] | None = None,
     ) -> None:
         self._folder, self._parts, self._facts = folder, parts, facts
+        self._assumed = assumed or {}
         self._interval, self._flush = interval, flush
         self._step, self._wait = 0, _SECONDS
         self._begun = self._written = time.monotonic()
@@ -117,7 +120,7 @@ class Recovery:
         state = self._read()
         try:
             sizes, step, before = dict(state["sizes"]), int(state["step"]), float(state["seconds"])
-            facts = dict(state["facts"])
+            facts = {**self._assumed, **state["facts"]}
             if set(state["parts"]) != set(self._parts):
                 raise KeyError(", ".join(set(state["parts"]) ^ set(self._parts)))
         except (KeyError, TypeError, ValueError, AttributeError) as error:

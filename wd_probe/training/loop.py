@@ -1,6 +1,7 @@
 """Training and evaluation of one model: a plain loop that the probe is attached to."""
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from ..errors import InputError, WdProbeError, first_line, shown
 from ..hooks import hooked
 from .checkpoint import random_state, set_random_state
 from .data import Batch, Batches
+from .recipe import Recipe
 
 _HELD_BACK = 16  # steps whose numbers may wait on a device that runs ahead of the host
 
@@ -27,8 +29,8 @@ class Step:
     Attributes:
         step: its number, from 1.
         epoch: from 1.
-        loss: of its batch.
-        lr: the live learning rate of the first parameter group.
+        loss: of its batch, or the mean of those that are gathered for it.
+        lr: the live learning rate, the largest of all parameter groups.
         update: which call of ``optimizer.step()`` it made; None where `GradScaler` left it out.
     """
 
@@ -75,13 +77,14 @@ def autocast_dtype(amp: bool, name: str) -> torch.dtype | None:
 
 
 class Trainer:
-    """Trains a model with a constant learning rate, one step after another.
+    """Trains a model, one step after another.
 
     Args:
         model: on its device.
         optimizer: steps it.
         data: training batches, on the same device.
         amp_dtype: autocast to this dtype, or None for full precision; float16 scales the loss.
+        recipe: what a step is beyond a plain one.
     """
 
     def __init__(
@@ -91,9 +94,10 @@ class Trainer:
         data: Batches,
         *,
         amp_dtype: torch.dtype | None = None,
+        recipe: Recipe | None = None,
     ) -> None:
         self.model, self.optimizer, self.data = model, optimizer, data
-        self.amp_dtype = amp_dtype
+        self.amp_dtype, self.recipe = amp_dtype, recipe or Recipe()
         self.device = next(model.parameters()).device
         self.updates = 0
         self.steps = 0  # trained; the numbers of the last ones may not have been yielded
@@ -120,27 +124,62 @@ class Trainer:
         held: list[tuple[Tensor, Step]] = []
         hold = 1 if self.device.type == "cpu" else _HELD_BACK
         self.model.train()
-        for step, (images, labels) in enumerate(self._begin(number), start=first_step):
-            if step > max_steps:
+        batches = self._begin(number)
+        for step in range(first_step, max_steps + 1):
+            self.set_rates()
+            loss = self._gathered(batches)
+            if loss is None:
                 break
-            with self.autocast():
-                loss = F.cross_entropy(self.model(images), labels)
-            self.scaler.scale(loss).backward()
             before = self.updates
             self._step()
             self.scaler.update()
             self.optimizer.zero_grad()
-            self.steps, self._batches = step, self._batches + 1
+            self.steps = step
+            if self.recipe.average is not None:
+                self.recipe.average.update(self.model, step=step)
             update = self.updates if self.updates > before else None
-            lr = float(self.optimizer.param_groups[0]["lr"])
-            held.append((loss.detach(), Step(step, number, math.nan, lr, update)))
+            lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
+            held.append((loss, Step(step, number, math.nan, lr, update)))
             if len(held) >= hold:
                 yield from self._read(held)
                 held = []
         yield from self._read(held)
 
+    def set_rates(self) -> None:
+        """Set the learning rates of the next step."""
+        if self.recipe.schedule is not None:
+            whole = self._batches >= len(self.data)
+            self.recipe.schedule(self._epoch if whole else self._epoch - 1, self.steps)
+
+    def _gathered(self, batches: Iterator[Batch]) -> Tensor | None:
+        """The mean loss of the batches of a step, their gradients taken; None if none is left."""
+        count = max(1, min(self.recipe.accumulate, len(self.data) - self._batches))
+        losses: list[Tensor] = []
+        for images, labels in itertools.islice(batches, count):
+            last = len(losses) + 1 == count
+            with contextlib.nullcontext() if last else self._apart():
+                losses.append(self._backward(images, labels, count))
+            self._batches += 1
+        return torch.stack(losses).mean() if len(losses) > 1 else losses[0] if losses else None
+
+    def _apart(self) -> contextlib.AbstractContextManager[Any]:
+        """Gradients that need not be those of all processes yet."""
+        return getattr(self.model, "no_sync", contextlib.nullcontext)()
+
+    def _backward(self, images: Tensor, labels: Tensor, count: int) -> Tensor:
+        recipe = self.recipe
+        if recipe.mix is not None:
+            images, labels = recipe.mix(images, labels)
+        with self.autocast():
+            loss = recipe.loss(self.model(images), labels)
+        self.scaler.scale(loss / count if count > 1 else loss).backward()
+        return loss.detach()
+
     def _step(self) -> None:
         """One step of the optimizer, whose first shows whether it takes gradients as they are."""
+        if self.recipe.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            self.recipe.clip()
         try:
             self.scaler.step(self.optimizer)
         except (WdProbeError, torch.OutOfMemoryError):

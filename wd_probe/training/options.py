@@ -1,38 +1,33 @@
 """What decides a run: each option once, for the command line, grid files and ``config.json``."""
 
 import ast
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from ..arguments import check_choice, check_count, check_path, check_positive, check_rate
+from ..arguments import check_choice
 from ..choices import METHODS, AmpDtype, By, Convention, Device, Scale
 from ..errors import InputError, near_names, shown
+from . import recipe_options as recipe
+from .option import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Option,
+    check_options,
+    check_probability,
+    check_share,
+    options_in,
+)
 
 #: What does not change a run's result, or only where it lies.
 ELSEWHERE = ("output", "device", "data_dir", "dataset_download", "recovery_interval")
 #: The learning rates of the paper's base settings (Table 2).
 _SGD_LIKE = ("sgd", "momentum", "sgdp", "nesterov")
-
-
-# --- what is said of an option --------------------------------------------------------------------
-
-
-AT_LEAST_0, AT_LEAST_1 = partial(check_count, least=0), check_count
-NOT_NEGATIVE, POSITIVE = check_rate, check_positive
-
-
-def _probability(value: float, what: str) -> None:
-    if not 0 <= value <= 1:
-        raise InputError(f"{what} must be a probability, got {shown(value)}")
-
-
-def _share(value: float, what: str) -> None:
-    if not 0 <= value < 1:
-        raise InputError(f"{what} must be a share below 1, got {shown(value)}")
 
 
 def _amp_dtype(value: str, what: str) -> None:
@@ -43,65 +38,6 @@ def _amp_dtype(value: str, what: str) -> None:
 def _by(value: str, what: str) -> None:
     if value not in get_args(By):
         raise InputError(f"{what} must be one of {', '.join(get_args(By))}, got {shown(value)}")
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """What is said of an option in the ``Annotated`` type of its field.
-
-    Attributes:
-        help: for the command line.
-        panel: where the command line's help lists it.
-        must: refuses a value other than None, by the flag, unless it is what it has to be.
-        choices: all that the command line takes, where the type takes more.
-        joined: makes the value of the texts typed, where the option is typed several times.
-        flag: on the command line, where it is not the field's name.
-    """
-
-    help: str
-    panel: str | None = None
-    must: Callable[[Any, str], object] | None = None
-    choices: tuple[str, ...] = ()
-    joined: Callable[[Sequence[str]], Any] | None = None
-    flag: str | None = None
-
-    def flag_of(self, name: str) -> str:
-        """The option as it is typed."""
-        return self.flag or f"--{name.replace('_', '-')}"
-
-    def check(self, name: str, value: Any) -> None:
-        """Hold a value to what it must be.
-
-        Raises:
-            InputError: it is not.
-        """
-        if isinstance(value, Path):
-            check_path(value, self.flag_of(name))
-        if self.must is not None and value is not None:
-            self.must(value, self.flag_of(name))
-
-
-def said_of(hint: Any) -> tuple[Any, Option] | None:
-    """An annotation's type and what is said of it, if anything is."""
-    said = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Option)), None)
-    return None if said is None else (hint.__origin__, said)
-
-
-@cache
-def options_in(kind: type) -> Mapping[str, tuple[Any, Option]]:
-    """By name the type of each option of a dataclass, and what is said of it."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {name: found for name, hint in hints.items() if (found := said_of(hint)) is not None}
-
-
-def check_options(options: Any) -> None:
-    """Hold every option of a dataclass to what it must be.
-
-    Raises:
-        InputError: one is not.
-    """
-    for name, (_, option) in options_in(options.__class__).items():
-        option.check(name, getattr(options, name))
 
 
 # --- keyword arguments of an optimizer ------------------------------------------------------------
@@ -184,10 +120,10 @@ class TrainOptions:
     dataset_download: DatasetDownload = False
     hflip: Annotated[
         float | None,
-        Option("Chance of a horizontal flip (default 0.5; 0 for digits).", DATA, _probability),
+        Option("Chance of a horizontal flip (default 0.5; 0 for digits).", DATA, check_probability),
     ] = None
     val_split: Annotated[
-        float, Option("Share of the training images to validate on.", DATA, _share)
+        float, Option("Share of the training images to validate on.", DATA, check_share)
     ] = 0.0
     train_samples: Annotated[int | None, Option("Train on so many images.", DATA, AT_LEAST_1)] = (
         None
@@ -203,7 +139,7 @@ class TrainOptions:
     ] = ""
     lr: Annotated[
         float | None,
-        Option("Learning rate η, constant (default 1e-4; 1e-2 for SGD).", TRAINING, POSITIVE),
+        Option("Learning rate η (default 1e-4; 1e-2 for SGD).", TRAINING, POSITIVE),
     ] = None
     weight_decay: WeightDecay = 0.01
     momentum: Annotated[float, Option("For SGD and its kin.", TRAINING, NOT_NEGATIVE)] = 0.9
@@ -235,6 +171,25 @@ class TrainOptions:
     val_interval: Annotated[
         int, Option("Evaluate every so many epochs, and after the last.", TRAINING, AT_LEAST_1)
     ] = 1
+    sched: recipe.Sched = "none"
+    sched_on_updates: recipe.SchedOnUpdates = False
+    warmup_epochs: recipe.WarmupEpochs = None
+    warmup_lr: recipe.WarmupLr = None
+    min_lr: recipe.MinLr = None
+    decay_epochs: recipe.DecayEpochs = None
+    decay_rate: recipe.DecayRate = None
+    decay_milestones: recipe.DecayMilestones = None
+    layer_decay: recipe.LayerDecay = None
+    clip_grad: recipe.ClipGrad = None
+    clip_mode: recipe.ClipMode = "norm"
+    grad_accum_steps: recipe.GradAccumSteps = 1
+    smoothing: recipe.Smoothing = 0.0
+    mixup: recipe.Mixup = 0.0
+    cutmix: recipe.Cutmix = 0.0
+    aa: recipe.AutoAugment = None
+    model_ema: recipe.ModelEma = False
+    model_ema_decay: recipe.ModelEmaDecay = 0.9998
+    model_ema_warmup: recipe.ModelEmaWarmup = False
     every: Annotated[int, Option("Measure every so-many-th step.", OUTPUT, AT_LEAST_0)] = 0
     both_moments: Annotated[
         bool, Option("Evaluate rwd before its decay too, and pwd after it.", OUTPUT)
@@ -261,6 +216,7 @@ class TrainOptions:
             raise InputError("--every must be at least 1, got 0")
         parse_options(self.opt_kwargs.split())
         self._check_method()
+        recipe.check_recipe(self)
 
     def _check_method(self) -> None:
         check_choice(self.method, "method", ("own", *METHODS))
@@ -305,7 +261,17 @@ class TrainOptions:
     def hparams(self) -> dict[str, Any]:
         """What TensorBoard's HParams tab compares runs by."""
         names = ("model", "dataset", "opt", "method", "lr", "weight_decay", "batch_size", "seed")
-        return {name: getattr(self, name) for name in names} | {"lr": self.learning_rate}
+        found = {name: getattr(self, name) for name in names} | {"lr": self.learning_rate}
+        return found | recipe.chosen(self)
+
+
+#: Options younger than the first runs on disk.
+_YOUNGER = ("val_interval", *recipe.NAMES)
+
+
+def assumed() -> dict[str, Any]:
+    """What runs were told by versions that did not have these options, as their defaults say."""
+    return {f.name: f.default for f in fields(TrainOptions) if f.name in _YOUNGER}
 
 
 _SCAN = "Scan"

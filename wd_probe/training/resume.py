@@ -8,7 +8,7 @@ from .. import __version__
 from ..errors import InputError, shown
 from ..runs.reading import damaged, read_json
 from ..runs.schema import RunConfig, RunSummary
-from .options import TrainOptions, typed
+from .options import TrainOptions, assumed, typed
 
 
 def check_resumable(path: Path) -> dict[str, Any]:
@@ -53,6 +53,7 @@ def options_of(path: Path, command: str) -> TrainOptions:
             f"`wdprobe {config['command']} --resume {path}` resumes it"
         )
     names = [field.name for field in fields(TrainOptions) if field.name != "command"]
+    config = {**assumed(), **config}
     lacking = [name for name in names if name not in config]
     made_by = (config.get("versions") or {}).get("wd-probe")
     if lacking or made_by != __version__:

@@ -28,13 +28,18 @@ from .interrupts import Interrupts
 from .loop import Score, Step, Trainer, autocast_dtype, evaluate, pick_device
 from .models import create_model
 from .optimizers import build_optimizer
-from .options import ELSEWHERE, TrainOptions, parse_options
+from .options import ELSEWHERE, TrainOptions, assumed, parse_options
+from .recipe import Recipe, average_of, recipe, scale_rates, seed_all
+from .recipe_options import chosen
 from .resume import check_resumable
 
 #: Decay rates that the λ-profile asks about.
 PROFILE_RATES = tuple(float(f"{10 ** (k / 4):.3g}") for k in range(-16, 9))
 #: Steps in a run at which the λ-profile is taken, about.
 PROFILE_STEPS = 20
+
+#: The moving average of the weights, beside them.
+AVERAGE = "model_ema.safetensors"
 
 _NOT_EVALUATED = Score(math.nan, math.nan)
 #: How a run ends that can be resumed.
@@ -69,17 +74,31 @@ class Training:
     decay: WeightDecay | None
     layers: Layers
     device: torch.device
+    updates: int  # in an epoch
     total: int
+    recipe: Recipe
 
     def trainer(self) -> Trainer:
         """The loop over its data."""
         dtype = autocast_dtype(self.options.amp, self.options.amp_dtype)
-        return Trainer(self.called, self.optimizer, self.data.train, amp_dtype=dtype)
+        return Trainer(
+            self.called, self.optimizer, self.data.train, amp_dtype=dtype, recipe=self.recipe
+        )
 
     def evaluate(self, data: Batches, trainer: Trainer) -> Score:
-        """The model's score; DDP has no part in it, since processes may have unequal parts."""
+        """The model's score, or its average's as timm has it.
+
+        DDP has no part in it, since processes may have unequal parts.
+        """
         model = self.called if ranks.size() == 1 else self.model
+        model = model if self.recipe.average is None else self.recipe.average.module
         return evaluate(model, data, trainer.autocast)
+
+    def settle(self) -> None:
+        """Average the running statistics of batch norm over the processes."""
+        ranks.settle(self.model)
+        if self.recipe.average is not None:
+            ranks.settle(self.recipe.average.module)
 
     def method(self) -> str:
         """The rule at work: the attached method, or the optimizer's own by its effect."""
@@ -171,6 +190,8 @@ def _run(
     if status in _STOPPED:  # who ends it may not wait for the rest
         folder.json("summary.json", summary)
     folder.replace("model.safetensors", lambda partial: _save_weights(run.model, partial))
+    if (average := run.recipe.average) is not None:
+        folder.replace(AVERAGE, lambda partial: _save_weights(average.module, partial))
     recorder.close(summary, options.hparams())
     if status not in _STOPPED:
         recovery.remove()
@@ -184,6 +205,7 @@ def _recovery(
         "model": run.model,
         "optimizer": run.optimizer,
         "decay": run.decay,
+        "average": run.recipe.average,
         "probe": recorder.probe,
         "literal probe": recorder.literal,
         "journal": recorder,
@@ -197,6 +219,7 @@ def _recovery(
         plain,
         run.options.recovery_interval,
         recorder.flush,
+        assumed(),
     )
 
 
@@ -213,7 +236,7 @@ def prepare(options: TrainOptions, *, weights: bool = True) -> Training:
         RunError: the pretrained weights are unavailable.
     """
     device = pick_device(options.device)
-    torch.manual_seed(options.seed)
+    seed_all(options.seed)
     ranks.check_divides(options.batch_size)
     data = load_data(
         options.dataset,
@@ -227,6 +250,7 @@ def prepare(options: TrainOptions, *, weights: bool = True) -> Training:
         val_split=options.val_split,
         train_samples=options.train_samples,
         channels_last=options.channels_last,
+        aa=options.aa,
     )
     model = create_model(
         options.model,
@@ -238,27 +262,46 @@ def prepare(options: TrainOptions, *, weights: bool = True) -> Training:
     ).to(device)
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    average = average_of(options, model)
     called: Any = ranks.wrapped(model)
     called = torch.compile(called) if options.torchcompile else called
     ranks.draw_apart()
     optimizer, decay = _optimizer(options, model, called)
-    total = options.epochs * len(data.train) if options.steps is None else options.steps
-    return Training(options, data, model, called, optimizer, decay, layers(model), device, total)
+    updates = -(-len(data.train) // options.grad_accum_steps)
+    total = options.epochs * updates if options.steps is None else options.steps
+    more = recipe(
+        options,
+        model,
+        optimizer,
+        classes=data.num_classes,
+        updates=updates,
+        total=total,
+        average=average,
+    )
+    return Training(
+        options, data, model, called, optimizer, decay, layers(model), device, updates, total, more
+    )
 
 
 def _optimizer(
     options: TrainOptions, model: nn.Module, called: nn.Module
 ) -> tuple[Optimizer, WeightDecay | None]:
     own = options.method == "own"
+    rate = options.weight_decay if own else 0.0
     optimizer = build_optimizer(
         options.opt,
         model,
         lr=options.learning_rate,
-        weight_decay=options.weight_decay if own else 0.0,
+        weight_decay=rate,
         momentum=options.momentum,
         options=parse_options(options.opt_kwargs.split()),
         filter_bias_and_bn=own and options.filter_bias_and_bn,
+        layer_decay=options.layer_decay,
     )
+    if not options.filter_bias_and_bn and options.layer_decay is not None:
+        for group in optimizer.param_groups:  # timm's own would spare some
+            group["weight_decay"] = rate
+    scale_rates(optimizer)
     if own:
         return optimizer, None
     return optimizer, WeightDecay(
@@ -316,7 +359,7 @@ def _train(
                     if step.step == trainer.steps:
                         interrupts.raise_if_asked()
                         recovery.offer(step.step)
-                ranks.settle(run.model)
+                run.settle()
                 scores: dict[str, float] = {}
                 if epoch % run.options.val_interval == 0 or recorder.steps >= run.total:
                     with interrupts.at_once():
@@ -355,6 +398,8 @@ def _other_moment(run: Training, trainer: Trainer) -> Score:
     decay = run.decay
     if not run.options.both_moments or decay is None or not decay.has_other_moment:
         return _NOT_EVALUATED
+    if decay.moment == "forward":  # with the next step's η
+        trainer.set_rates()
     with decay.at_other_moment():
         return run.evaluate(run.data.test, trainer)
 
@@ -391,6 +436,7 @@ def _config(run: Training) -> dict[str, Any]:
 
 def _summary(run: Training, recorder: Recorder, status: Status, seconds: float) -> dict[str, Any]:
     options = run.options
+    images = recorder.steps * options.batch_size * options.grad_accum_steps
     return {
         "command": options.command,
         "model": options.model,
@@ -403,11 +449,12 @@ def _summary(run: Training, recorder: Recorder, status: Status, seconds: float) 
         "scale": None if run.decay is None else run.decay.scale,
         "convention": options.convention,
         "seed": options.seed,
+        **chosen(options),
         "layer_definition": run.layers.definition,
         **recorder.summary(options.weight_decay, _setting(run)),
         "status": status,
         "seconds": seconds,
-        "images_per_second": recorder.steps * options.batch_size / seconds if seconds else math.nan,
+        "images_per_second": images / seconds if seconds else math.nan,
         "run": str(recorder.folder.path),
     }
 
@@ -418,7 +465,7 @@ def _setting(run: Training) -> Setting:
         lr=options.learning_rate,
         rule=run.method(),
         optimizer=options.opt,
-        steps_per_epoch=len(run.data.train),
+        steps_per_epoch=run.updates,
     )
 
 

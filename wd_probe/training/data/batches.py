@@ -21,7 +21,10 @@ class Batches(Protocol):
         ...
 
     def batches(self, skip: int = 0) -> Iterator[Batch]:
-        """One epoch without its first batches; all it draws at random is drawn in this call."""
+        """One epoch without its first batches; all it draws at random is drawn in this call.
+
+        But for augmentations, which are drawn from the global random state with each batch.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError, counted, first_line, shown, shown_line
+from .augment import AutoAugment
 from .batches import Batch, Data
 from .folders import EVALUATION, TRAINING, check_classes, class_map, splits
 from .held import HeldBatches, fits, hold, resized
@@ -39,6 +40,7 @@ def load_data(
     val_split: float = 0.0,
     train_samples: int | None = None,
     channels_last: bool = False,
+    aa: str | None = None,
 ) -> Data:
     """Open a dataset.
 
@@ -59,13 +61,15 @@ def load_data(
         val_split: share of the training images to hold out for validation, the same by every seed.
         train_samples: train on so many of the rest, the same by every seed.
         channels_last: memory format of the batches.
+        aa: timm's policy of augmentations for training.
 
     Raises:
-        InputError: an unknown name, data that is not there, splits that are missing or whose
-            classes differ, a split of data too large to hold.
+        InputError: an unknown name or policy, data that is not there, splits that are missing or
+            whose classes differ, a split of data too large to hold.
     """
     if hflip is None:
         hflip = 0.0 if name.rpartition("/")[2].lower() in _NO_FLIP else 0.5
+    augment = AutoAugment(aa, img_size) if aa else None
     generator = torch.Generator().manual_seed(seed)
     splits = _splits(name, img_size, data_dir, download)
     if splits is None:
@@ -74,7 +78,7 @@ def load_data(
                 "--val-split and --train-samples need a dataset small enough to be held in memory"
             )
         train, test = _both(name, data_dir, download, batch_size, seed)
-        return stream(name, train, test, batch_size, img_size, device, hflip, channels_last)
+        return stream(name, train, test, batch_size, img_size, device, hflip, channels_last, aa)
     whole, tested = splits
     kept, held_out = _parted(whole, val_split, train_samples)
 
@@ -92,6 +96,7 @@ def load_data(
             hflip=hflip,
             generator=generator,
             channels_last=channels_last,
+            augment=augment,
         ),
         still(*tested),
         len(kept[0]),

@@ -1,7 +1,7 @@
 """Images held on one device, decoded and resized once."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class HeldBatches:
         channels_last: memory format of the batches.
         mean: of each channel, in [0, 1]; default ImageNet's.
         std: likewise.
+        augment: what is made of the images of each batch, as uint8.
     """
 
     def __init__(
@@ -46,10 +47,11 @@ class HeldBatches:
         channels_last: bool = False,
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.images, self.labels = images.to(device), labels.to(device)
         self.batch_size = min(batch_size, len(images))
-        self.hflip, self.generator = hflip, generator
+        self.hflip, self.generator, self.augment = hflip, generator, augment
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self._mean, self._std = (
             255 * torch.tensor(list(values), device=device).view(1, 3, 1, 1)
@@ -86,6 +88,8 @@ class HeldBatches:
             images, flip = self.images[chosen], flips[start:stop].view(-1, 1, 1, 1)
             if self.generator is not None and self.hflip > 0:
                 images = torch.where(flip, images.flip(-1), images)
+            if self.augment is not None:
+                images = self.augment(images)
             pixels = (images.float() - self._mean) / self._std
             yield pixels.contiguous(memory_format=self.format), self.labels[chosen]
 

@@ -9,6 +9,7 @@ import torch
 
 from ... import ranks
 from ...errors import InputError, shown
+from .augment import allow_no_bits
 from .batches import Batch, Data
 
 
@@ -60,6 +61,7 @@ def stream(
     device: torch.device,
     hflip: float,
     channels_last: bool,
+    aa: str | None,
 ) -> Data:
     """A dataset too large to hold, through timm's loader with the same augmentation."""
     shared: dict[str, Any] = {
@@ -76,10 +78,13 @@ def stream(
         distributed=ranks.size() > 1,
         hflip=hflip,
         color_jitter=0.0,
+        auto_augment=aa,
         scale=(1.0, 1.0),
         ratio=(1.0, 1.0),
         **shared,
     )
+    if aa:
+        allow_no_bits(train_loader.dataset.transform)
     test_loader = timm.data.create_loader(
         _Part(test) if hasattr(test, "__getitem__") else test,  # timm itself splits streams
         batch_size=max(batch_size, 256),
