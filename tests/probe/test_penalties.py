@@ -353,6 +353,34 @@ def test_each_optimizers_own_rule():
     assert record.tensors["3.weight"].penalized == 0
 
 
+def test_one_warning_tells_of_all_groups_alike():
+    """As layer decay makes them; those that come to decay later, too."""
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(20)))
+    groups = [
+        {"params": [p], "lr": 0.01 * 0.9**k, "weight_decay": RATE * (k % 4 != 3)}
+        for k, p in enumerate(model.parameters())
+    ]
+    optimizer = torch.optim.Adam(groups)
+
+    def steps():
+        for _ in range(2):
+            model(torch.randn(8, 4)).square().sum().backward()
+            optimizer.step()
+
+    with pytest.warns(WdProbeWarning) as told:
+        probe = OpposingPenaltyProbe(model, optimizer)
+    assert [str(one.message)[:44] for one in told] == [
+        "Adam, 30 of 40 parameter groups: its weight_"
+    ]
+    steps()
+    for group in optimizer.param_groups:
+        group["weight_decay"] = RATE
+    with pytest.warns(WdProbeWarning) as told:
+        steps()
+    assert [str(one.message)[:32] for one in told] == ["Adam, 10 of 40 parameter groups:"]
+    assert len(probe.records) == 4
+
+
 def flipped(optimizer):
     optimizer.param_groups[0]["decoupled_weight_decay"] ^= True
 

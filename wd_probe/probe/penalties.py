@@ -149,6 +149,8 @@ class Penalties:
         self._optimizer, self._exact, self._reading = optimizer, exact, reading
         self._effects, self._tell = effects, tell
         self._own_effects: dict[tuple[Any, ...], Effect] = {}
+        self._noted: set[tuple[str, int]] = set()  # what groups are not measured, and why
+        self._untold: dict[str, list[int]] = {}
         self._telling, self._rates = _telling(optimizer), _rates(optimizer)
         self._steps_twice = exact is not False
 
@@ -178,6 +180,7 @@ class Penalties:
             self._told(decay, number, p) if number < groups else NOTHING
             for number, p in kinds.likes
         ]
+        self._tell_whys()
         return Penalized(kinds.numbers, penalties)
 
     def _told(self, decay: WeightDecay | None, number: int, p: Tensor) -> Penalty:
@@ -252,6 +255,7 @@ class Penalties:
         for number, group in enumerate(groups):
             for p in group["params"]:
                 self._own(number, group, p)
+        self._tell_whys()
         free = (effect.rule == "none" for effect in self._all_effects())
         if not any(group.get("weight_decay", 0) for group in groups) and all(free):
             self._tell(
@@ -318,24 +322,37 @@ class Penalties:
             self._effects[known] = effect_at_work(stepping, group, like)
         effect = self._own_effects[key] = self._effects[known]
         if effect.rule in _WHY_NOT:
-            self._tell_why(effect, number, group)
+            self._note_why(effect, number, group)
         return effect
 
-    def _tell_why(self, effect: Effect, number: int, group: dict[str, Any]) -> None:
-        """Say what is not measured, or at what cost."""
+    def _note_why(self, effect: Effect, number: int, group: dict[str, Any]) -> None:
+        """Note what is not measured, or at what cost, to be told of all such groups at once."""
         if effect.rule == "none" and not group.get("weight_decay", 0):
             return
-        title = f"{type(self._optimizer).__name__}, parameter group {number}"
+        why = self._why(effect)
+        if (why, number) not in self._noted:
+            self._noted.add((why, number))
+            self._untold.setdefault(why, []).append(number)
+
+    def _why(self, effect: Effect) -> str:
         if not effect.name:
-            self._tell(f"{title}: it decays, rate unknown, so R_op is not measured there")
-            return
+            return "it decays, rate unknown, so R_op is not measured there"
         unmeasured = effect.rule == "none" or self._exact is False
-        self._tell(
-            f"{title}: {_WHY_NOT[effect.rule].format(name=effect.name)}, so R_op is "
+        return (
+            f"{_WHY_NOT[effect.rule].format(name=effect.name)}, so R_op is "
             + ("not measured there; " if unmeasured else _EXACTLY)
             + f"build it with {effect.name}=0 and attach wd_probe.WeightDecay(model, optimizer, "
             '"wd", rate=...) for the paper\'s decay'
         )
+
+    def _tell_whys(self) -> None:
+        """Tell what has been noted."""
+        while self._untold:
+            why, numbers = self._untold.popitem()
+            groups = f"parameter group {numbers[0]}"
+            if len(numbers) > 1:
+                groups = f"{len(numbers)} of {len(self._optimizer.param_groups)} parameter groups"
+            self._tell(f"{type(self._optimizer).__name__}, {groups}: {why}")
 
 
 def _telling(optimizer: Optimizer) -> tuple[str, ...]:
