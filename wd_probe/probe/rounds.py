@@ -63,36 +63,20 @@ class Rounds:
     def flush(self) -> None:
         """Read what is still on the device: one transfer for all pending steps."""
         pending, self._pending = self._pending, []
-        parts = [counted.sums() for counted, *_ in pending if counted.sums is not None]
-        sums = (
-            torch.cat([part.to(parts[0].device) for part in parts]).cpu().numpy() if parts else None
-        )
-        start = 0
+        settled = iter(_settled([counted for counted, *_ in pending if counted.sums is not None]))
         for counted, step, names, layers in pending:
-            found = None
-            if counted.sums is not None:
-                assert sums is not None
-                found = sums[start : start + len(counted.rows)]
-                start += len(counted.rows)
+            found = None if counted.sums is None else next(settled)
             if counted.voided is not None and float(counted.voided):
                 continue
             if self._open is not None and self._open.step != step:
                 self.finish()
-            if found is not None:
-                self._add(counted, found, step, names, layers)
-            else:
+            if found is None:
                 self._standing.decay(counted.rows, *_shares(counted))
-
-    def _add(
-        self, counted: Counted, raw: Doubles, step: int, names: tuple[str, ...], layers: Layers
-    ) -> None:
-        if self._open is None:
-            self._open = _Round(step)
-        numbers, penalties = counted.penalized
-        kinds = [Taken(one.way, float(one.c)) for one in penalties]
-        found = settle(raw, kinds, numbers, counted.is_told, counted.elements)
-        self._standing.step(counted.rows, found, counted.elements, len(names))
-        self._open.add(counted, found, names, layers)
+                continue
+            if self._open is None:
+                self._open = _Round(step)
+            self._standing.step(counted.rows, found, counted.elements, len(names))
+            self._open.add(counted, found, names, layers)
 
     def finish(self) -> None:
         """End the round that is open."""
@@ -221,6 +205,28 @@ class _Round:
             return ()
         opposing = tuple(map(int, np.sum(told, axis=0)))
         return (ProfileRecord(self.step, rates, opposing, int(self.values[:, 0].sum())),)
+
+
+def _settled(steps: Sequence[Counted]) -> list[Doubles]:
+    """What is recorded of each of some measured steps: all of them at once."""
+    if not steps:
+        return []
+    parts = [step.sums() for step in steps if step.sums is not None]
+    raw = torch.cat([part.to(parts[0].device) for part in parts]).cpu().numpy()
+    kinds: list[Taken] = []
+    numbers = []
+    for step in steps:
+        numbers.append(step.penalized.numbers + len(kinds))
+        kinds += [Taken(one.way, float(one.c)) for one in step.penalized.penalties]
+    found = settle(
+        raw,
+        kinds,
+        np.concatenate(numbers),
+        np.concatenate([step.is_told for step in steps]),
+        np.concatenate([step.elements for step in steps]),
+    )
+    ends = np.cumsum([len(step.rows) for step in steps])
+    return np.split(found, ends[:-1])
 
 
 def _shares(counted: Counted) -> tuple[Doubles, NDArray[np.bool_]]:

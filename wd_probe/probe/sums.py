@@ -162,8 +162,12 @@ def settle(
     found = np.zeros((len(raw), WIDTH))
     found[:, :6] = raw[:, :6]
     found[:, 4:6] *= np.where(is_told, 1.0 * is_taken, size)[:, None]
-    found[np.ix_(~(can_oppose & is_taken), (AT["opposing"], AT["opposing_penalty"]))] = 0
-    found[np.ix_(~is_taken, (AT["penalized"], AT["flipped"]))] = 0
+    for names, counts in (
+        (("opposing", "opposing_penalty"), can_oppose & is_taken),
+        (("penalized", "flipped"), is_taken),
+    ):
+        for name in names:
+            found[:, AT[name]] = np.where(counts, found[:, AT[name]], 0.0)
     change = 2 * xd + dd
     found[:, AT["squared"] : AT["growth"]] = raw[:, RAW.index("xx") : PASSED]
     found[:, AT["taken"]] = np.where(is_taken, off, 0.0)

@@ -61,6 +61,10 @@ class Whole:
         self._tensors = kept, now  # kept from being freed
         self._blocks = Blocks(now, _BLOCK)
         self._kept, self._now = self._places(kept), self._blocks.addresses(now)
+        arrays = self._kept, self._now, self._blocks.sizes
+        self._arrays = [array.ctypes.data for array in arrays]
+        numbers = np.arange(len(self._blocks.sizes), dtype=np.uint64)
+        self._draws = (numbers * 0x9E3779B1).astype(np.uint32)
 
     @staticmethod
     def room(now: Tensor, old: Tensor | None) -> Tensor:
@@ -80,14 +84,14 @@ class Whole:
             changed: of each tensor whether it is known to have.
             turn: picks another sample each time.
         """
-        numbers = np.arange(len(self._blocks.sizes), dtype=np.uint64)
-        turns = (numbers * 0x9E3779B1 + turn * 0x85EBCA77).astype(np.uint32)
-        found = np.zeros(len(numbers), dtype=np.uint8)
+        turns = self._draws + np.uint32(turn * 0x85EBCA77 % (1 << 32))
+        found = np.zeros(len(turns), dtype=np.uint8)
         self._call(self._DIFFERS, turns, found)
+        if not (changed.any() or found.any()):
+            return
         stale = changed.copy()
         stale[self._blocks.numbers[found > 0]] = True
-        if stale.any():
-            self.copy(stale)
+        self.copy(stale)
 
     def count(self, by: Factors) -> Tensor:
         """Count what a step did, and keep what stands; see :class:`.kernel.Kept`."""
@@ -109,13 +113,13 @@ class Whole:
     ) -> None:
         """Call a compiled pass over the blocks of all tensors, or of the chosen ones."""
         sizes = self._blocks.sizes
+        kept, now, of = self._arrays
         if chosen is not None:
             sizes = np.where(chosen[self._blocks.numbers], sizes, 0)
+            of = sizes.ctypes.data
         compiled = getattr(passes(), name)
-        first, second, third, *rest = (
-            array.ctypes.data for array in (self._kept, self._now, sizes, *more)
-        )
-        compiled(len(sizes), first, second, third, torch.get_num_threads(), *rest)
+        rest = [array.ctypes.data for array in more]
+        compiled(len(sizes), kept, now, of, torch.get_num_threads(), *rest)
 
 
 class Signs(Whole):
@@ -176,7 +180,9 @@ class Signs(Whole):
 
 def _padded(found: Doubles) -> Tensor:
     """With columns for what passes do not add up."""
-    return torch.from_numpy(np.pad(found, ((0, 0), (0, len(RAW) - PASSED))))
+    result = np.zeros((len(found), len(RAW)))
+    result[:, :PASSED] = found
+    return torch.from_numpy(result)
 
 
 @functools.cache
