@@ -22,6 +22,7 @@ from wd_probe.errors import InputError, shown
 from wd_probe.training.option import Option, options_in, said_of
 from wd_probe.training.options import OUTPUT
 
+from . import config_file
 from .console import show_warnings
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Fields:
             if name in self.axes:
                 value = _listed(value)
             elif option.joined is not None:
-                value = option.joined(value)
+                value = option.joined(value or ())
             elif get_origin(kind) is tuple:
                 numbers = get_args(kind)[0] is float
                 value = _numbers(option.flag_of(name), value) if numbers else _listed(value)
@@ -135,6 +136,7 @@ def command(positional: str = "", **fields: Fields) -> Callable[[Command], Comma
 
         if positional:
             parameters.append(_argument(next(p for p in parameters if p.name == positional)))
+        parameters.append(config_file.parameter(parameters))
 
         @functools.wraps(run)
         def called(ctx: typer.Context, **values: Any) -> None:
@@ -142,7 +144,7 @@ def command(positional: str = "", **fields: Fields) -> Callable[[Command], Comma
             sources = {name: ctx.get_parameter_source(name) for name in values}
             typed = {n: values[n] for n, s in sources.items() if s and s.name != "DEFAULT"}
             if (argument := typed.pop(positional + _ARGUMENT, None)) is not None:
-                if positional in typed:
+                if (source := sources[positional]) and source.name == "COMMANDLINE":
                     name = positional.upper()
                     raise InputError(f"give {name} or --{positional}, not both")
                 values[positional] = typed[positional] = argument

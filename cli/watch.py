@@ -17,7 +17,7 @@ from .processes import process
 from .script import Script
 from .suggestions import Command
 
-_TAKE_A_VALUE = ("--every", "--output", "--keep")
+_TAKE_A_VALUE = ("--every", "--output", "--keep", "--config")
 
 
 class WatchCommand(Command):

@@ -83,13 +83,13 @@ def test_several_values_of_one_option():
 def test_what_a_command_takes_is_told_in_its_own_order():
     known = [parameter.name for parameter in command_of(train).params]
     assert known[:3] == ["opt", "momentum", "model"]
-    assert known[-2:] == ["size", "on"]
+    assert known[-3:] == ["size", "on", "config"]
     shown = run(train, "--help").output
     assert "How often." in shown
     assert "--seed" not in shown
     assert "--no-on" in shown
     known = [parameter.name for parameter in command_of(paper).params]
-    assert known == ["seeds", "lrs", "datasets"]
+    assert known == ["seeds", "lrs", "datasets", "config"]
 
 
 @o.command("models")

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import math
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -14,15 +13,15 @@ from typing import Any, Self
 from ..errors import InputError, shown, shown_line
 from ..runs.folder import dumps, write_whole
 from ..runs.locks import Lock, unwritable
-from ..runs.reading import damaged, read_json, read_text
+from ..runs.reading import read_json
 from ..runs.schema import Contents, Items, Text
+from ..training.option_files import parsed
 from ..training.options import ELSEWHERE, TrainOptions, fitted, typed
 
 #: More cells than this want a word of consent.
 MANY = 10_000
 #: The options that every row of a grid tells, in the order of their columns.
 AXES = ("dataset", "model", "opt", "method", "lr", "weight_decay", "seed")
-_GRID_BYTES, _GRID_DEPTH = 16 << 10, 3
 _SEEDS = 2**31
 #: The order of the axes, the outermost first, however a grid is written.
 _NESTED = (
@@ -176,15 +175,9 @@ def read_grid(path: Path) -> dict[str, Any]:
     if path.suffix.lower() not in (".toml", ".yaml", ".yml"):
         raise InputError(f"{path} is no grid: its name must end in .toml, .yaml or .yml")
     try:
-        found = _parsed(path)
-    except OSError as error:
-        raise InputError(f"grid {path} cannot be read ({error.strerror})") from error
+        found = parsed(path)
     except InputError as error:
         raise InputError(f"grid {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"grid {damaged(path, error)}") from error
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise InputError(f"grid {path} must hold keys and values, such as: method: [wd, lpwd]")
     try:
         values = seeded(found)
         for name, value in values.items():
@@ -192,24 +185,6 @@ def read_grid(path: Path) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"grid {path}: {error}") from error
     return values
-
-
-def _parsed(path: Path) -> Any:
-    text = read_text(path, _GRID_BYTES)
-    if path.suffix.lower() == ".toml":
-        return tomllib.loads(text)
-    import yaml
-
-    try:
-        depth = 0
-        for event in yaml.parse(text, yaml.SafeLoader):  # as far as it is sound, and no further
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > _GRID_DEPTH:
-                raise ValueError("it uses an alias (*name) or lists within lists within lists")
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
 
 
 # --- the folder of a grid -------------------------------------------------------------------------
