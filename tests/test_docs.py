@@ -20,6 +20,9 @@ SERVES = "wdprobe dashboard"
 #: Blocks whose commands take a minute and more even in their quickest form.
 LONG = ("results.md:1", "results.md:2")
 
+#: Packages of an extra that only documentation takes; test_loggers.py runs their blocks.
+LOGGERS = ("wandb", "mlflow", "trackio")
+
 #: What makes the slow ones short.
 QUICKLY = {
     "wdprobe reproduce": ["--method", "wd", "--weight-decay", "0.5", "--seeds", "1"],
@@ -68,7 +71,10 @@ def run(command, monkeypatch, *more):
     "ignore:.*isinstance\\(treespec, LeafSpec\\):FutureWarning",
     "ignore:'pin_memory' argument is set as true but no accelerator",
 )
-@pytest.mark.parametrize(("where", "text"), blocks("python"))
+@pytest.mark.parametrize(
+    ("where", "text"),
+    [block for block in blocks("python") if not any(f"import {x}\n" in block[1] for x in LOGGERS)],
+)
 def test_snippets(where, text, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     exec(compile(text, where, "exec"), {"__name__": "__main__"})

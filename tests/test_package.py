@@ -93,7 +93,7 @@ def test_what_is_imported_is_declared_and_nothing_else():
             (distribution,) = set(distributions[name])
             used.add(distribution.lower().replace("_", "-"))
     assert used == declared
-    assert set(APART) - {"triton"} == set(project["optional-dependencies"]) - {"dev"}
+    assert set(APART) - {"triton"} == set(project["optional-dependencies"]) - {"dev", "loggers"}
 
 
 def test_files_that_are_no_code_are_listed_too():
