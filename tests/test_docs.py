@@ -1,5 +1,6 @@
 """Every command and snippet of the README and the docs runs."""
 
+import copy
 import re
 import runpy
 import shlex
@@ -120,6 +121,28 @@ def test_the_example_of_equilibrium(tmp_path, capsys):
     example["main"](str(tmp_path / "shown.png"), 8)
     assert (tmp_path / "shown.png").stat().st_size > 10_000
     assert capsys.readouterr().out.count("16 idle") == 2
+
+
+@pytest.mark.slow
+def test_the_notebook_shows_what_it_holds(tmp_path):
+    """In a kernel of its own and an empty folder: the kinds of output that are on file."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    kept = nbformat.read(ROOT / "docs/examples/digits.ipynb", as_version=4)
+    notebook = copy.deepcopy(kept)
+    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}})
+    client.execute()
+    kinds = [[sorted(one["data"]) for one in cell.get("outputs", ())] for cell in notebook.cells]
+    assert kinds == [
+        [sorted(one["data"]) for one in cell.get("outputs", ())] for cell in kept.cells
+    ]
+    tables = [one["data"]["text/html"] for cell in notebook.cells for one in cell.get("outputs", ())
+              if "text/html" in one["data"]]  # fmt: skip
+    for table, words in zip(tables, ("What decay did", "Step 240", "AdamW", "top-1"), strict=True):
+        assert words in table
+    (run,) = (tmp_path / "runs").iterdir()
+    assert {"steps.csv", "summary.json", "figures"} <= {path.name for path in run.iterdir()}
 
 
 @pytest.mark.slow

@@ -379,6 +379,8 @@ def test_a_scan_is_printed_as_a_table():
     assert [line[0] for line in lines[1:4]] == ["1.00", "0.99", "0.98"]
     assert len(lines) == 11
     assert "&lt;loss&gt;" in curve._repr_html_()
+    odd = zero_shot_decay(nn.Linear(2, 2), lambda _: {"loss": 1}, steps=30)
+    assert str(odd).split()[2:10:2] == ["1.00", "0.97", "0.93", "0.90"]
     few = zero_shot_decay(nn.Linear(2, 2), lambda _: {"loss": 1}, steps=3)
     assert [line.split()[0] for line in str(few).splitlines()] == [
         "scale",
