@@ -1,11 +1,14 @@
 """The sentences, from numbers alone."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from wd_probe.probe.records import Tally
+from wd_probe.probe.records import Tally, pooled
 from wd_probe.runs.states import Part, States
 from wd_probe.runs.verdict import Setting, verdict
 
@@ -85,6 +88,67 @@ def test_nothing_taken_off():
         "why."
     ]
     assert told(nothing, setting=Setting()) == ["Nothing was taken off in this run."]
+
+
+def test_weights_that_decay_has_taken_whole():
+    whole = tally(0.2, 1e-30, 0.1)
+    late = replace(whole, squared=0.0, along=0.0, moved=0.0, growth=0.0, taken=0.0)
+    gone = Part("conv.weight", whole, late, late, "matrices and kernels", "float32")
+    assert told(gone, setting=replace(RUN, lr=0.1, rate=2.0)) == [
+        "Decay has shrunk the weights to nothing in its only layer (its timescale 1/(ηλ) is 5 "
+        "steps, the run had 100): lower λ (`--weight-decay`)."
+    ]
+
+
+counts = st.integers(0, 1000)
+sizes = st.sampled_from([0.0, 1e-300, 1e-30, 1e-4, 0.5, 1.0, 3.0, 1e30, NAN])
+
+
+def consistent(numbers, amounts, growth, c, remaining, decayed, held):
+    return Tally(
+        *numbers, *amounts[:5], growth=growth * amounts[5], taken=amounts[5], updated=amounts[6],
+        decayed=decayed, shares=c * decayed, left=remaining * held, held=held,
+    )  # fmt: skip
+
+
+tallies = st.builds(
+    consistent,
+    st.tuples(*[counts] * 4),
+    st.tuples(*[sizes] * 7),
+    st.sampled_from([-1e3, 0.0, 1e-9, 0.5, 1.0, 1e9]),
+    st.sampled_from([0.0, 1e-12, 1e-3, 0.5, 1.0]),
+    st.floats(0, 1),
+    counts,
+    st.integers(0, 3),
+)
+settings = st.builds(
+    Setting,
+    st.sampled_from([0.0, 1e-4, 3.0]),
+    st.sampled_from([0.0, 1e-4, 1.0, NAN]),
+    st.sampled_from(["wd", "l2", "cautious", "none", "pwd"]),
+    st.just("adamw"),
+    st.sampled_from([0.0, 0.9, NAN]),
+    st.integers(1, 1000),
+    st.sampled_from([NAN, 3.0]),
+    st.booleans(),
+)
+kinds = st.sampled_from(["matrices and kernels", "biases", "norm weights"])
+parts = st.builds(
+    Part, st.just("a"), tallies, tallies, tallies, kinds, st.sampled_from(["float32", "bfloat16"])
+)
+
+
+@given(st.lists(parts, min_size=1, max_size=5), settings)
+def test_whatever_was_measured_a_verdict_is_told_in_numbers(each, setting):
+    run = Part("", *(pooled(tallies) for tallies in zip(*map(_tallies, each), strict=True)))
+    states = States(run, tuple(each), tuple(each))
+    for sentence in verdict(states, setting):
+        assert not re.search(r"\b(nan|inf)\b", sentence), sentence
+    states.json(setting.steps_per_epoch, setting.beta)
+
+
+def _tallies(part):
+    return part.whole, part.late, part.last
 
 
 def test_balanced_and_the_angle_of_equilibrium():

@@ -32,6 +32,8 @@ def state(whole: Tally, late: Tally) -> State:
         whole: their tally over all steps.
         late: over the last quarter of them, as `late` of :class:`wd_probe.OpposingPenaltyProbe`.
     """
+    if whole.remaining <= IDLE and vanished(whole, late):
+        return "shrinking"
     balance = whole.balance if math.isnan(late.balance) else late.balance
     if whole.remaining > IDLE or math.isnan(balance):
         return "idle"
@@ -39,6 +41,11 @@ def state(whole: Tally, late: Tally) -> State:
     if balance < low:
         return "shrinking"
     return "balanced" if balance <= high else "growing"
+
+
+def vanished(whole: Tally, late: Tally) -> bool:
+    """Whether weights have decayed until there was nothing left of them: see :func:`state`."""
+    return whole.squared > 0 and late.decayed > 0 and late.squared == 0
 
 
 def state_of_most(states: Sequence[tuple[State, int]]) -> State:

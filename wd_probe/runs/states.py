@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..probe.dynamics import IDLE, State, decaying, equilibrium_angle, state, state_of_most
+from ..probe.dynamics import IDLE, State, decaying, equilibrium_angle, state, state_of_most, vanished
 from ..probe.records import StepRecord, Tally
 from .findings import kind_of
 
@@ -47,7 +47,9 @@ class Part:
     def state(self) -> State | None:
         """None where nothing decays, and where sizes were not measured that would tell."""
         unknown = math.isnan(self.balance) and self.whole.remaining <= IDLE
-        return None if unknown or not self.whole.held else state(self.whole, self.late)
+        if not self.whole.held or (unknown and not vanished(self.whole, self.late)):
+            return None
+        return state(self.whole, self.late)
 
     @property
     def taken_off(self) -> float:

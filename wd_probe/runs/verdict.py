@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import counted
-from ..probe.dynamics import BALANCED, IDLE, State
+from ..probe.dynamics import BALANCED, IDLE, State, vanished
 from ..probe.records import Tally, pooled
 from ..wording import percent
 from .states import Part, States
@@ -194,8 +194,14 @@ def _left(run: Part, setting: Setting) -> str:
 
 def _shrinking(states: States, setting: Setting) -> str:
     run, balance = states.run, _balance(states, "shrinking")
+    if all(vanished(one.whole, one.late) for one in _in_state(states, "shrinking")):
+        return (
+            f"Decay has shrunk the weights to nothing in {_of(states, 'shrinking')} "
+            f"({_timescale(run.whole, setting)}): lower λ (`--weight-decay`)."
+        )
     told = f"Decay shrinks the weights in {_of(states, 'shrinking')}: {_left(run, setting)}"
-    if not setting.is_closed:  # what momentum carries on counts as the steps' own
+    # what momentum carries on counts as the steps' own
+    if not setting.is_closed or math.isnan(balance):
         return f"{told} ({_timescale(run.whole, setting)})."
     back = (
         f"give back {percent(balance, 0)} of what it takes"
@@ -216,12 +222,12 @@ def _shrinking(states: States, setting: Setting) -> str:
 
 def _growing(states: States, setting: Setting) -> str:
     run, balance = states.run, _balance(states, "growing")
+    more = "" if math.isnan(balance) else f"the steps add {balance:.3g} times what it takes off; "
     told = (
-        f"The weights grow in spite of decay in {_of(states, 'growing')}: the steps add "
-        f"{balance:.3g} times what it takes off; {_left(run, setting)} "
-        f"({_timescale(run.whole, setting)})."
+        f"The weights grow in spite of decay in {_of(states, 'growing')}: {more}"
+        f"{_left(run, setting)} ({_timescale(run.whole, setting)})."
     )
-    if not setting.is_closed:
+    if not setting.is_closed or math.isnan(balance):
         return told
     return (
         f"{told} To hold them at their size λ (`--weight-decay`) would have to be near "
@@ -273,8 +279,10 @@ def _of(states: States, state: State) -> str:
 
 
 def _balance(states: States, state: State) -> float:
-    """That of all tensors of a state, over the last quarter of the steps."""
-    return pooled(one.late for one in _in_state(states, state)).balance
+    """That of all tensors of a state, over the last quarter of the steps; NaN if none is known."""
+    parts = _in_state(states, state)
+    late = pooled(one.late for one in parts).balance
+    return pooled(one.whole for one in parts).balance if math.isnan(late) else late
 
 
 def _in_state(states: States, state: State) -> list[Part]:
