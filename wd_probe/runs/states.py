@@ -5,7 +5,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..probe.dynamics import IDLE, State, decaying, equilibrium_angle, state, state_of_most, vanished
+from ..probe.dynamics import (
+    IDLE,
+    State,
+    decaying,
+    equilibrium_angle,
+    state,
+    state_of_most,
+    vanished,
+)
 from ..probe.records import StepRecord, Tally
 from .findings import kind_of
 
