@@ -105,6 +105,7 @@ class Step:
 
     def probed(self, **options):
         probe = OpposingPenaltyProbe(self.model, self.optimizer, **options)
+        probe._missing.remove()  # the other sides step without it
         detach(probe)
 
         def step():
