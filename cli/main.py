@@ -31,7 +31,6 @@ app = typer.Typer(
     help="What does your weight decay really do? Probes for PyTorch and timm models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Every command has --help. Runs are folders under runs/ unless --output says otherwise.",
 )

@@ -22,7 +22,7 @@ Resume = Annotated[
     Option("Go on with this killed or interrupted run, by its own options.", OUTPUT),
 ]
 #: What may stand beside --resume: it changes no result.
-_BESIDE = ("device", "recovery_interval")
+_BESIDE = ("device", "recovery_interval", "log_wandb")
 
 
 def run(given: Given[TrainOptions], resume: Path | None, json: bool) -> None:

@@ -111,6 +111,30 @@ def test_help_loads_no_torch():
     assert twin.stdout == "True\n"
 
 
+def completed(words):
+    """What a shell is told of the last of some words, and whether torch was loaded for it."""
+    code = (
+        "import sys; sys.argv = ['wdprobe']\n"
+        "from wd_probe.cli.main import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    told = {"_WDPROBE_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(["wdprobe", *words])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, **told, "COMP_CWORD": str(len(words))},
+    )  # fmt: skip
+    *found, torch_loaded = done.stdout.split()
+    assert torch_loaded == "False", done.stderr
+    return found
+
+
+def test_a_shell_completes_commands_options_and_values():
+    assert {"rop", "train", "watch"} <= set(completed([""]))
+    assert completed(["rop", "--met"]) == ["--method"]
+    assert completed(["train", "--method", "lp"]) == ["lpwd"]
+
+
 def test_version(wdprobe):
     assert wdprobe("--version")[1] == "wdprobe 0.1.0\n"
 

@@ -180,7 +180,7 @@ class RunFolder:
             InputError: as :meth:`check`; nothing is changed then. Or the folder cannot be written.
         """
         self.check(sizes)
-        results = ("tensors.csv", "summary.json", "model.safetensors")
+        results = ("tensors.csv", "summary.json", "model.safetensors", "model_ema.safetensors")
         try:
             for path in _growing(self.path):
                 if path.name in sizes:

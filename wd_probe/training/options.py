@@ -1,6 +1,7 @@
 """What decides a run: each option once, for the command line, grid files and ``config.json``."""
 
 import ast
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -25,7 +26,9 @@ from .option import (
 )
 
 #: What does not change a run's result, or only where it lies.
-ELSEWHERE = ("output", "device", "data_dir", "dataset_download", "recovery_interval")
+ELSEWHERE = (
+    "output", "device", "data_dir", "dataset_download", "recovery_interval", "log_wandb",
+)  # fmt: skip
 #: The learning rates of the paper's base settings (Table 2).
 _SGD_LIKE = ("sgd", "momentum", "sgdp", "nesterov")
 
@@ -33,6 +36,11 @@ _SGD_LIKE = ("sgd", "momentum", "sgdp", "nesterov")
 def _amp_dtype(value: str, what: str) -> None:
     if value not in get_args(AmpDtype):
         raise InputError(f"{what} must be {' or '.join(get_args(AmpDtype))}, got {shown(value)}")
+
+
+def _wandb(wanted: bool, what: str) -> None:
+    if wanted and importlib.util.find_spec("wandb") is None:
+        raise InputError(f"{what} needs wandb, which is not installed: pip install wandb")
 
 
 def _by(value: str, what: str) -> None:
@@ -209,6 +217,7 @@ class TrainOptions:
             AT_LEAST_0,
         ),
     ] = None
+    log_wandb: Annotated[bool, Option("Log it to Weights & Biases too.", OUTPUT, _wandb)] = False
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -266,7 +275,7 @@ class TrainOptions:
 
 
 #: Options younger than the first runs on disk.
-_YOUNGER = ("val_interval", *recipe.NAMES)
+_YOUNGER = ("val_interval", *recipe.NAMES, "log_wandb")
 
 
 def assumed() -> dict[str, Any]:

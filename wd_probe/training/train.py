@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,7 +16,6 @@ from ..decay.rules import effect_at_work
 from ..errors import first_line
 from ..layering import Layers, decayed_parameters, layers
 from ..probe.probe import OpposingPenaltyProbe
-from ..probe.records import StepRecord
 from ..runs.folder import RunFolder, default_folder, dumps, environment, run_folder
 from ..runs.locks import Lock
 from ..runs.recorder import Recorder
@@ -25,13 +24,14 @@ from ..wording import decimal
 from .checkpoint import RECOVERY, Recovery, Stateful
 from .data import Batches, Data, load_data
 from .interrupts import Interrupts
-from .loop import Score, Step, Trainer, autocast_dtype, evaluate, pick_device
+from .loop import Score, Trainer, autocast_dtype, evaluate, pick_device
 from .models import create_model
 from .optimizers import build_optimizer
 from .options import ELSEWHERE, TrainOptions, assumed, parse_options
 from .recipe import Recipe, average_of, recipe, scale_rates, seed_all
 from .recipe_options import chosen
 from .resume import check_resumable
+from .wandb_log import Listener, OnWandb
 
 #: Decay rates that the λ-profile asks about.
 PROFILE_RATES = tuple(float(f"{10 ** (k / 4):.3g}") for k in range(-16, 9))
@@ -45,21 +45,6 @@ _NOT_EVALUATED = Score(math.nan, math.nan)
 #: How a run ends that can be resumed.
 _STOPPED = ("interrupted", "failed")
 Status = Literal["finished", "interrupted", "diverged", "failed"]
-
-
-class Listener(Protocol):
-    """Is told how a run goes."""
-
-    def started(
-        self, total_steps: int, folder: Path, data: Data, layer_count: int, done: int
-    ) -> None:
-        """Everything is ready; training begins, or continues after ``done`` steps."""
-
-    def stepped(self, step: Step, record: StepRecord | None) -> None:
-        """A step was trained, and measured unless ``record`` is None."""
-
-    def scored(self, epoch: int, score: Score) -> None:
-        """An epoch ended and was evaluated."""
 
 
 @dataclass(slots=True)
@@ -140,6 +125,15 @@ def train(
         Busy: another process is writing to it.
         RunError: the pretrained weights are unavailable.
     """
+    if not options.log_wandb:
+        return _trained(options, listener, resume, lock)
+    with OnWandb(listener, every=not options.every) as logged:
+        return logged.summed(_trained(options, logged, resume, lock))
+
+
+def _trained(
+    options: TrainOptions, listener: Listener, resume: bool, lock: Lock | None
+) -> dict[str, Any]:
     ranks.join(pick_device(options.device))
     if not resume:
         run = prepare(options)
