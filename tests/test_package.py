@@ -63,11 +63,13 @@ def test_packages_listed_are_the_folders_on_disk():
     assert listed == inside | outside
 
 
-#: What is imported where it alone is of use; the first three are extras, torch brings the last.
+#: What is imported where it alone is of use; the first three are extras, wandb is of the loggers,
+#: torch brings the last.
 APART = {
     "lightning": "wd_probe/integrations/lightning.py",
     "transformers": "wd_probe/integrations/transformers.py",
     "ray": "wd_probe/sweeps/ray.py",
+    "wandb": "wd_probe/training/wandb_log.py",
     "triton": "wd_probe/probe/kernel/triton_passes.py",
 }
 
@@ -93,7 +95,10 @@ def test_what_is_imported_is_declared_and_nothing_else():
             (distribution,) = set(distributions[name])
             used.add(distribution.lower().replace("_", "-"))
     assert used == declared
-    assert set(APART) - {"triton"} == set(project["optional-dependencies"]) - {"dev", "loggers"}
+    assert set(APART) - {"triton", "wandb"} == set(project["optional-dependencies"]) - {
+        "dev",
+        "loggers",
+    }
 
 
 def test_files_that_are_no_code_are_listed_too():
