@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 from wd_probe.tables import ByWidth, html, plain_table, text
 
 
@@ -22,3 +25,12 @@ def test_html_escapes_names():
     assert "<script>" not in shown
     assert shown.startswith("<pre ")
     assert '<span style="font-weight: bold">name     </span>' in shown
+
+
+def test_loading_them_draws_no_random_number():
+    code = (
+        "import random; state = random.getstate(); import wd_probe.tables, sys\n"
+        "print('rich.style' in sys.modules, random.getstate() == state)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True True\n"

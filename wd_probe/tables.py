@@ -1,15 +1,35 @@
 """Tables for people: how they look, on a terminal, as plain text and in a notebook."""
 
 import io
+import random
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
-from rich.segment import Segment
-from rich.table import Table
-
 from .errors import printable
+
+_state = random.getstate()  # from which rich draws as it is loaded, and a training may
+try:
+    from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
+    from rich.markup import escape
+    from rich.segment import Segment
+    from rich.table import Table
+    from rich.text import Text
+finally:
+    random.setstate(_state)
+
+#: What the rooms lay out with; the library loads rich here alone.
+__all__ = [
+    "ByWidth",
+    "PrintableConsole",
+    "RenderableType",
+    "Table",
+    "Text",
+    "escape",
+    "html",
+    "plain_table",
+    "text",
+]
 
 #: Columns where no terminal sets a width: nothing that a person pipes on is cut.
 _WIDE = 1000

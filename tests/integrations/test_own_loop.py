@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 
@@ -96,9 +97,19 @@ def test_a_run_folder_as_rop_writes_it(tmp_path, monkeypatch, draw):
 def test_weights_are_those_of_a_training_that_is_not_measured(tmp_path, at_once):
     bare = small()
     train(bare, adamw(bare.parameters()), 8)
-    model, _, probe = trained(tmp_path / "run")
-    probe.close()
+    states = torch.get_rng_state(), random.getstate()
+    model = small()
+    with OpposingPenaltyProbe(model, adamw(model.parameters()), output=tmp_path / "run") as probe:
+        for step in range(8):
+            loss_of(model, step).backward()
+            probe.optimizers[0].step()
+            probe.optimizers[0].zero_grad()
+            probe.log(loss=1.0, top1=0.5)
+            assert str(probe.summary())
+            assert str(probe.records[-1])
     assert all(map(torch.equal, model.parameters(), bare.parameters()))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
 
 
 def test_it_is_written_as_it_goes_and_may_be_told_more_of_the_last_step(tmp_path, at_once):

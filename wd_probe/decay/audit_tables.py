@@ -3,11 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import RenderableType
-from rich.markup import escape
-from rich.table import Table
-
-from ..tables import ByWidth, plain_table
+from ..tables import ByWidth, RenderableType, Table, escape, plain_table
 
 _RULES = {
     "none": "nothing decays",

@@ -11,9 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ..errors import InputError, first_line
 from ..layering import layers, unwrap
@@ -83,6 +81,7 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
             parameters builds a probe; ``output`` holds a run already.
 
     Example:
+        >>> import torch
         >>> net = torch.nn.Linear(64, 10)
         >>> optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
         >>> with OpposingPenaltyProbe(net, optimizer) as probe:
@@ -124,20 +123,18 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
 
     def _writes(self) -> "Recording | None":
         """What writes; None in a process that was forked from the one that does."""
-        return self._recording if os.getpid() == self._process else None
+        return self._recording if self._recording and os.getpid() == self._process else None
 
     # --- as it steps ------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _after(self, watched: "WatchedOptimizer") -> None:
         super()._after(watched)
         recording = self._writes()
-        if recording is not None:
-            self._write(recording, watched.optimizer)
-
-    def _write(self, recording: "Recording", optimizer: Optimizer) -> None:
+        if recording is None:
+            return
         try:
-            recording.stepped(optimizer, self, self.steps - 1)  # `log` may still add to this one
+            last = self.steps - 1  # `log` may still add to the present one
+            recording.stepped(watched.optimizer, self, last)
         except Exception as error:
             why = first_line(error)
             self._tell(f"not everything is written: {why}", about=why)

@@ -3,12 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import RenderableType
-from rich.markup import escape
-from rich.table import Table
-
 from ..errors import counted
-from ..tables import ByWidth, plain_table
+from ..tables import ByWidth, RenderableType, Table, escape, plain_table
 from ..wording import percent
 
 if TYPE_CHECKING:

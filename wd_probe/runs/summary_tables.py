@@ -4,15 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import RenderableType
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
 from ..errors import counted, printable
 from ..probe.record_tables import worst_layers
 from ..shown import Shown
-from ..tables import ByWidth, plain_table
+from ..tables import ByWidth, RenderableType, Table, Text, escape, plain_table
 from ..wording import percent
 from .decay_tables import LAYER_COLUMNS, in_all, layer_table
 from .verdict import THRESHOLDS

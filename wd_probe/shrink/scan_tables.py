@@ -2,10 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from rich.markup import escape
-from rich.table import Table
-
-from ..tables import plain_table
+from ..tables import Table, escape, plain_table
 from ..wording import number, percent
 
 #: Of more points than so many, those next to some scales are shown.
