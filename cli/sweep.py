@@ -139,12 +139,14 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _best_table(rows: list[dict[str, Any]]) -> Table:
+    from wd_probe.runs.decay_tables import taken_off
+
     usual = ("dataset", "model", "opt", "method", "lr", "weight_decay", "top1", "val_top1", "R_op",
-             "seeds", "diverged", "tried")  # fmt: skip
+             "state", "remaining", "seeds", "diverged", "tried")  # fmt: skip
     others = [key for key in rows[0] if key not in usual]
     columns = {"η": 8, "λ": 7, "top-1": 15, "R_op": 9}
     if out.width >= 110:
-        columns |= {"validation": 10, "seeds": 5, "settings tried": 14}
+        columns |= {"validation": 10, "decay": 9, "taken off": 9, "seeds": 5, "tried": 5}
     if any(row["diverged"] for row in rows):
         columns["lost"] = 4
     table = plain_table()
@@ -162,7 +164,9 @@ def _best_table(rows: list[dict[str, Any]]) -> Table:
             "R_op": percent(row["R_op"]),
             "validation": percent(row["val_top1"], 2),
             "seeds": str(row["seeds"]),
-            "settings tried": str(row["tried"]),
+            "decay": row["state"] or "–",
+            "taken off": taken_off(row["remaining"]),
+            "tried": str(row["tried"]),
             "lost": str(row["diverged"] or ""),
         }
         table.add_row(

@@ -13,7 +13,8 @@ OLD = Path(__file__).parents[1] / "data/first_layout/sweep"
 def test_a_sweep(folders, tmp_path):
     shown = written([folders / "sweep"], tmp_path)
     assert shown.figures == [
-        "Top-1 of wd", "Top-1 of rwd", "Robustness to λ", "R_op beside top-1",
+        "Top-1 of wd", "Top-1 of rwd", "Robustness to λ", "Top-1 by how long decay remembers",
+        "R_op beside top-1",
     ]  # fmt: skip
     assert "A sweep of 4 cells (4 finished) in 4 settings" in shown.text
     assert "chosen on the validation images" in shown.text
@@ -29,13 +30,24 @@ def test_a_sweep(folders, tmp_path):
         assert float(row["top1"]) == pytest.approx(summary["top1"])
         assert float(row["val_top1"]) == pytest.approx(summary["val_top1"])
         assert float(row["rop"]) == pytest.approx(summary["rate"]["mean"])
+        did = summary["dynamics"]
+        assert row["state"] == did["state"]
+        assert float(row["remaining"]) == pytest.approx(did["remaining"])
+        assert float(row["balance"]) == pytest.approx(did["balance"]["mean"])
+        assert float(row["angular_update"]) == pytest.approx(did["angular_update"]["mean"])
+        scale = did["timescale_steps"] / summary["steps"]
+        assert float(row["timescale_of_run"]) == pytest.approx(scale)
+    assert "what decay did at the best λ: " in shown.text
+    assert f"is {did['state']}, " in shown.text
 
 
 def test_rates_of_0_alone_are_not_drawn(copy, tmp_path):
     sweep = copy("sweep")
     for cell in (sweep / "cells").glob("*-wd-*"):
         shutil.rmtree(cell)
-    assert written([sweep], tmp_path).figures == ["Top-1 of rwd", "Robustness to λ"]
+    assert written([sweep], tmp_path).figures == [
+        "Top-1 of rwd", "Robustness to λ", "Top-1 by how long decay remembers",
+    ]  # fmt: skip
 
 
 def test_a_killed_sweep_of_the_first_layout(tmp_path):

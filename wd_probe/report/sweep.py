@@ -10,6 +10,7 @@ from typing import Any
 from ..choices import METHODS
 from ..errors import InputError, printable, shown_line
 from ..runs import figures
+from ..runs.decay_tables import number, taken_off
 from ..runs.reading import read_json
 from ..runs.schema import Contents, RunConfig, RunSummary
 from ..sweeps.grid import Cell, Summary
@@ -34,6 +35,12 @@ from .values import Columns, Figures
 _ORDER = ("own", *METHODS)
 _LISTED = 20  # settings in the table; the CSV file has all
 _NOTHING = "0.0 points"
+#: What decay did, by column, and where a run's summary has it.
+_LEDGER = {
+    "remaining": ("dynamics", "remaining"),
+    "balance": ("dynamics", "balance", "mean"),
+    "angular_update": ("dynamics", "angular_update", "mean"),
+}
 _UNSEEN = ("command", "output", "data_dir", "hflip")  # of no account on the page
 _MAPPED = 2_500  # a map of more cells than this cannot be read, nor drawn in little room
 
@@ -137,7 +144,7 @@ class Group:
     @property
     def title(self) -> str:
         """Its name."""
-        further = "".join(f" · {name} {value}" for name, value in self.others)
+        further = "".join(f" · {name} {value}" for name, value in self.others if value is not None)
         return f"{self.model} on {self.dataset} · {self.opt}{further}"
 
     @property
@@ -202,7 +209,10 @@ def _shown(group: Group) -> dict[str, Any]:
         "title": group.title,
         "methods": list(group.methods),
         "best": _best_rows(group, best),
-        "figures": _maps(group, best) | _robustness(group, best) | _opposing(group),
+        "figures": _maps(group, best)
+        | _robustness(group, best)
+        | _by_timescale(group)
+        | _opposing(group),
         "settings": _settings_rows(group),
         "columns": _columns(group),
     }
@@ -217,7 +227,23 @@ def _findings(group: Group) -> list[str]:
     if moves:
         told = ", ".join(f"{m} {_points(move, sign=True)}" for m, move in moves.items())
         found.append(f"{group.title}: what ten times the best λ does to top-1: {told}.")
+    did = [f"{method} {told}" for method, s in best.items() if (told := _did(s))]
+    if did:
+        found.append(f"{group.title}: what decay did at the best λ: {'; '.join(did)}.")
     return found
+
+
+def _did(setting: Setting) -> str:
+    """What decay did there: its state, what is left, how long it remembers."""
+    state, left, scale = setting.state, setting.mean("dynamics", "remaining"), _timescale(setting)
+    if state is None or not math.isfinite(scale):
+        return ""
+    return f"is {state}, {percent(left)} left, its timescale {scale:.2g} of the run"
+
+
+def _timescale(setting: Setting) -> float:
+    """1/c as a share of the run."""
+    return setting.mean("dynamics", "timescale_steps") / setting.mean("steps")
 
 
 def _lead(group: Group, best: Mapping[str, Setting]) -> str:
@@ -328,6 +354,22 @@ def _robustness(group: Group, best: Mapping[str, Setting]) -> Figures:
     return {"top1_by_decay_rate": (drawn, data)}
 
 
+def _by_timescale(group: Group) -> Figures:
+    """Top-1 over 1/c: settings of other η, λ and methods beside each other."""
+    points = {
+        method: [(_timescale(s), group.top1(s), s.state) for s in tried]
+        for method, tried in group.methods.items()
+    }
+    known = {
+        method: [(x, y, state) for x, y, state in each if math.isfinite(x) and math.isfinite(y)]
+        for method, each in points.items()
+    }
+    known = {method: each for method, each in known.items() if each}
+    if len({x for each in known.values() for x, _, _ in each}) < 2:
+        return {}
+    return {"top1_by_timescale": (figures.top1_by_timescale(known, ""), _columns(group))}
+
+
 def _opposing(group: Group) -> Figures:
     points = {
         method: [(_rate(s), group.top1(s)) for s in tried]
@@ -357,6 +399,9 @@ def _columns(group: Group, tried: Sequence[Setting] | None = None) -> Columns:
         "val_top1": [s.mean(*CHOICE["validation"]) for s in rows],
         "best10": [s.mean("best10", "mean") for s in rows],
         "rop": [_rate(s) for s in rows],
+        "state": [s.state for s in rows],
+        "timescale_of_run": [_timescale(s) for s in rows],
+        **{name: [s.mean(*path) for s in rows] for name, path in _LEDGER.items()},
     }
 
 
@@ -370,6 +415,9 @@ def _settings_rows(group: Group) -> list[tuple[str, ...]]:
             _spread(group, s),
             percent(s.mean(*CHOICE["validation"]), 1),
             percent(_rate(s)),
+            s.state or "–",
+            taken_off(s.mean("dynamics", "remaining")),
+            number(s.mean("dynamics", "balance", "mean")),
             f"{s.diverged} of {len(s.cells)}" if s.diverged else "–",
         )
         for s in ranked

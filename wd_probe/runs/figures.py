@@ -495,6 +495,40 @@ def opposing_beside_top1(points: Mapping[str, Sequence[tuple[float, float]]], ti
     return figure
 
 
+def top1_by_timescale(
+    points: Mapping[str, Sequence[tuple[float, float, str | None]]], title: str
+) -> Figure:
+    """Top-1 against how long decay remembers, a point for each setting.
+
+    Args:
+        points: by method, in whose order colours are taken: 1/c as a share of the run, top-1, and
+            the state of most weights, by which the point is drawn.
+        title: of the figure.
+    """
+    figure = new_figure(title)
+    axes = dress(figure.subplots(), "top-1", "timescale 1/c of decay, in lengths of the run")
+    found = {state for each in points.values() for _, _, state in each}
+    for number, (name, each) in enumerate(points.items()):
+        look = line_look(number)
+        known = sorted(each)
+        axes.plot([x for x, _, _ in known], [y for _, y, _ in known], label=short(name),
+                  **look | {"linewidth": 0.8})  # fmt: skip
+        for x, y, state in known:
+            axes.plot(x, y, marker=_MARKS.get(state, "."), color=look["color"], markersize=6)
+    for state, mark in _MARKS.items():
+        if state in found:
+            axes.plot([], [], mark, color=_LINE, markerfacecolor="none", label=state)
+    axes.set_xscale("log")
+    axes.invert_xaxis()  # more decay to the right, as over λ
+    axes.yaxis.set_major_formatter(InPercent())
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+#: How a point of each state is drawn.
+_MARKS: Mapping[str | None, str] = {"idle": "o", "shrinking": "v", "balanced": "D", "growing": "^"}
+
+
 def save(figures: Mapping[str, Figure], folder: Path) -> None:
     """Write figures as PNG files into a folder."""
     folder.mkdir(exist_ok=True)

@@ -59,6 +59,13 @@ class Setting:
         return statistics.fmean(known) if known else math.nan
 
     @property
+    def state(self) -> str | None:
+        """What decay did to most weights in most of the cells; None where none tells."""
+        found = [(cell.get("dynamics") or {}).get("state") for cell in self.cells]
+        told = Counter(state for state in found if state is not None)
+        return str(told.most_common(1)[0][0]) if told else None
+
+    @property
     def diverged(self) -> int:
         """How many of the cells gave no usable model."""
         return sum(cell["status"] != "finished" for cell in self.cells)
@@ -206,6 +213,8 @@ class Best:
             },
             "val_top1": setting.mean(*CHOICE["validation"]),
             "R_op": setting.mean("rate", "mean"),
+            "state": setting.state,
+            "remaining": setting.mean("dynamics", "remaining"),
             "seeds": len(setting.cells),
             "diverged": setting.diverged,
             "tried": self.tried,
