@@ -29,6 +29,7 @@ def test_rop_end_to_end(wdprobe, tmp_path):
     assert json.loads((run / "summary.json").read_text()) == result
     config = json.loads((run / "config.json").read_text())
     assert config["c"].startswith("lr*rate")
+    assert config["command_line"].startswith("wdprobe rop --model test_convnext --batch-size 32")
     assert {"torch", "timm", "wd-probe"} <= set(config["versions"])
     steps = rows(run / "steps.csv")
     assert [int(r["step"]) for r in steps] == list(range(1, 15))

@@ -202,6 +202,8 @@ def test_runs_killed_at_any_moment_end_as_if_they_had_not_been(driven):
         config = json.loads((folder / name / "config.json").read_text())
         assert len(config.pop("resumed_at")) == len(MOMENTS[name])
         whole = json.loads((folder / f"{name}-whole/config.json").read_text())
+        assert config.pop("command_line").endswith(f"--output {name}")
+        assert whole.pop("command_line").endswith(f"--output {name}-whole")
         assert config == whole | {"output": name}
 
 

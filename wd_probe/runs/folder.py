@@ -6,7 +6,9 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -304,6 +306,13 @@ def environment(device: "torch.device") -> dict[str, Any]:
         else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
+
+
+def command_line() -> str | None:
+    """What was typed, as a shell takes it; None where it was not this package's command."""
+    started = Path(sys.argv[0] if sys.argv else "")
+    ours = started.stem == "wdprobe" or started.parts[-2:] == ("wd_probe", "__main__.py")
+    return shlex.join(["wdprobe", *sys.argv[1:]]) if ours else None
 
 
 def default_folder(command: str, model: str) -> Path:

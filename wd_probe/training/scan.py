@@ -26,7 +26,7 @@ from ..errors import (
 from ..layering import Layers, chosen_parameters, layers, named_parameters
 from ..runs import figures
 from ..runs.findings import kind_of
-from ..runs.folder import RunFolder, default_folder, environment, occupied, run_folder
+from ..runs.folder import RunFolder, command_line, default_folder, environment, occupied, run_folder
 from ..runs.reading import read_json, read_run
 from ..runs.schema import RunConfig
 from ..runs.tensorboard import Dashboard
@@ -456,6 +456,7 @@ def _config(
         "layer_definition": groups.definition,
         "layers": [{"index": layer.index, "name": layer.name} for layer in groups],
         "parts": list(parts),
+        "command_line": command_line(),
         **environment(device),
     }
 

@@ -16,7 +16,7 @@ from ..decay.rules import effect_at_work
 from ..errors import first_line
 from ..layering import Layers, decayed_parameters, layers
 from ..probe.probe import OpposingPenaltyProbe
-from ..runs.folder import RunFolder, default_folder, dumps, environment, run_folder
+from ..runs.folder import RunFolder, command_line, default_folder, dumps, environment, run_folder
 from ..runs.locks import Lock
 from ..runs.recorder import Recorder
 from ..runs.verdict import Setting
@@ -424,6 +424,7 @@ def _config(run: Training) -> dict[str, Any]:
             {"index": layer.index, "name": layer.name, "parameters": layer.parameters}
             for layer in run.layers
         ],
+        "command_line": command_line(),
         **environment(run.device),
     }
 

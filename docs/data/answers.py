@@ -1,0 +1,229 @@
+"""The answers to docs/experiments.md, from the cells' rows beside this file.
+
+    python docs/data/answers.py [GRID ...]
+
+GRID.toml is the grid, GRID.csv its cells.csv, GRID_falling.csv the control's. Prints Markdown.
+"""
+
+import csv
+import math
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from scipy.stats import spearmanr
+
+from wd_probe.sweeps.results import Interval, difference, interval
+from wd_probe.wording import percent
+
+HERE = Path(__file__).parent
+PREDICTORS = ("R_op", "weight_decay", "remaining", "balance", "angular_update")
+Row = Mapping[str, str]
+
+
+class Grid:
+    """The cells of a grid by method, λ and seed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        plan = tomllib.loads((HERE / f"{name}.toml").read_text())
+        self.steps = plan["epochs"] * (plan["train_samples"] // plan["batch_size"])
+        self.cells: dict[tuple[str, float, int], Row] = {}
+        for part, method in ((name, None), (f"{name}_falling", "falling")):
+            file = HERE / f"{part}.csv"
+            for row in csv.DictReader(file.open()) if file.exists() else ():
+                if row["status"] in ("finished", "diverged"):
+                    key = method or row["method"], float(row["weight_decay"]), int(row["seed"])
+                    self.cells[key] = row
+
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(method for method, *_ in self.cells))
+
+    def rates(self, method: str) -> list[float]:
+        return sorted({rate for name, rate, _ in self.cells if name == method})
+
+    def figure(self, method: str, rate: float, name: str = "top1") -> dict[int, float]:
+        """By seed, in points where it is an accuracy."""
+        scale = 100 if name.endswith("top1") else 1
+        return {
+            seed: scale * float(row[name] or "nan")
+            for (m, r, seed), row in sorted(self.cells.items())
+            if (m, r) == (method, rate)
+        }
+
+    def mean(self, method: str, rate: float, name: str) -> float:
+        return interval(list(self.figure(method, rate, name).values())).mean
+
+    def best(self, method: str) -> float:
+        """The λ with the highest mean validation top-1, of those that all of its seeds ran."""
+        seeds = max(len(self.figure(method, rate)) for rate in self.rates(method))
+        full = [rate for rate in self.rates(method) if len(self.figure(method, rate)) == seeds]
+        return max(full, key=lambda rate: self.mean(method, rate, "val_top1"))
+
+    def length(self, row: Row) -> float:
+        """1/(ηλ) in lengths of the run."""
+        return 1 / (float(row["lr"]) * float(row["weight_decay"]) * self.steps)
+
+
+def told(found: Interval, sign: bool = False) -> str:
+    if math.isnan(found.mean):
+        return "–"
+    reach = "" if math.isnan(found.half_width) else f" ± {found.half_width:.2f}"
+    return f"{found.mean:{'+' if sign else ''}.2f}{reach}".replace("-", "−")
+
+
+def mean(by_seed: Mapping[int, float]) -> str:
+    return told(interval(list(by_seed.values())))
+
+
+def gap(one: Mapping[int, float], other: Mapping[int, float]) -> Interval:
+    """The difference over the seeds that both have."""
+    shared = [seed for seed in one if seed in other]
+    return difference([one[s] for s in shared], [other[s] for s in shared]).interval
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for row in rows:
+        print(f"| {' | '.join(map(str, row))} |")
+
+
+def verdict(found: Interval, above: bool = True) -> str:
+    low, high = found.mean - found.half_width, found.mean + found.half_width
+    if math.isnan(low):
+        return "too few seeds"
+    return "yes" if (low > 0 if above else high < 0) else "no"
+
+
+def settings(grid: Grid) -> None:
+    rows = []
+    for method in grid.methods():
+        for rate in grid.rates(method):
+            top1 = grid.figure(method, rate)
+            seed = next(iter(top1))
+            row = grid.cells[method, rate, seed]
+            length = "–" if not rate else f"{grid.length(row):.2g}"
+            left = percent(grid.mean(method, rate, "remaining"))
+            rows.append((method, f"{rate:g}", length, len(top1), mean(top1),
+                         f"{grid.mean(method, rate, 'val_top1'):.2f}", left,
+                         f"{grid.mean(method, rate, 'balance'):.2g}", row["state"] or "–",
+                         percent(grid.mean(method, rate, "R_op"))))  # fmt: skip
+    table(("method", "λ", "1/(ηλ) in runs", "seeds", "top-1", "validation", "left", "balance",
+           "state", "mean R_op"), rows)  # fmt: skip
+
+
+def helps(grid: Grid) -> None:
+    base = grid.figure("baseline", 0.0)
+    rows = []
+    for method in grid.methods():
+        if method == "baseline":
+            continue
+        rate = grid.best(method)
+        found = gap(grid.figure(method, rate), base)
+        rows.append((method, f"{rate:g}", told(found, sign=True), verdict(found)))
+    table(("method", "best λ", "above baseline, points", "helps"), rows)
+
+
+def compared(grid: Grid) -> None:
+    rows = []
+    mine = grid.figure("lpwd", grid.best("lpwd"))
+    for other in ("wd", "pwd", "falling"):
+        if other in grid.methods():
+            found = gap(mine, grid.figure(other, grid.best(other)))
+            rows.append((f"lpwd − {other}", told(found, sign=True), verdict(found)))
+    table(("each at its best λ", "points", "better"), rows)
+
+
+def lost(grid: Grid, method: str, shared: Sequence[float]) -> dict[int, float]:
+    """By seed the mean over λ of what is lost against the best λ."""
+    best = grid.figure(method, grid.best(method))
+    each = [grid.figure(method, rate) for rate in shared]
+    return {
+        seed: sum(best[seed] - one[seed] for one in each) / len(each)
+        for seed in best
+        if all(seed in one for one in each)
+    }
+
+
+def robust(grid: Grid) -> None:
+    rows = []
+    for one, other in (("lpwd", "wd"), ("lpwd", "pwd"), ("falling", "pwd")):
+        if not {one, other} <= {*grid.methods()}:
+            continue
+        shared = sorted({*grid.rates(one)} & {*grid.rates(other)})
+        sides = lost(grid, one, shared), lost(grid, other, shared)
+        found = gap(*sides)
+        rows.append((f"{one} − {other}", len(shared), *map(mean, sides), told(found, sign=True),
+                     verdict(found, above=False)))  # fmt: skip
+    table(("", "values of λ", "lost by the first", "by the second", "difference", "more robust"),
+          rows)  # fmt: skip
+
+
+def predictors(grid: Grid) -> None:
+    rows = []
+    for method in ("wd", "pwd", "lpwd"):
+        found = []
+        for name in PREDICTORS:
+            by_seed = []
+            for seed in {seed for m, _, seed in grid.cells if m == method}:
+                pairs = [
+                    (float(row[name] or "nan"), float(row["top1"]))
+                    for (m, _, s), row in grid.cells.items()
+                    if (m, s) == (method, seed)
+                ]
+                pairs = [pair for pair in pairs if not any(map(math.isnan, pair))]
+                constant = len({x for x, _ in pairs}) < 2
+                if len(pairs) > 3 and not constant:
+                    by_seed.append(float(spearmanr(*zip(*pairs, strict=True)).statistic))
+            found.append(told(interval(by_seed), sign=True))
+        rows.append((method, *found))
+    table(("rank correlation with top-1", *("λ" if n == "weight_decay" else n for n in PREDICTORS)),
+          rows)  # fmt: skip
+
+
+def rules(grid: Grid) -> None:
+    rates = grid.rates("wd")
+    if not rates:
+        return
+    best = grid.figure("wd", grid.best("wd"))
+    rows_of = {rate: next(r for (m, x, _), r in grid.cells.items() if (m, x) == ("wd", rate))
+               for rate in rates}  # fmt: skip
+    near = {
+        f"1/(ηλ) nearest to {wanted:g} runs": min(
+            rates, key=lambda r: abs(math.log(grid.length(rows_of[r]) / wanted))
+        )
+        for wanted in (10, 1, 0.3, 0.1)
+    }
+    near["`remaining` nearest to a half"] = min(
+        rates, key=lambda r: abs(grid.mean("wd", r, "remaining") - 0.5)
+    )
+    balanced = [r for r in rates if grid.mean("wd", r, "balance") >= 0.5]
+    if balanced:
+        near["smallest λ of `balance` ≥ 0.5"] = min(balanced)
+    rare = [r for r in rates if grid.mean("wd", r, "R_op") < 0.01]
+    if rare:
+        near["largest λ of mean R_op < 1 %"] = max(rare)
+    rows = []
+    for rule, rate in near.items():
+        found = gap(best, grid.figure("wd", rate))
+        usable = found.mean + found.half_width < 0.5 if rate != grid.best("wd") else True
+        rows.append((rule, f"{rate:g}", told(found), "yes" if usable else "no"))
+    table(("rule, for wd", "λ", "points below the best λ", "usable"), rows)
+
+
+def main() -> None:
+    names = sys.argv[1:] or [
+        p.stem for p in sorted(HERE.glob("*.toml")) if p.with_suffix(".csv").exists()
+    ]
+    for name in names:
+        if name.endswith("_falling"):
+            continue
+        grid = Grid(name)
+        print(f"\n## {name}: {len(grid.cells)} cells")
+        for part in (settings, helps, compared, robust, predictors, rules):
+            part(grid)
+
+
+if __name__ == "__main__":
+    main()
