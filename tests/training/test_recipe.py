@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import timm.scheduler
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -15,6 +16,7 @@ from wd_probe.training import train as module
 from wd_probe.training.options import TrainOptions
 from wd_probe.training.train import prepare, train
 
+HAS_WSD = hasattr(timm.scheduler, "WSDLRScheduler")  # timm 1.0.24 does not
 LR, RATE, DECAY = 2e-3, 0.05, 0.8
 RUN = TrainOptions(
     command="rop", model="test_convnext", lr=LR, weight_decay=RATE, batch_size=16, device="cpu",
@@ -221,7 +223,7 @@ def test_a_schedule_by_epochs_that_never_moves_is_told(tmp_path):
         ({"sched": "multistep", "decay_milestones": "2"}, [1, 0.1, 0.1]),
         ({"sched": "constant", "warmup_epochs": 1, "warmup_lr": LR / 4}, [0.25, 1, 1]),
         ({"sched": "poly", "decay_rate": 1}, [1, 2 / 3, 1 / 3]),
-        ({"sched": "wsd", "decay_epochs": 2}, [1, 1, 1 - 0.5**0.5]),
+        *([({"sched": "wsd", "decay_epochs": 2}, [1, 1, 1 - 0.5**0.5])] if HAS_WSD else ()),
     ],
 )  # fmt: skip
 def test_schedules_by_epochs(chosen, rates):
@@ -234,7 +236,8 @@ def test_schedules_by_epochs(chosen, rates):
 
 
 def test_what_timm_refuses_is_one_line():
-    with pytest.raises(InputError, match="--sched wsd: wsd schedule requires 0 < decay_epochs"):
+    refused = ": wsd schedule requires 0 < decay_epochs" if HAS_WSD else " is not in this version"
+    with pytest.raises(InputError, match=f"--sched wsd{refused}"):
         prepare(replace(RUN, sched="wsd", decay_epochs=9, steps=None, epochs=4))
     run = prepare(replace(RUN, mixup=1.0, batch_size=64, train_samples=63))
     with pytest.raises(InputError, match="pairs of images; a process has 63 in a batch"):
