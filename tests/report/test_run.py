@@ -41,6 +41,24 @@ def test_a_run(folders, tmp_path):
     assert where == sorted(where)
 
 
+def test_all_tensors_of_a_run_unfold(folders, tmp_path):
+    shown = written([folders / "one"], tmp_path)
+    with (folders / "one" / "tensors.csv").open(newline="") as file:
+        tensors = list(csv.DictReader(file))
+    folded = shown.source[shown.source.index("<details>") : shown.source.index("</details>")]
+    assert f"<summary>All {len(tensors)} tensors</summary>" in folded
+    for row in tensors:
+        line = folded[folded.index(f">{row['name']}</td>") :].split("</tr>")[0]
+        assert f">{100 * float(row['rate']):.3g} %<" in line
+        assert f">{float(row['norm']):.4g}<" in line
+    assert [row["name"] for row in shown.data["tensors.csv"]] == [row["name"] for row in tensors]
+    (folders / "one" / "tensors.csv").rename(tmp_path / "kept")
+    try:
+        assert "<details>" not in written([folders / "one"], tmp_path).source
+    finally:
+        (tmp_path / "kept").rename(folders / "one" / "tensors.csv")
+
+
 def test_a_run_opens_with_what_decay_did(folders, tmp_path):
     shown = written([folders / "two"], tmp_path)
     summary = json.loads((folders / "two" / "summary.json").read_text())

@@ -1,5 +1,6 @@
 """What a report page says of one run."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..errors import counted
 from ..runs import figures
-from ..runs.decay_tables import LAYER_COLUMNS, in_all, layer_table
+from ..runs.decay_tables import LAYER_COLUMNS, in_all, layer_table, taken_off
 from ..runs.reading import Run
 from ..runs.verdict import THRESHOLDS
 from ..training.options import TrainOptions
@@ -33,7 +34,8 @@ _TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "zeroshot_by_part": ("parts", ()),
     "distortion": ("distortion", ()),
 }
-_WORST, _LAYERS = 8, 24
+_WORST, _LAYERS, _TENSORS = 8, 24, 1000
+_TENSOR_COLUMNS = ("tensor", "R_op", "by size", "taken off", "balance", "angle", "norm")
 
 
 def status(run: Run) -> str:
@@ -71,8 +73,26 @@ def section(run: Run) -> dict[str, Any]:
             for x in layer_rates(run)[:_WORST]
         ],
         "layer_count": len(run.layer_names),
+        "tensors": _tensors(run),
+        "tensor_columns": _TENSOR_COLUMNS,
+        "tensor_count": len(run.tensor_names),
+        "tensor_data": {"name": run.tensor_names, **run.tensors},
         "what_was_run": facts(run),
     }
+
+
+def _tensors(run: Run) -> list[tuple[str, ...]]:
+    """A row for each tensor, over all steps; a dash for what a run of another version lacks."""
+
+    def column(name: str) -> Sequence[float]:
+        return run.tensors.get(name) or [math.nan] * len(run.tensor_names)
+
+    columns = map(column, ("rate", "mass", "remaining", "balance", "angular_update", "norm"))
+    rows = zip(run.tensor_names, *columns, strict=True)
+    return [
+        (name, percent(rate), percent(mass), taken_off(left), *map(number, rest))
+        for name, rate, mass, left, *rest in itertools.islice(rows, _TENSORS)
+    ]
 
 
 def _rates(config: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,13 @@ def read_columns(path: Path) -> dict[str, list[float]]:
     Raises:
         InputError: it cannot be read, is too large, or holds something else.
     """
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[list[str], dict[str, list[float]]]:
+    """The column ``name``, and the numeric ones."""
     if not path.is_file():
-        return {}
+        return [], {}
     try:
         if path.stat().st_size > TABLE_BYTES:
             raise InputError(f"{printable(path)} is larger than {TABLE_BYTES >> 30} GiB")
@@ -110,22 +115,25 @@ def _lines(path: Path, file: Any) -> Iterator[list[str]]:
         yield next(csv.reader((line,)), [])
 
 
-def _columns(path: Path, lines: Iterator[list[str]]) -> dict[str, list[float]]:
-    header = next(lines, [])
+def _columns(path: Path, lines: Iterator[list[str]]) -> tuple[list[str], dict[str, list[float]]]:
+    header, names = next(lines, []), []
     if len(header) > COLUMNS:
         raise damaged(path, f"it has more than {COLUMNS} columns")
     columns: list[list[float]] = [[] for _ in header]
     numeric = [(k, columns[k]) for k, name in enumerate(header) if name != "name"]
+    named = header.index("name") if "name" in header else None
     most = TABLE_CELLS // max(1, len(header))
     for count, row in enumerate((row for row in lines if len(row) == len(header)), start=1):
         if count > most:
             raise InputError(f"{printable(path)} has more than {TABLE_CELLS:,} cells; not read")
+        if named is not None:
+            names.append(printable(row[named]))
         for k, column in numeric:
             value = float(row[k]) if row[k] else math.nan
             if LARGEST < abs(value) < math.inf:
                 raise damaged(path, f"it holds {value}")
             column.append(value)
-    return {printable(header[k]): column for k, column in numeric}
+    return names, {printable(header[k]): column for k, column in numeric}
 
 
 # --- a run ----------------------------------------------------------------------------------------
@@ -133,7 +141,10 @@ def _columns(path: Path, lines: Iterator[list[str]]) -> dict[str, list[float]]:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run folder read back: its options, its tables as columns, its summary (None if absent)."""
+    """A run folder read back: its options, its tables as columns, its summary (None if absent).
+
+    ``tensors`` has a row for each of ``tensor_names``.
+    """
 
     path: Path
     config: Mapping[str, Any]
@@ -146,6 +157,8 @@ class Run:
     curve: Mapping[str, list[float]]
     parts: Mapping[str, list[float]]
     distortion: Mapping[str, list[float]]
+    tensor_names: Sequence[str] = ()
+    tensors: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 def read_run(path: Path) -> Run:
@@ -167,7 +180,8 @@ def read_run(path: Path) -> Run:
     for name in TABLES:
         tables[name] = read_columns(path / f"{name}.csv")
         _check_table(path / f"{name}.csv", tables[name], pointed.get(name))
-    return Run(path, config, summary, names, **tables)
+    tensor_names, tensors = _read(path / "tensors.csv")
+    return Run(path, config, summary, names, **tables, tensor_names=tensor_names, tensors=tensors)
 
 
 def _check_table(
