@@ -39,6 +39,33 @@ THRESHOLDS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Words:
+    """What a reader would change things by: options of the command line, or their own code."""
+
+    rate: str
+    longer: str
+    rwd: str
+    spare: str
+    amp: str
+
+
+_OPTIONS = Words(
+    rate="`--weight-decay`",
+    longer=" (`--steps`, `--epochs`)",
+    rwd="`--method rwd`",
+    spare="`--filter-bias-and-bn`",
+    amp="`--amp`",
+)
+_CODE = Words(
+    rate="`weight_decay`",
+    longer="",
+    rwd='`wd_probe.WeightDecay(model, optimizer, "rwd", rate=...)`',
+    spare="a parameter group of theirs with `weight_decay=0`",
+    amp="autocast",
+)
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """What a run was asked to do, as far as that is known.
 
@@ -63,6 +90,11 @@ class Setting:
     in_code: bool = False
 
     @property
+    def words(self) -> Words:
+        """Those of whoever runs it."""
+        return _CODE if self.in_code else _OPTIONS
+
+    @property
     def is_closed(self) -> bool:
         """Whether what is taken off is c times a weight, and c a multiple of λ."""
         return self.rule in CLOSED and self.rate > 0
@@ -73,33 +105,16 @@ class Setting:
         return self.momentum if self.is_closed and self.rule != "cautious" else math.nan
 
 
-#: What options are in a loop of somebody's own.
-_CODE = {
-    "(`--weight-decay`)": "(`weight_decay`)",
-    " (`--steps`, `--epochs`)": "",
-    "`--method rwd` takes": '`wd_probe.WeightDecay(model, optimizer, "rwd", rate=...)` takes',
-    "`--filter-bias-and-bn` leaves": "a parameter group of theirs with `weight_decay=0` leaves",
-    "`--amp`": "autocast",
-}
-
-
 def verdict(states: States, setting: Setting) -> list[str]:
     """The sentences, the first of which says what decay did."""
-    found = _sentences(states, setting)
-    for option, code in _CODE.items() if setting.in_code else ():
-        found = [sentence.replace(option, code) for sentence in found]
-    return found
-
-
-def _sentences(states: States, setting: Setting) -> list[str]:
     last = states.run.last
     if last.nonfinite > 0 and last.squared == 0:
         return ["The weights are not finite, so what decay did to them cannot be told."]
     return [
         _headline(states, setting),
-        *_opposing(states.run.whole),
+        *_opposing(states.run.whole, setting),
         *_apart(states.layers),
-        *_norms_and_biases(states.tensors),
+        *_norms_and_biases(states.tensors, setting),
         *_rounded(states.tensors, setting),
     ]
 
@@ -141,20 +156,20 @@ def _idle(states: States, setting: Setting) -> str:
         return (
             f"Decay did nothing in this run: c = {1 / run.whole.timescale:.2g} is too small for "
             f"float32, where (1 − c)θ rounds back to θ below {LEAST_C:.0e}; raise λ "
-            "(`--weight-decay`) or leave it."
+            f"({setting.words.rate}) or leave it."
         )
     told = (
         f"Decay did {_little(run.taken_off)} in this run: it took {percent(run.taken_off)} off "
         f"({_timescale(run.whole, setting)})."
     )
     if setting.steps < SHORT:
-        return f"{told} So short a run cannot tell more: train longer (`--steps`, `--epochs`)."
+        return f"{told} So short a run cannot tell more: train longer{setting.words.longer}."
     if not setting.is_closed:
-        return f"{told} To act it needs a larger λ (`--weight-decay`) or a longer run."
+        return f"{told} To act it needs a larger λ ({setting.words.rate}) or a longer run."
     wanted = setting.rate * run.whole.timescale / setting.steps
     return (
-        f"{told} To act within such a run λ (`--weight-decay`) would have to be near {wanted:.3g}"
-        f"{_at(run.whole, setting)}; else train longer or leave it."
+        f"{told} To act within such a run λ ({setting.words.rate}) would have to be near "
+        f"{wanted:.3g}{_at(run.whole, setting)}; else train longer or leave it."
     )
 
 
@@ -197,7 +212,7 @@ def _shrinking(states: States, setting: Setting) -> str:
     if all(vanished(one.whole, one.late) for one in _in_state(states, "shrinking")):
         return (
             f"Decay has shrunk the weights to nothing in {_of(states, 'shrinking')} "
-            f"({_timescale(run.whole, setting)}): lower λ (`--weight-decay`)."
+            f"({_timescale(run.whole, setting)}): lower λ ({setting.words.rate})."
         )
     told = f"Decay shrinks the weights in {_of(states, 'shrinking')}: {_left(run, setting)}"
     # what momentum carries on counts as the steps' own
@@ -210,13 +225,15 @@ def _shrinking(states: States, setting: Setting) -> str:
     )
     told += f", and the steps {back} ({_timescale(run.whole, setting)})."
     if balance <= 0.005:
-        return f"{told} No balance is in sight yet: train longer, or lower λ (`--weight-decay`)."
+        return (
+            f"{told} No balance is in sight yet: train longer, or lower λ ({setting.words.rate})."
+        )
     # |x|² falls off to balance·|x|² as exp(−2ct) where G stays as it is
     low = BALANCED[0]
     steps = math.log(low / (1 - low) * (1 - balance) / balance) / 2 * run.whole.timescale
     return (
         f"{told} If the steps stay as large as they are, balance is about "
-        f"{_steps(steps, setting)} away (`--steps`, `--epochs`)."
+        f"{_steps(steps, setting)} away{setting.words.longer}."
     )
 
 
@@ -230,7 +247,7 @@ def _growing(states: States, setting: Setting) -> str:
     if not setting.is_closed or math.isnan(balance):
         return told
     return (
-        f"{told} To hold them at their size λ (`--weight-decay`) would have to be near "
+        f"{told} To hold them at their size λ ({setting.words.rate}) would have to be near "
         f"{setting.rate * balance:.3g}."
     )
 
@@ -245,7 +262,7 @@ def _balanced(states: States, setting: Setting) -> str:
     turning = _turning(states, setting)
     return (
         f"Decay is in balance in {_of(states, 'balanced')}: their size no longer depends on where "
-        f"they started, and λ (`--weight-decay`) now sets how fast they turn{turning}."
+        f"they started, and λ ({setting.words.rate}) now sets how fast they turn{turning}."
     )
 
 
@@ -318,7 +335,7 @@ def _steps(steps: float, setting: Setting) -> str:
 # --- and what else there is to it -----------------------------------------------------------------
 
 
-def _opposing(whole: Tally) -> Iterator[str]:
+def _opposing(whole: Tally, setting: Setting) -> Iterator[str]:
     if not whole.opposing or math.isnan(whole.mass):
         return
     carried = (
@@ -330,8 +347,8 @@ def _opposing(whole: Tally) -> Iterator[str]:
         yield f"Opposing penalties matter little here: {carried}."
     else:
         yield (
-            f"Opposing penalties are not harmless here: {carried}, away from zero. `--method rwd` "
-            "takes it off the weight that stands, where none opposes."
+            f"Opposing penalties are not harmless here: {carried}, away from zero. "
+            f"{setting.words.rwd} takes it off the weight that stands, where none opposes."
         )
 
 
@@ -351,14 +368,14 @@ def _apart(layers: Sequence[Part]) -> Iterator[str]:
             yield f"`{name}` turns {ratio:,.0f} times {how} than the median layer."
 
 
-def _norms_and_biases(tensors: Sequence[Part]) -> Iterator[str]:
+def _norms_and_biases(tensors: Sequence[Part], setting: Setting) -> Iterator[str]:
     held = [one for one in tensors if one.whole.held]
     spared = [one for one in held if one.kind in ("biases", "norm weights")]
     whole = pooled([one.whole for one in spared])
     if spared and len(spared) < len(held) and whole.remaining <= IDLE:
         yield (
             f"Biases and norms decay too, {percent(1 - whole.remaining)} is taken off them: "
-            "`--filter-bias-and-bn` leaves them out."
+            f"{setting.words.spare} leaves them out."
         )
 
 
@@ -373,5 +390,5 @@ def _rounded(tensors: Sequence[Part], setting: Setting) -> Iterator[str]:
         named = " and ".join(sorted({one.dtype for one in coarse}))
         yield (
             f"In {named} (1 − c)θ rounds back to θ: {percent(lost)} of the decays are lost there; "
-            "keep the weights in float32 (`--amp` computes in less and does)."
+            f"keep the weights in float32 ({setting.words.amp} computes in less and does)."
         )
