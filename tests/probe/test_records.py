@@ -36,6 +36,11 @@ def test_shares_of_weights_and_of_penalty():
     assert all(math.isnan(share) for share in (nothing.rate, nothing.mass, nothing.flip_rate))
 
 
+def test_weights_that_are_no_numbers_have_no_norm():
+    assert math.isnan(record().layers[1].norm)
+    assert Tally(0, 0, 0, 2, 0.0, 0.0, squared_norm=4.0).norm == 2.0
+
+
 def test_parameters_in_no_layer_count_in_tensors_and_totals_alone():
     found = StepRecord(1, VALUES, NAMES, Layers(LAYERS[:1], "registration"))
     assert [layer.name for layer in found.layers] == ["a"]

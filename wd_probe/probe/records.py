@@ -88,8 +88,12 @@ class Tally:
 
     @property
     def norm(self) -> float:
-        """|y|, the Euclidean norm after the last step; 0 before there was one."""
-        return math.sqrt(self.squared_norm)
+        """|y|, the Euclidean norm after the last step, of what is a number; NaN if nothing is.
+
+        0 before there was a step.
+        """
+        lost = self.nonfinite and not self.squared_norm
+        return math.nan if lost else math.sqrt(self.squared_norm)
 
     @property
     def balance(self) -> float:
