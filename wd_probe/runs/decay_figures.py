@@ -37,7 +37,7 @@ def balance_by_layer(run: "Run") -> Figure:
     figure = new_figure(f"Balance by layer\n{title_of(run)}", height=layers_high(count))
     axes = dress(figure.subplots(), "layer (1 = shallowest)", "step")
     axes.grid(visible=False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     image = axes.imshow(
         np.clip(balance, _TICKS[0], _TICKS[-1]),
         aspect="auto",

@@ -98,7 +98,7 @@ def layer_heatmap(
     figure = new_figure(f"{title}\n{title_of(run)}", height=layers_high(count))
     axes = dress(figure.subplots(), "layer (1 = shallowest)", "step")
     axes.grid(visible=False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     finite = grid[np.isfinite(grid)]
     # One extreme layer or step must not turn the rest into one colour.
     top = float(np.quantile(finite, 0.99)) if finite.size else 0.0
