@@ -1,6 +1,7 @@
 """timm's recipe in real runs, against what is worked out by hand."""
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -156,9 +157,10 @@ def test_what_is_left_of_an_epoch_makes_a_smaller_step(tmp_path):
     options = replace(RUN, grad_accum_steps=3, steps=None, epochs=1, every=1, lr=1e-12)
     grads = []
     with Steps(lambda groups, _: grads.append(groups[0]["params"][0].grad.clone())):
-        train(replace(options, output=tmp_path / "3"), Silent())
+        summary = train(replace(options, output=tmp_path / "3"), Silent())
         train(replace(options, grad_accum_steps=1, output=tmp_path / "1"), Silent())
     assert len(rows(tmp_path / "3/steps.csv")) == 2
+    assert summary["images_per_second"] * summary["seconds"] == pytest.approx(64)
     assert torch.allclose(grads[0], torch.stack(grads[2:5]).mean(0), atol=1e-6)
     assert torch.allclose(grads[1], grads[5], atol=1e-6)
 
@@ -184,6 +186,18 @@ def test_the_average_of_the_weights_is_kept_evaluated_and_written(tmp_path):
     score = run.evaluate(run.data.test, run.trainer())
     assert (summary["top1"], summary["loss"]) == pytest.approx((score.top1, score.loss))
     assert summary["model_ema"] is True
+
+
+def test_pictures_do_not_depend_on_what_the_process_has_imported_before(monkeypatch):
+    def loaded(*data, **options):
+        random.getrandbits(24)  # as rich draws its first style, where it is not imported yet
+        return load_data(*data, **options)
+
+    load_data, augmented = module.load_data, replace(RUN, aa="rand-m9-mstd0.5-inc1")
+    first, _ = next(iter(prepare(augmented).data.train))
+    monkeypatch.setattr(module, "load_data", loaded)
+    second, _ = next(iter(prepare(augmented).data.train))
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("chosen", [{"smoothing": 0.1}, {"mixup": 1.0}, {"cutmix": 1.0},

@@ -88,9 +88,8 @@ def recipe(
     )
 
 
-def seed_all(seed: int) -> None:
-    """Seed torch, and what timm's augmentations draw from."""
-    torch.manual_seed(seed)
+def seed_augmentations(seed: int) -> None:
+    """Seed what timm's augmentations draw from, as a module may too when it is imported."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
 

@@ -28,7 +28,7 @@ from .loop import Score, Trainer, autocast_dtype, evaluate, pick_device
 from .models import create_model
 from .optimizers import build_optimizer
 from .options import ELSEWHERE, TrainOptions, assumed, parse_options
-from .recipe import Recipe, average_of, recipe, scale_rates, seed_all
+from .recipe import Recipe, average_of, recipe, scale_rates, seed_augmentations
 from .recipe_options import chosen
 from .resume import check_resumable
 from .wandb_log import Listener, OnWandb
@@ -230,7 +230,8 @@ def prepare(options: TrainOptions, *, weights: bool = True) -> Training:
         RunError: the pretrained weights are unavailable.
     """
     device = pick_device(options.device)
-    seed_all(options.seed)
+    torch.manual_seed(options.seed)
+    seed_augmentations(options.seed)
     ranks.check_divides(options.batch_size)
     data = load_data(
         options.dataset,
@@ -259,6 +260,7 @@ def prepare(options: TrainOptions, *, weights: bool = True) -> Training:
     average = average_of(options, model)
     called: Any = ranks.wrapped(model)
     called = torch.compile(called) if options.torchcompile else called
+    seed_augmentations(options.seed)
     ranks.draw_apart()
     optimizer, decay = _optimizer(options, model, called)
     updates = -(-len(data.train) // options.grad_accum_steps)
@@ -431,7 +433,8 @@ def _config(run: Training) -> dict[str, Any]:
 
 def _summary(run: Training, recorder: Recorder, status: Status, seconds: float) -> dict[str, Any]:
     options = run.options
-    images = recorder.steps * options.batch_size * options.grad_accum_steps
+    batches = recorder.steps / run.updates * len(run.data.train)
+    images = batches * min(options.batch_size, run.data.train_size)
     return {
         "command": options.command,
         "model": options.model,
