@@ -69,7 +69,7 @@ def _taken(key: str, value: Any, kind: Any) -> Any:
 
     if kind in _SEVERAL:
         if isinstance(value, dict):
-            return [f"{name}={one!r}" for name, one in value.items()]
+            return [f"{name}={one}" for name, one in value.items()]
         if isinstance(value, str) and key == "opt_kwargs":
             return value.split()
         return [fitted(key, one, str) for one in (value if isinstance(value, list) else [value])]

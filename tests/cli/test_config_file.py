@@ -35,7 +35,7 @@ def test_what_is_typed_goes_before_the_file(wdprobe, tmp_path):
     code, _, err = wdprobe("train", "--config", "one/config.json", "--output", "two")
     assert code == 0, err
     two = config(tmp_path / "two")
-    assert [k for k in two if two[k] != one[k]] == ["output"]
+    assert [k for k in two if two[k] != one[k]] == ["output", "command_line"]
     for name in ("steps.csv", "model.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     code, _, err = wdprobe("rop", "--config", "one/config.json", "--output", "three")
@@ -67,6 +67,9 @@ def test_several_values_and_other_commands(wdprobe, tmp_path):
     (tmp_path / "b.yaml").write_text("opt: laprop\nopt_kwargs: [eps=1e-7]\nlr: 0.2\njson: true\n")
     code, out, err = wdprobe("audit", "--config", "b.yaml", "--weight-decay", 0.5)
     found = json.loads(out)
+    (tmp_path / "c.yaml").write_text("opt: adamw\nopt_kwargs: {eps: 1e-7, betas: [0.9, 0.9]}\n")
+    code, _, err = wdprobe("audit", "--config", "c.yaml", "--json")
+    assert code == 0, f"YAML takes 1e-7 for a text: {err}"
     assert (code, found["name"], found["lr"], found["weight_decay"]) == (0, "laprop", 0.2, 0.5)
 
 

@@ -105,6 +105,8 @@ def test_what_timm_was_asked_for(timms, changed, wanted):
 def test_what_of_timm_has_no_counterpart_is_named_where_it_is_at_work(timms):
     rest = timms(drop_path=0.1, reprob=0.25, color_jitter=0.0).rest
     assert set(rest) == {"drop_path", "reprob", "scale", "ratio"}
+    rest = timms(mixup=0.2, mixup_prob=0.5, mixup_mode="elem", lr_cycle_limit=3).rest
+    assert {"mixup_prob", "mixup_mode", "lr_cycle_limit"} < set(rest)
 
 
 @pytest.mark.parametrize(

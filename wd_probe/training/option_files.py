@@ -109,10 +109,16 @@ _OTHERS = ("scale", "val_split", "resume", "recovery_interval", *_PLACES)
 _MISSED = (
     "drop", "drop_path", "drop_block", "model_kwargs", "in_chans", "reprob", "color_jitter",
     "scale", "ratio", "vflip", "aug_repeats", "aug_splits", "jsd_loss", "bce_loss",
-    "cutmix_minmax", "mixup_off_epoch", "lr_noise", "cooldown_epochs", "warmup_prefix",
+    "cutmix_minmax", "mixup_off_epoch", "mixup_prob", "mixup_switch_prob", "mixup_mode",
+    "lr_noise", "lr_cycle_limit", "lr_k_decay", "cooldown_epochs", "warmup_prefix",
     "bn_momentum", "bn_eps", "sync_bn", "mean", "std", "crop_pct", "layer_decay_min_scale",
     "kd_model_name",
 )  # fmt: skip
+#: What those of them come to that are never off.
+_USUAL = {
+    "mixup_prob": 1.0, "mixup_switch_prob": 0.5, "mixup_mode": "batch", "lr_cycle_limit": 1,
+    "lr_k_decay": 1.0,
+}  # fmt: skip
 #: Schedules that ask for ``decay_epochs``.
 _FALLS = ("step", "wsd", "rsqrt")
 
@@ -139,7 +145,7 @@ def _timms(args: Mapping[str, Any]) -> OptionFile:
     for name, needed in NEEDS.items():
         if found.get(needed) in (None, False, "none"):
             found.pop(name, None)
-    rest = [name for name in _MISSED if _given(args.get(name)) and args[name] != 0]
+    rest = [name for name in _MISSED if _given(args.get(name)) and args[name] != _USUAL.get(name, 0)]
     return OptionFile(found, rest=tuple(rest))
 
 
