@@ -7,6 +7,7 @@ import pickle
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,6 +160,23 @@ def test_what_cannot_be_logged(tmp_path):
     probe.close()
     with pytest.raises(InputError, match="log before close"):
         probe.log(loss=1.0)
+
+
+def test_a_script_that_goes_elsewhere_leaves_its_run_where_it_was_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, optimizer, probe = trained("run", 2)
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir("there")
+    train(model, optimizer, 1)
+    probe.close()
+    assert summary(tmp_path / "run")["steps"] == 3
+    assert not any(Path().iterdir())
+
+
+def test_a_loop_that_never_steps_has_its_learning_rate_all_the_same(tmp_path):
+    probe = trained(tmp_path / "run", 0)[2]
+    probe.close()
+    assert summary(tmp_path / "run")["lr"] == probe.optimizers[0].param_groups[0]["lr"]
 
 
 def test_a_loop_that_fails(tmp_path):

@@ -107,6 +107,19 @@ def test_weights_are_those_of_a_training_that_is_not_watched(watch):
     )
 
 
+def test_a_script_that_goes_elsewhere_leaves_its_run_where_it_was_started(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with wd_probe.watch("run"):
+        monkeypatch.chdir("there")
+        trained(2)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 2
+    assert not any((tmp_path / "there").iterdir())
+    assert "more: wdprobe report run\n" in capsys.readouterr().err
+
+
 def test_several_models_of_one_script(watch, tmp_path):
     with watch() as watching:
         oracles = [trained(k)[2] for k in (3, 4, 5)]

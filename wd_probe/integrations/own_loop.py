@@ -102,7 +102,8 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
         from .recording import Recording
 
         check_free(output)
-        folder = Unwritten(output) if known_rank() else RunFolder(output)
+        place = output.absolute()  # wherever the script goes
+        folder = Unwritten(place) if known_rank() else RunFolder(place)
         self._process = os.getpid()
         self._rounds.new(0, False)
         self._recording = Recording(weakref.proxy(self), folder, self._loop())

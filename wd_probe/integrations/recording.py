@@ -174,7 +174,7 @@ def summed_up(
     recorder: Recorder,
     loop: Loop,
     chosen: tuple[Optimizer, int],
-    lr: float | None = None,
+    lr: float = math.nan,
 ) -> dict[str, Any]:
     """What ``summary.json`` says of a loop.
 
@@ -187,7 +187,7 @@ def summed_up(
     """
     optimizer, group = chosen[0], chosen[0].param_groups[chosen[1]]
     decay, method = attached(optimizer), ""
-    lr = _number(group.get("lr")) if lr is None else decimal(lr)
+    lr = _number(group.get("lr")) if math.isnan(lr) else decimal(lr)
     if decay is not None:
         method, rate = decay.method, decay.rate
     else:

@@ -97,7 +97,7 @@ class Watch:
         global _watching
         check_count(every, "every")
         check_choice(keep, "keep", get_args(Keep))
-        path = None if output is None else Path(output)
+        path, self._from = None if output is None else Path(output), Path.cwd()
         if path is not None:
             from ..runs.folder import check_free
 
@@ -219,7 +219,8 @@ class Watch:
 
         number = len(self._recordings) + 1
         if number == 1:
-            self._first = self._chosen[0] or default_folder("watch", Path(self._chosen[3]).stem)
+            named = self._chosen[0] or default_folder("watch", Path(self._chosen[3]).stem)
+            self._first = self._from / named  # wherever the script has gone since
             return self._first
         names = (self._first.with_name(f"{self._first.name}-{k}") for k in range(number, 1000))
         return next(path for path in names if not occupied(path))
@@ -282,7 +283,7 @@ class Watch:
     def _tell_all(self) -> None:
         ended = self._all()
         for recording in ended:
-            for line in _told(recording):
+            for line in _told(recording, self._from):
                 _say(line)
         for message in () if self._notes is None else self._notes.said:
             _note(f"note: {message}")
@@ -352,11 +353,12 @@ def _say(message: str) -> None:
         return
 
 
-def _told(recording: "Watched") -> list[str]:
-    """The summary of one model for a person."""
-    found, path = recording.summary, shlex.quote(str(recording.folder.path))
+def _told(recording: "Watched", start: Path) -> list[str]:
+    """The summary of one model for a person, who is where the script was started."""
+    found, folder = recording.summary, recording.folder.path
     if not found:
         return []
+    path = shlex.quote(str(folder.relative_to(start) if folder.is_relative_to(start) else folder))
     rates = found.get("rate", {}).get("mean", float("nan")), found.get("mass", {}).get("mean")
     lines = [
         "",
