@@ -145,8 +145,9 @@ def _timms(args: Mapping[str, Any]) -> OptionFile:
     for name, needed in NEEDS.items():
         if found.get(needed) in (None, False, "none"):
             found.pop(name, None)
-    rest = [name for name in _MISSED if _given(args.get(name)) and args[name] != _USUAL.get(name, 0)]
-    return OptionFile(found, rest=tuple(rest))
+    told = {name: args[name] for name in _MISSED if _given(args.get(name))}
+    rest = tuple(name for name, value in told.items() if value != _USUAL.get(name, 0))
+    return OptionFile(found, rest=rest)
 
 
 def _given(value: Any) -> bool:
