@@ -29,6 +29,18 @@ def _own_cache(tmp_path_factory):
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _undrawn(request, monkeypatch):
+    """A small run's figures take longer than the run: they are drawn for tests marked `figures`."""
+
+    def without(recorder, summary, options):
+        if recorder._board is not None:
+            recorder._board.summary(summary, options, {})
+
+    if "figures" not in request.keywords:
+        monkeypatch.setattr("wd_probe.runs.recorder.Recorder._draw", without)
+
+
 @pytest.fixture
 def wdprobe(capsys, monkeypatch, tmp_path):
     """Run a command in this process: (exit code, stdout, stderr)."""

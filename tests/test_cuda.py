@@ -311,8 +311,7 @@ def test_a_scan_leaves_the_weights_as_they_were():
 
 
 @pytest.mark.parametrize("dtype", [None, "float16", "bfloat16"])
-def test_a_run_that_was_stopped_goes_on_to_the_bit(dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr("wd_probe.runs.figures.draw_training", lambda run: {})
+def test_a_run_that_was_stopped_goes_on_to_the_bit(dtype, tmp_path):
     amp = {} if dtype is None else {"amp": True, "amp_dtype": dtype}
     options = TrainOptions(
         model="test_convnext", batch_size=32, device="cuda", lr=1e-3, recovery_interval=2,

@@ -11,11 +11,6 @@ ARGS = Path(__file__).parents[1] / "data/timm_args.yaml"
 SHORT = ["--model", "test_convnext", "--steps", "1", "--batch-size", "8"]
 
 
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    monkeypatch.setattr("wd_probe.runs.figures.draw_training", lambda run: {})
-
-
 def config(folder):
     return json.loads((folder / "config.json").read_text())
 

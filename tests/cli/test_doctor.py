@@ -48,7 +48,9 @@ def test_a_machine_that_is_well(wdprobe):
     assert [one["what"] for one in first["pace"]] == list(checkup.WORDS)
     assert all(one["ms"] > 0 and one["of_floor"] > 0 for one in first["pace"])
     assert found["versions"]["torch"]
-    assert set(found["optional"]) == {"triton", "ray", "lightning", "transformers", "accelerate"}
+    assert set(found["optional"]) == {
+        "triton", "ray", "lightning", "transformers", "accelerate", "wandb", "mlflow", "trackio",
+    }  # fmt: skip
     assert (found["cache"]["mode"], found["cache"]["problem"]) == ("700", None)
     code, out, _ = wdprobe("doctor")
     assert code == 0

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from tests.small import FAST, rows
 
 
+@pytest.mark.figures
 def test_rop_end_to_end(wdprobe, tmp_path):
     code, out, err = wdprobe("rop", *FAST, "--steps", 14, "--lr", 1e-3, "--output", "run", "--json")
     assert code == 0, err
@@ -39,6 +40,7 @@ def test_rop_end_to_end(wdprobe, tmp_path):
     assert set(load_file(run / "model.safetensors"))
 
 
+@pytest.mark.figures
 def test_tensorboard_gets_few_tags_and_all_kinds(wdprobe, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -31,6 +31,7 @@ def test_optimizers_that_need_other_gradients_say_so(wdprobe, opt):
     )
 
 
+@pytest.mark.figures
 def test_train_keeps_checkpoint_curves_and_config(wdprobe, tmp_path):
     code, out, err = wdprobe(
         "train", *FAST, "--method", "pwd", "--scale", "mean", "--epochs", 3, "--lr", 1e-3,

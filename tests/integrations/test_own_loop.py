@@ -53,6 +53,7 @@ def trained(path, steps=8, **options):
     return model, optimizer, probe
 
 
+@pytest.mark.figures
 def test_a_run_folder_as_rop_writes_it(tmp_path, monkeypatch, draw):
     monkeypatch.setattr(recording.Recording, "draw", draw)
     model = small()

@@ -61,6 +61,7 @@ def trained(steps=8, model=None, optimizer=None, oracle=None):
     return model, optimizer, oracle
 
 
+@pytest.mark.figures
 def test_a_run_folder_as_rop_writes_it(watch, undrawn, tmp_path, monkeypatch):
     monkeypatch.setattr(recording.Recording, "draw", undrawn)
     with watch() as watching:

@@ -189,6 +189,7 @@ def looped(folder, profile=()):
         yield recorder, number, loss.item(), probe
 
 
+@pytest.mark.figures
 def test_a_loop_of_ones_own_makes_a_whole_run_folder(tmp_path):
     path = tmp_path / "run"
     with RunFolder(path) as folder:
@@ -350,6 +351,7 @@ def test_the_ledger_is_of_weights_that_decay(tmp_path):
     }
 
 
+@pytest.mark.figures
 def test_the_figures_at_the_end_know_what_the_summary_says(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "draw_training", lambda run: drawn.append(run) or {})
@@ -424,6 +426,7 @@ def test_scores_are_of_the_weights_that_stand(tmp_path):
             recorder.epoch(2, top5=1.0)
 
 
+@pytest.mark.figures
 def test_a_run_too_long_to_be_drawn_is_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "TABLE_CELLS", 5)
     with RunFolder(tmp_path / "run") as folder:

@@ -2,6 +2,7 @@ import csv
 import json
 import signal
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from wd_probe import InputError
 from wd_probe.sweeps import paper
 from wd_probe.sweeps.options import SETTING
 from wd_probe.sweeps.paper import PaperOptions, paper_grid, published, reproduce
+from wd_probe.training.options import ZeroshotOptions
 
 SMALL = replace(
     SETTING, pretrained=False, train_samples=128, val_split=0.2, batch_size=64, epochs=2,
@@ -37,6 +39,12 @@ class Silent:
 
     def progress(self, *_):
         pass
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    """Scans of Fig. 3a in few steps."""
+    monkeypatch.setattr(paper, "ZeroshotOptions", partial(ZeroshotOptions, steps=10))
 
 
 @pytest.fixture(scope="module")

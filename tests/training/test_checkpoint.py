@@ -281,7 +281,6 @@ def trained(tmp_path, monkeypatch):
     few = tuple(
         (images[:n], labels[:n]) for (images, labels), n in zip(digits, (96, 32), strict=True)
     )
-    monkeypatch.setattr("wd_probe.runs.figures.draw_training", lambda run: {})
 
     def train_both(stops, **chosen):
         defaults = {"model": "test_convnext", "batch_size": 32, "device": "cpu", "lr": 1e-3,

@@ -65,8 +65,7 @@ def options(opt, **chosen):
         ("timm.optim.Lion", "lion", ""),
     ],
 )
-def test_a_class_trains_as_timms_name_for_it(tmp_path, monkeypatch, path, name, kwargs):
-    monkeypatch.setattr("wd_probe.runs.figures.draw_training", lambda run: {})
+def test_a_class_trains_as_timms_name_for_it(tmp_path, path, name, kwargs):
     one, other = (
         train_model(options(opt, opt_kwargs=more, output=tmp_path / opt), Silent())
         for opt, more in ((path, kwargs), (name, ""))
@@ -174,9 +173,8 @@ def test_an_audit_makes_do_with_what_a_class_takes():
 
 
 @L2
-def test_cells_of_classes_are_folders_that_are_resumed(tmp_path, monkeypatch):
+def test_cells_of_classes_are_folders_that_are_resumed(tmp_path):
     """Names are safe; a cell stopped halfway ends as one that never was."""
-    monkeypatch.setattr("wd_probe.runs.figures.draw_training", lambda run: {})
 
     class Stopping(Silent):
         def stepped(self, step, record):

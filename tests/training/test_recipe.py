@@ -27,11 +27,6 @@ COSINE = {"sched": "cosine", "sched_on_updates": True, "warmup_epochs": 0.75, "w
           "min_lr": 1e-5}  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    monkeypatch.setattr("wd_probe.runs.figures.draw_training", lambda run: {})
-
-
 def cosine(step, total=8, warmup=3, start=1e-4, least=1e-5):
     """η of a step, from 0, by hand."""
     if step < warmup:

@@ -17,7 +17,6 @@ from wd_probe.probe.probe import METRICS
 def offline(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setattr("wd_probe.runs.figures.draw_training", lambda run: {})
 
 
 class Run:

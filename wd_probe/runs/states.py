@@ -42,9 +42,15 @@ class Part:
     dtype: str = ""
 
     @property
+    def telling(self) -> Tally:
+        """That by whose balance the state is told."""
+        unknown = math.isnan(self.late.balance) and not vanished(self.whole, self.late)
+        return self.whole if unknown else self.late
+
+    @property
     def balance(self) -> float:
         """That by which the state is told."""
-        return self.whole.balance if math.isnan(self.late.balance) else self.late.balance
+        return self.telling.balance
 
     @property
     def angle(self) -> float:

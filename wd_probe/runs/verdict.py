@@ -297,9 +297,7 @@ def _of(states: States, state: State) -> str:
 
 def _balance(states: States, state: State) -> float:
     """That of all tensors of a state, over the last quarter of the steps; NaN if none is known."""
-    parts = _in_state(states, state)
-    late = pooled(one.late for one in parts).balance
-    return pooled(one.whole for one in parts).balance if math.isnan(late) else late
+    return pooled(one.telling for one in _in_state(states, state)).balance
 
 
 def _in_state(states: States, state: State) -> list[Part]:
