@@ -1,6 +1,7 @@
 import os
 import shutil
 import sys
+from contextlib import nullcontext
 
 import hypothesis
 import pytest
@@ -30,15 +31,12 @@ def _own_cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _undrawn(request, monkeypatch):
+def _undrawn(request):
     """A small run's figures take longer than the run: they are drawn for tests marked `figures`."""
+    from tests.small import undrawn
 
-    def without(recorder, summary, options):
-        if recorder._board is not None:
-            recorder._board.summary(summary, options, {})
-
-    if "figures" not in request.keywords:
-        monkeypatch.setattr("wd_probe.runs.recorder.Recorder._draw", without)
+    with nullcontext() if "figures" in request.keywords else undrawn():
+        yield
 
 
 @pytest.fixture
@@ -73,7 +71,7 @@ def quick(monkeypatch):
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """A run of three steps and a scan of it."""
-    from tests.small import Silent
+    from tests.small import Silent, undrawn
     from wd_probe.training.options import TrainOptions, ZeroshotOptions
     from wd_probe.training.scan import scan
     from wd_probe.training.train import train
@@ -83,7 +81,8 @@ def made(tmp_path_factory):
         command="rop", model="test_convnext", batch_size=32, lr=1e-3, steps=3, every=1,
         train_samples=96, output=root / "run",
     )  # fmt: skip
-    train(options, Silent())
+    with undrawn():
+        train(options, Silent())
     options = ZeroshotOptions(
         run=root / "run", num_samples=16, steps=2, by="kind", by_steps=1, output=root / "scan"
     )

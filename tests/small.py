@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -99,6 +101,19 @@ def start(tmp_path, *arguments, **env):
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=prepare, env={**os.environ, **env},
     )  # fmt: skip
+
+
+@contextmanager
+def undrawn():
+    """Runs are not drawn at their end."""
+
+    def without(recorder, summary, options):
+        if recorder._board is not None:
+            recorder._board.summary(summary, options, {})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wd_probe.runs.recorder.Recorder._draw", without)
+        yield
 
 
 class Silent:

@@ -45,15 +45,16 @@ def blocks(language):
 
 
 def commands():
-    parts = [
-        (where, part.strip())
-        for where, text in blocks("bash")
+    """Each once, by where it stands first."""
+    parts = {
+        part.strip(): where
+        for where, text in reversed(blocks("bash"))
         for line in text.replace("\\\n", " ").splitlines()
         for part in line.split("&&")
-    ]
+    }
     return [
         pytest.param(where, part, marks=pytest.mark.slow if where in LONG else ())
-        for where, part in parts
+        for part, where in reversed(parts.items())
         if part and not part.startswith(ELSEWHERE)
     ]
 

@@ -288,7 +288,8 @@ def test_no_optimizer():
         audit(torch.optim.LBFGS(nn.Linear(2, 2).parameters()))
 
 
-def test_a_report_is_printed_as_a_table():
+def test_a_report_is_printed_as_a_table(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     net = tiny_model()
     report = audit(torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.01), net)
     lines = [" ".join(line.split()) for line in str(report).splitlines()]

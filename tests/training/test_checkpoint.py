@@ -136,7 +136,7 @@ def events(folder):
     """Every point of every chart, in order of steps."""
     found = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return {
-        tag: [(event.step, event.value) for event in found.Scalars(tag)]
+        tag: sorted((event.step, event.value) for event in found.Scalars(tag))
         for tag in found.Tags()["scalars"]
     }
 

@@ -85,7 +85,10 @@ def test_r_op_follows_a_schedule_with_warm_up_and_layer_decay(tmp_path):
     assert min(counted) > 0
 
 
-@pytest.mark.parametrize("method", ["own", "wd", "rwd", "pwd", "lpwd", "corrected"])
+SELDOM = [pytest.param(one, marks=pytest.mark.slow) for one in ("wd", "rwd", "lpwd")]
+
+
+@pytest.mark.parametrize("method", ["own", "pwd", "corrected", *SELDOM])
 def test_what_is_left_is_the_product_over_the_live_c_of_each_layer(method, tmp_path):
     options = replace(RUN, method=method, layer_decay=DECAY, output=tmp_path / "run", **COSINE)
     model = prepare(options).model

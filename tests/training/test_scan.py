@@ -159,7 +159,9 @@ def test_unlabelled_pictures_and_unreadable_ones_among_them(wdprobe, tmp_path):
         {"amp": True},
         {"amp": True, "amp_dtype": "float16", "channels_last": True},
         {"torchcompile": True},
-        {"amp": True, "torchcompile": True, "channels_last": True},
+        pytest.param(
+            {"amp": True, "torchcompile": True, "channels_last": True}, marks=pytest.mark.slow
+        ),
     ],
     ids=lambda asked: "-".join(map(str, asked)),
 )

@@ -22,6 +22,7 @@ def test_surveys_name_what_cannot_be_built():
     assert found["torch.optim.Rprop"].remarks == ("it has no weight_decay",)
 
 
+@pytest.mark.slow
 def test_a_dotted_name_needs_no_timm():
     code = (
         "import sys\n"

@@ -216,7 +216,7 @@ def _shrinking(states: States, setting: Setting) -> str:
         )
     told = f"Decay shrinks the weights in {_of(states, 'shrinking')}: {_left(run, setting)}"
     # what momentum carries on counts as the steps' own
-    if not setting.is_closed or math.isnan(balance):
+    if not setting.is_closed or not balance < BALANCED[0]:
         return f"{told} ({_timescale(run.whole, setting)})."
     back = (
         f"give back {percent(balance, 0)} of what it takes"
