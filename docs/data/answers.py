@@ -14,6 +14,7 @@ from pathlib import Path
 
 from scipy.stats import spearmanr
 
+from wd_probe.runs.decay_tables import number
 from wd_probe.sweeps.results import Interval, difference, interval
 from wd_probe.wording import percent
 
@@ -107,7 +108,7 @@ def settings(grid: Grid) -> None:
             left = percent(grid.mean(method, rate, "remaining"))
             rows.append((method, f"{rate:g}", length, len(top1), mean(top1),
                          f"{grid.mean(method, rate, 'val_top1'):.2f}", left,
-                         f"{grid.mean(method, rate, 'balance'):.2g}", row["state"] or "–",
+                         number(grid.mean(method, rate, "balance")), row["state"] or "–",
                          percent(grid.mean(method, rate, "R_op"))))  # fmt: skip
     table(("method", "λ", "1/(ηλ) in runs", "seeds", "top-1", "validation", "left", "balance",
            "state", "mean R_op"), rows)  # fmt: skip
@@ -221,7 +222,8 @@ def main() -> None:
             continue
         grid = Grid(name)
         print(f"\n## {name}: {len(grid.cells)} cells")
-        for part in (settings, helps, compared, robust, predictors, rules):
+        parts = (settings, helps, compared, robust, predictors, rules)
+        for part in parts if "baseline" in grid.methods() else (settings,):
             part(grid)
 
 
