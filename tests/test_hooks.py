@@ -9,7 +9,7 @@ from torch import nn
 from tests.small import LR, RATE, adamw, batch, loss_of, small, train
 from wd_probe import InputError, OpposingPenaltyProbe, WdProbeWarning, WeightDecay
 from wd_probe.decay.methods import attached
-from wd_probe.hooks import ForwardHooks, StepHooks, hooked, hooked_all
+from wd_probe.hooks import ForwardHooks, Missing, StepHooks, hooked, hooked_all
 
 
 def test_the_outermost_hooks_run_around_all_others():
@@ -626,6 +626,39 @@ def test_a_weight_without_dimensions_is_looked_at():
     assert len(told) == 2
     assert not probe.records
     decay.detach()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.arange(1.0, 13.0).view(6, 2)[:, 0],
+        torch.arange(1.0, 25.0).view(4, 6).T,
+        torch.ones(1).expand(5),
+        torch.ones(8, dtype=torch.float64)[::3],
+    ],
+    ids=["every other", "transposed", "expanded", "every third"],
+)
+def test_weights_with_gaps_are_looked_at(values):
+    net = nn.Module()
+    net.scale = nn.Parameter(values)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=RATE, foreach=False)
+    probe = OpposingPenaltyProbe(net, optimizer)
+    for _ in range(3):
+        net.scale.square().sum().backward()
+    assert not probe.records
+    with pytest.warns(WdProbeWarning, match="the weights move, and in"):
+        for _ in range(6):
+            net.scale.square().sum().backward()
+            net.scale.data = net.scale.data * 0.9
+
+
+def test_a_weight_whose_numbers_cannot_be_read_trains_on(monkeypatch):
+    model = small()
+    optimizer = adamw(model.parameters())
+    probe = OpposingPenaltyProbe(model, optimizer)
+    monkeypatch.setattr(Missing, "_place", lambda _: 1 / 0)
+    train(model, optimizer, 2)
+    assert len(probe.records) == 2
 
 
 def test_weights_that_move_for_other_reasons_are_not_told():

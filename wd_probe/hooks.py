@@ -391,7 +391,11 @@ class Missing:
     def _graded(self, _: Tensor) -> None:
         """A backward pass has reached the weight."""
         self._passes += 1
-        place = self._place()
+        try:
+            place = self._place()
+        except Exception:  # numbers that cannot be read must not end somebody's training
+            self.remove()
+            return
         if self._places and place == self._places[0]:
             del self._places[1:]
         elif place not in self._places:
@@ -405,7 +409,7 @@ class Missing:
         assert self._p is not None
         part = local(self._p).detach()
         corner = part[(0,) * (part.ndim - 1)][:_LOOKED_AT] if part.ndim else part
-        return corner.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return corner.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
 
     def look(self) -> None:
         """See whether the weight has moved, as no other pass may come."""
