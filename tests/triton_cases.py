@@ -13,7 +13,7 @@ from wd_probe.probe import formulas
 from wd_probe.probe.kernel import gpu, plain
 from wd_probe.probe.sums import Factors
 
-DEVICE = torch.device(*sys.argv[1:2] or ["cpu"])
+DEVICE = torch.device(sys.argv[1] if __name__ == "__main__" and sys.argv[1:] else "cpu")
 gpu._BLOCK, gpu._TILE = 64, 32  # several blocks and tiles of small tensors
 SIZES = (1, 31, 32, 33, 63, 64, 65, 130, 0, 160)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
