@@ -134,6 +134,15 @@ def test_what_is_drained_is_written_too(tmp_path, at_once):
     assert len(rows(tmp_path / "run/steps.csv")) == 6
 
 
+@pytest.mark.parametrize("make", [
+    lambda model: OpposingPenaltyProbe(model, adamw(model.parameters()), output=5),
+    lambda _: wd_probe.watch(output=5),
+])  # fmt: skip
+def test_what_is_no_path_is_refused(make):
+    with pytest.raises(InputError, match="output: a path is needed, got int"):
+        make(small())
+
+
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     trained(tmp_path / "run", 2)[2].close()
     model = small()

@@ -105,6 +105,7 @@ class OpposingPenaltyProbe:
         if self._shards:
             self._shards.meet(self._tell)
         if output is not None:
+            check_type(output, "output", (str, os.PathLike), "a path")
             self._open(Path(output))
         self._missing = Missing(self._row, weakly(self._miss))
         self._hooks: dict[WatchedOptimizer | None, StepHooks | Missing] = {None: self._missing}
