@@ -2,6 +2,7 @@
 
 import math
 import operator
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,16 @@ def check_path(value: Path, what: str) -> None:
     names = [len(name.encode("utf-8", "surrogatepass")) for name in (*value.parts, str(value))]
     if max(names[:-1], default=0) > 255 or names[-1] > 4095:
         raise InputError(f"{what} must be a path that is not too long, got {shown(str(value))}")
+
+
+def as_path(value: Any, what: str) -> Path:
+    """A path, of a text or a path.
+
+    Raises:
+        InputError: it is neither.
+    """
+    check_type(value, what, (str, os.PathLike), "a path")
+    return Path(value)
 
 
 def check_type(value: Any, what: str, kind: type | tuple[type, ...], needed: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 from torch.optim import Optimizer
 from torch.optim import optimizer as optimizer_module
 
-from ..arguments import check_choice, check_count, check_type
+from ..arguments import as_path, check_choice, check_count
 from ..errors import InputError, counted, first_line, printable
 from ..hooks import hooked_all, is_captured, untraced
 from ..probe.copies import Keep
@@ -97,9 +97,7 @@ class Watch:
         global _watching
         check_count(every, "every")
         check_choice(keep, "keep", get_args(Keep))
-        if output is not None:
-            check_type(output, "output", (str, os.PathLike), "a path")
-        path, self._from = None if output is None else Path(output), Path.cwd()
+        path, self._from = None if output is None else as_path(output, "output"), Path.cwd()
         if path is not None:
             from ..runs.folder import check_free
 

@@ -34,13 +34,19 @@ def state(whole: Tally, late: Tally) -> State:
     """
     if whole.remaining <= IDLE and vanished(whole, late):
         return "shrinking"
-    balance = whole.balance if math.isnan(late.balance) else late.balance
+    balance = telling(whole, late).balance
     if whole.remaining > IDLE or math.isnan(balance):
         return "idle"
     low, high = BALANCED
     if balance < low:
         return "shrinking"
     return "balanced" if balance <= high else "growing"
+
+
+def telling(whole: Tally, late: Tally) -> Tally:
+    """That by whose balance a state is told: the late one, if it has a balance to tell."""
+    unknown = math.isnan(late.balance) and not vanished(whole, late)
+    return whole if unknown else late
 
 
 def vanished(whole: Tally, late: Tally) -> bool:

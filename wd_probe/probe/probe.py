@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..arguments import check_choice, check_count, check_rate, check_type
+from ..arguments import as_path, check_choice, check_count, check_rate, check_type
 from ..errors import InputError, Teller, first_line
 from ..hooks import Missing, StepHooks, classes, hooked_all, is_captured, weakly
 from ..layering import Layers, check_made, clean_name, layers, layers_or, named_parameters
@@ -105,8 +105,7 @@ class OpposingPenaltyProbe:
         if self._shards:
             self._shards.meet(self._tell)
         if output is not None:
-            check_type(output, "output", (str, os.PathLike), "a path")
-            self._open(Path(output))
+            self._open(as_path(output, "output"))
         self._missing = Missing(self._row, weakly(self._miss))
         self._hooks: dict[WatchedOptimizer | None, StepHooks | Missing] = {None: self._missing}
         self._hooks |= {watched: self._attach(watched) for watched in self._watched}

@@ -12,6 +12,7 @@ from ..probe.dynamics import (
     equilibrium_angle,
     state,
     state_of_most,
+    telling,
     vanished,
 )
 from ..probe.records import StepRecord, Tally
@@ -44,8 +45,7 @@ class Part:
     @property
     def telling(self) -> Tally:
         """That by whose balance the state is told."""
-        unknown = math.isnan(self.late.balance) and not vanished(self.whole, self.late)
-        return self.whole if unknown else self.late
+        return telling(self.whole, self.late)
 
     @property
     def balance(self) -> float:

@@ -5,7 +5,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,9 @@ from torch.optim import Optimizer
 from .. import ranks
 from ..errors import InputError, WdProbeError, first_line, shown
 from ..hooks import hooked
+from ..probe.records import StepRecord
 from .checkpoint import random_state, set_random_state
-from .data import Batch, Batches
+from .data import Batch, Batches, Data
 from .recipe import Recipe
 
 _HELD_BACK = 16  # steps whose numbers may wait on a device that runs ahead of the host
@@ -47,6 +49,21 @@ class Score:
 
     top1: float
     loss: float
+
+
+class Listener(Protocol):
+    """Is told how a run goes."""
+
+    def started(
+        self, total_steps: int, folder: Path, data: Data, layer_count: int, done: int
+    ) -> None:
+        """Everything is ready; training begins, or continues after ``done`` steps."""
+
+    def stepped(self, step: Step, record: StepRecord | None) -> None:
+        """A step was trained, and measured unless ``record`` is None."""
+
+    def scored(self, epoch: int, score: Score) -> None:
+        """An epoch ended and was evaluated."""
 
 
 def pick_device(name: str) -> torch.device:

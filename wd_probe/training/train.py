@@ -24,14 +24,14 @@ from ..wording import decimal
 from .checkpoint import RECOVERY, Recovery, Stateful
 from .data import Batches, Data, load_data
 from .interrupts import Interrupts
-from .loop import Score, Trainer, autocast_dtype, evaluate, pick_device
+from .loop import Listener, Score, Trainer, autocast_dtype, evaluate, pick_device
 from .models import create_model
 from .optimizers import build_optimizer
 from .options import ELSEWHERE, TrainOptions, assumed, parse_options
 from .recipe import Recipe, average_of, recipe, scale_rates, seed_augmentations
 from .recipe_options import chosen
 from .resume import check_resumable
-from .wandb_log import Listener, OnWandb
+from .wandb_log import OnWandb
 
 #: Decay rates that the λ-profile asks about.
 PROFILE_RATES = tuple(float(f"{10 ** (k / 4):.3g}") for k in range(-16, 9))

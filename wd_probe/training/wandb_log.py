@@ -4,32 +4,17 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from .. import ranks
 from ..errors import InputError, first_line
 from ..probe.probe import METRICS
 from ..probe.records import StepRecord
 from .data import Data
-from .loop import Score, Step
+from .loop import Listener, Score, Step
 
 #: Holds the name that a resumed run goes on under.
 _ID = "wandb.id"
-
-
-class Listener(Protocol):
-    """Is told how a run goes."""
-
-    def started(
-        self, total_steps: int, folder: Path, data: Data, layer_count: int, done: int
-    ) -> None:
-        """Everything is ready; training begins, or continues after ``done`` steps."""
-
-    def stepped(self, step: Step, record: StepRecord | None) -> None:
-        """A step was trained, and measured unless ``record`` is None."""
-
-    def scored(self, epoch: int, score: Score) -> None:
-        """An epoch ended and was evaluated."""
 
 
 class OnWandb:

@@ -60,8 +60,9 @@ class Kept:
                 self.rooms[k] = make.room(now[k], old[k])
             group = make([self.rooms[k] for k in numbers], [now[k] for k in numbers])
             self._parts.append(_Part(np.array(numbers), group))
-        order = np.argsort([number for numbers in by_way.values() for number in numbers])
-        self._order = torch.from_numpy(order).to(self._device)
+        if len(by_way) > 1:  # sent here, so that no step waits for it
+            order = np.argsort([number for numbers in by_way.values() for number in numbers])
+            self._order = torch.from_numpy(order).to(self._device)
 
     def copy(self) -> None:
         """Keep what stands."""
@@ -92,7 +93,9 @@ class Kept:
             )
             for part in self._parts
         ]
-        return torch.cat(rows)[self._order] if rows else torch.zeros(0, len(RAW))
+        if not rows:
+            return torch.zeros(0, len(RAW), dtype=torch.float64, device=self._device)
+        return torch.cat(rows)[self._order]
 
 
 def slowly(weights: Iterable[Tensor]) -> bool:

@@ -60,16 +60,14 @@ class Whole:
 
     def renew(self, changed: NDArray[np.bool_], turn: int) -> None:
         """Keep what stands of tensors that have changed, or of which a sample has."""
-        from . import triton_passes as passes
-
         if changed.all():
             return self.copy()
         if changed.any():
             self._stale.copy_(self._sent(changed.astype(np.int32)))
         else:
             self._stale.zero_()
-        self._run(passes.compare, self._stale, turn)
-        self._run(passes.renew, self._stale, turn)
+        self._run("compare", self._stale, turn)
+        self._run("renew", self._stale, turn)
         return None
 
     def count(self, by: Factors) -> Tensor:
@@ -77,32 +75,29 @@ class Whole:
         from . import triton_passes as passes
 
         wide = torch.float64 if self._dtype == torch.float64 else torch.float32
-        found = self._rows(len(self._table[0]))
-        self._run(passes.count, self._c(by), found, WIDE=passes.DTYPES[wide])
-        return self._folded(found)
+        return self._summed("count", self._c(by), WIDE=passes.DTYPES[wide])
 
-    def _run(self, function: Any, *arguments: Any, **constants: Any) -> None:
-        """Launch a program for each block."""
+    def _run(self, name: str, *arguments: Any, **constants: Any) -> None:
+        """Launch a program of `triton_passes` for each block."""
         from . import triton_passes as passes
 
         blocks = len(self._table[0])
         with _current(self._device):
             if blocks:
-                function[blocks,](
+                getattr(passes, name)[blocks,](
                     *self._table, *arguments, **constants, DTYPE=passes.DTYPES[self._dtype],
                     BLOCK=_BLOCK, TILE=_TILE, num_warps=_WARPS, enable_fp_fusion=False,
                 )  # fmt: skip
 
-    def _rows(self, count: int) -> Tensor:
+    def _summed(self, name: str, *arguments: Any, **constants: Any) -> Tensor:
+        """What a program finds in each block, summed by tensor."""
         from . import triton_passes as passes
 
-        return torch.empty(count, passes.WIDTH, dtype=torch.float64, device=self._device)
-
-    def _folded(self, found: Tensor) -> Tensor:
-        """The sums of each tensor's blocks."""
-        from . import triton_passes as passes
-
-        sums = self._rows(len(self._now))
+        found, sums = (
+            torch.empty(rows, passes.WIDTH, dtype=torch.float64, device=self._device)
+            for rows in (len(self._table[0]), len(self._now))
+        )
+        self._run(name, *arguments, found, **constants)
         with _current(self._device):
             passes.fold[len(self._now),](found, self._begins, sums, TILE=64, enable_fp_fusion=False)
         return sums[:, : len(RAW)]
@@ -141,9 +136,7 @@ class Signs(Whole):
 
     def copy(self) -> None:
         """Keep the signs that stand."""
-        from . import triton_passes as passes
-
-        self._run(passes.keep_signs)
+        self._run("keep_signs")
 
     def renew(self, changed: NDArray[np.bool_], turn: int) -> None:
         """Keep the signs that stand."""
@@ -151,11 +144,7 @@ class Signs(Whole):
 
     def count(self, by: Factors) -> Tensor:
         """Count what has crossed zero, and keep the signs that stand; sizes are NaN."""
-        from . import triton_passes as passes
-
-        found = self._rows(len(self._table[0]))
-        self._run(passes.count_signs, found)
-        sums = self._folded(found)
+        sums = self._summed("count_signs")
         sums[:, RAW.index("opposing_size") :] = torch.nan
         return sums
 
