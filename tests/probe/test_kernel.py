@@ -135,6 +135,16 @@ def test_equal_numbers_are_added_up_without_drift(way):
     agrees(counted([theta], [stepped], [1e-3])[0], theta, stepped, 1e-3)
 
 
+def test_what_stands_still_needs_no_closer_look(monkeypatch):
+    monkeypatch.setattr(cpu, "passes", lambda: None)
+    monkeypatch.setattr(formulas, "tally", lambda *_, **__: pytest.fail("looked at closely"))
+    stands, zeros = torch.randn(10_000), torch.zeros(10_000)
+    found = counted([stands, zeros], [stands, zeros], [0.01, 0.01])
+    expected = [10_000, 0, 0, 0, 0, stands.abs().sum(), stands.square().sum(), 0, 0]
+    torch.testing.assert_close(found[0, :9], torch.tensor(expected).double())
+    assert not found[1].any()
+
+
 def test_sums_too_large_for_float32(way):
     theta = torch.full((5000,), 1e38)
     stepped = torch.where(torch.arange(5000) < 50, -theta, theta)

@@ -14,7 +14,7 @@ from . import cpu
 from .blocks import alike
 
 _CHUNK = 1 << 18  # weights that are worked on at a time: their copies stay in the cache
-_ROW = 64
+_ROW = 128
 _FEW = 4096  # what is soon looked at closely
 _SUMS = RAW.index("taken")
 _LEAST = 1e-24  # what sums of squares in float32 are right from
@@ -59,7 +59,6 @@ class Whole:
             _count(kept, now, by.c[k], by.of_stepped[k]).to(device, non_blocking=True)
             for kept, now, k in zip(self._kept, self._now, by.numbers.tolist(), strict=True)
         ]
-        self.copy()
         return torch.stack(rows)
 
 
@@ -114,41 +113,70 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _count(kept: Tensor, now: Tensor, c: float | Tensor, of_stepped: bool) -> Tensor:
-    if now.is_cpu and now.element_size() == 2 and cpu.passes() is not None:
-        old, new = kept.float(), now.float()
-        return cpu.Whole([old], [new]).count(Factors(np.zeros(1, np.int64), [c], [of_stepped]))[0]
     if now.is_cpu and now.dtype in (torch.float32, torch.float64) and alike(kept, now):
         return _count_closely(_flat(kept), _flat(now), float(c), of_stepped)
-    return formulas.tally(kept, now, c, of_stepped=of_stepped)
+    if now.is_cpu and now.element_size() == 2 and cpu.passes() is not None:
+        old, new = kept.float(), now.float()
+        by = Factors(np.zeros(1, np.int64), [c], [of_stepped])
+        found = cpu.Whole([old], [new]).count(by)[0]
+    else:
+        found = formulas.tally(kept, now, c, of_stepped=of_stepped)
+    kept.copy_(now)
+    return found
 
 
 def _count_closely(kept: Tensor, now: Tensor, c: float, of_stepped: bool) -> Tensor:
-    """`formulas.tally`, looking closely only at the few weights that may have crossed zero."""
+    """`formulas.tally`, which looks closely only at the few weights that may have crossed zero.
+
+    It keeps what stands, too.
+    """
     result = np.zeros(len(RAW))
     even = len(now) - len(now) % _ROW if len(now) >= _FEW else 0
     if even < len(now):
         result[:_SUMS] += _few(kept[even:], now[even:], c, of_stepped)
-    if not even:
-        return torch.from_numpy(result)
+        kept[even:] = now[even:]
+    near: list[tuple[Tensor, Tensor]] = []  # of weights that may have crossed, before and now
     chunks = (t[:even].view(-1, _ROW).split(_CHUNK // _ROW) for t in (kept, now))
     room, d = (torch.empty_like(kept[: min(even, _CHUNK)]).view(-1, _ROW) for _ in range(2))
     for x, y in zip(*chunks, strict=True):
         room, d = room[: len(x)], d[: len(x)]
         torch.sub(y, x, out=d)
-        sums = [torch.abs(y if of_stepped else x, out=room).sum()]
-        sums += [torch.mul(*pair, out=room).sum() for pair in ((x, x), (x, d), (d, d))]
+        sums = [torch.abs(y if of_stepped else x, out=room).sum(), _squared(x)]
+        sums += [torch.mul(x, d, out=room).sum(), _squared(d)]
         found = torch.stack(sums).tolist()
-        if not (all(map(math.isfinite, found)) and found[1] > _LEAST and found[3] > _LEAST):
-            result += formulas.tally(x, y, c, of_stepped=of_stepped).numpy()  # squares underflow
-            continue
-        rows = (torch.mul(x, y, out=room).amin(1) <= 0).nonzero()[:, 0]
-        old, new = x[rows].view(-1), y[rows].view(-1)
-        near = (old * new <= 0).nonzero()[:, 0]  # crossed, zero or underflown
-        result[0] += x.numel() - len(near)
-        if len(near):
-            result[:5] += _few(old[near], new[near], c, of_stepped)[:5]
-        result[5:_SUMS] += found
+        if math.isfinite(sum(found)) and _is_told(x, found[1]) and _is_told(d, found[3]):
+            result[5:_SUMS] += found
+            rows = (torch.mul(x, y, out=room).amin(1) <= 0).nonzero()[:, 0]
+            near.append((x[rows].view(-1), y[rows].view(-1)))
+            result[0] += x.numel() - near[-1][0].numel()
+        else:
+            result += formulas.tally(x, y, c, of_stepped=of_stepped).numpy()
+        x.copy_(y)
+        if sum(len(old) for old, _ in near) > _CHUNK:
+            result[:5] += _crossed(near, c, of_stepped)
+            near = []
+    if near:
+        result[:5] += _crossed(near, c, of_stepped)
     return torch.from_numpy(result)
+
+
+def _crossed(near: list[tuple[Tensor, Tensor]], c: float, of_stepped: bool) -> NDArray[np.float64]:
+    """The counts, and the size of what opposes, of weights among which are those that crossed."""
+    old, new = map(torch.cat, zip(*near, strict=True))
+    which = (old * new <= 0).nonzero()[:, 0]  # crossed, zero or underflown
+    found = _few(old[which], new[which], c, of_stepped)[:5]
+    found[0] += len(old) - len(which)
+    return found
+
+
+def _is_told(numbers: Tensor, squared: float) -> bool:
+    """Whether their sum of squares is right: small squares underflow, but those of zeros."""
+    return squared > _LEAST or not numbers.any()
+
+
+def _squared(rows: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms.square_().sum()
 
 
 def _few(kept: Tensor, now: Tensor, c: float, of_stepped: bool) -> NDArray[np.float64]:
