@@ -293,7 +293,7 @@ def test_a_whole_tensor_that_has_changed_is_found(way, size, signs):
 
 
 def test_a_share_that_has_changed_is_found_as_often_as_is_said():
-    """Of a share p, spread over a tensor of n, (1 − p)^(n/1024) go unseen; here p is 1 %."""
+    """Of a share p, spread over a tensor of n, (1 − p)^(n/2048) go unseen; here p is 1 %."""
     if cpu.passes() is None:
         pytest.skip("no compiler")
     size, seen = 200_000, 0
@@ -305,7 +305,7 @@ def test_a_share_that_has_changed_is_found_as_often_as_is_said():
         now[torch.rand(size, generator=generator) < 0.01] = 1
         kept.renew(np.zeros(1, dtype=bool), turn)
         seen += bool(kept.rooms[0].any())
-    expected = 1 - 0.99 ** (size / 1024)
+    expected = 1 - 0.99 ** (size / 2048)
     assert seen / 100 == pytest.approx(expected, abs=0.12)
 
 

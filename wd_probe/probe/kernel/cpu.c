@@ -119,7 +119,7 @@ void wd_probe_copy(int64_t blocks, float *const *to, const float *const *from, c
 /* --- whether what is remembered still stands ---------------------------------------------------- */
 
 /* A sample of every block: PIECE neighbours of each STRETCH, at another place in each. */
-enum { PIECE = 16, STRETCH = 16384, LITTLE = 256 };
+enum { PIECE = 16, STRETCH = 32768, LITTLE = 256 };
 
 static inline uint32_t mixed(uint32_t x)
 {
@@ -135,7 +135,9 @@ static int differs(const float *kept, const float *now, int64_t size, uint32_t t
         return memcmp(kept, now, (size_t)size * sizeof(float)) != 0;
     for (int64_t start = 0; start + stretch <= size; start += stretch) {
         turn = mixed(turn + (uint32_t)start);
-        const int64_t at = start + turn % (uint64_t)(stretch - PIECE + 1);
+        const uint32_t within = stretch < STRETCH ? turn % (uint32_t)(stretch - PIECE + 1)
+                                                  : turn % STRETCH / PIECE * PIECE; /* a line */
+        const int64_t at = start + within;
         if (memcmp(kept + at, now + at, PIECE * sizeof(float)))
             return 1;
     }
