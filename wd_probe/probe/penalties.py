@@ -193,7 +193,7 @@ class Penalties:
             self._tell("R_op is not measured while a learning rate is negative")
         return one
 
-    def need_second_step(self) -> bool:
+    def need_second_step(self, kinds: Kinds) -> bool:
         """Whether any is measured against a second step; computes no factors, as each step asks."""
         decay = attached(self._optimizer)
         if not self._steps_twice:
@@ -201,12 +201,14 @@ class Penalties:
         if decay is not None:
             forced = bool(self._exact) and decay.moment in ("step", "update")
             return decay.rate > 0 and (forced or decay.moment == "gradient")
-        return any(self._way(effect) == "exact" for effect in self._all_effects())
+        groups = self._optimizer.param_groups
+        effects = (self._effect(number, groups[number], p) for number, p in kinds.likes)
+        return any(self._way(effect) == "exact" for effect in effects)
 
-    def need_weights(self) -> bool:
+    def need_weights(self, kinds: Kinds) -> bool:
         """Whether signs are not enough to count against."""
         decay = attached(self._optimizer)
-        return self.need_second_step() or (decay is not None and decay.method == "cautious")
+        return self.need_second_step(kinds) or (decay is not None and decay.method == "cautious")
 
     def ungraded(self) -> set[Tensor]:
         """Weights that the coming step decays though they have no gradient."""

@@ -218,7 +218,7 @@ class OpposingPenaltyProbe:
         self._safely(watched, watched.graded)
 
     def _early(self, watched: WatchedOptimizer) -> None:
-        if watched.penalties.need_second_step():
+        if watched.steps_twice():
             self._tell(
                 "a compiled step calls other hooks after R_op's copy of it has stepped: where they "
                 "change gradients (clipping), R_op is that of gradients unchanged; change them "

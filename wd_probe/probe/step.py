@@ -135,8 +135,10 @@ class WatchedOptimizer:
         weights, sizes = list(chain.from_iterable(live)), list(map(len, live))
         decay, last = attached(self.optimizer), self._live
         is_same = (decay, sizes) == (last.decay, last.sizes) and same(weights, last.weights)
-        lie_otherwise = self._copy(last.weights if is_same else weights)
-        if lie_otherwise or not is_same:
+        if not is_same:
+            self._live = self._seen(weights, live)
+        lie_otherwise = self._copy()
+        if lie_otherwise and is_same:
             self._live = self._seen(weights, live)
 
     def _moves(self, p: Tensor) -> bool:
@@ -153,11 +155,11 @@ class WatchedOptimizer:
             any(p.dtype.itemsize == 2 for p in weights),
         )
 
-    def _copy(self, weights: list[Tensor]) -> bool:
-        """Keep these weights; whether they are others than before, or lie otherwise."""
-        by_signs = self._by_signs and not self.penalties.need_weights()
+    def _copy(self) -> bool:
+        """Keep the weights; whether they are others than before, or lie otherwise."""
+        by_signs = self._by_signs and not self.penalties.need_weights(self._live.kinds)
         self._is_kept = True
-        return self._copies.take(weights, signs=by_signs)
+        return self._copies.take(self._live.weights, signs=by_signs)
 
     @torch.no_grad()
     def graded(self) -> None:
@@ -165,13 +167,17 @@ class WatchedOptimizer:
         self._u_hat = {}
         decay = attached(self.optimizer)
         if self._has_closure and decay is not None and decay.moment == "forward":
-            self._copy(self._live.weights)  # the closure's forward pass has decayed the weights
-        if not self._is_kept or not self.penalties.need_second_step():
+            self._copy()  # the closure's forward pass has decayed the weights
+        if not (self._is_kept and self.steps_twice()):
             return
         try:
             self._u_hat = undecayed(self.optimizer, self.penalties.rates())
         except Exception as error:  # what a copy cannot do must not end somebody's training
             self._second_step_error = first_line(error)
+
+    def steps_twice(self) -> bool:
+        """Whether any weight is measured against a second step."""
+        return self.penalties.need_second_step(self._live.kinds)
 
     # --- after it -----------------------------------------------------------------------------
 
