@@ -233,6 +233,7 @@ def test_a_schedule_by_epochs_that_never_moves_is_told(tmp_path):
     [
         ({"sched": "step", "decay_epochs": 1, "decay_rate": 0.5}, [1, 0.5, 0.25]),
         ({"sched": "multistep", "decay_milestones": "2"}, [1, 0.1, 0.1]),
+        ({"sched": "multistep", "decay_milestones": "1,2"}, [1, 0.01, 0.01]),  # as timm counts
         ({"sched": "constant", "warmup_epochs": 1, "warmup_lr": LR / 4}, [0.25, 1, 1]),
         ({"sched": "poly", "decay_rate": 1}, [1, 2 / 3, 1 / 3]),
         *([({"sched": "wsd", "decay_epochs": 2}, [1, 1, 1 - 0.5**0.5])] if HAS_WSD else ()),

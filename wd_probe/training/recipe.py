@@ -176,7 +176,9 @@ def _schedule(
         )
 
     def rates_after(epochs: int, steps: int) -> None:
-        made.step(epochs)
-        made.step_update(steps)
+        if epochs:  # timm's script steps it after the first, which goes by the rates it begins with
+            made.step(epochs)
+        if steps:
+            made.step_update(steps)
 
     return rates_after
