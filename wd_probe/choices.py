@@ -15,7 +15,7 @@ Convention = Literal["lr*rate", "rate"]
 Scale = Literal["eq9", "max2", "mean", "falling"]
 #: How η goes on, by timm's names.
 Schedule = Literal[
-    "none", "constant", "cosine", "tanh", "poly", "step", "multistep", "wsd", "rsqrt"
+    "none", "constant", "cosine", "tanh", "poly", "step", "multistep", "wsd", "rsqrt", "plateau"
 ]
 #: How gradients are clipped, by timm's names.
 ClipMode = Literal["norm", "value", "agc"]

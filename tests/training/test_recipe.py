@@ -210,7 +210,7 @@ def test_losses_are_of_smoothed_and_mixed_labels(chosen):
         wanted = -(whole * logits.log_softmax(1)).sum(1).mean()
         assert float(recipe.loss(logits, labels)) == pytest.approx(float(wanted), rel=1e-5)
         return
-    mixed, targets = recipe.mix(images.clone(), labels)
+    mixed, targets = recipe.mix(images.clone(), labels, 1)
     share = (targets - whole.flip(0))[0, 0] / (whole - whole.flip(0))[0, 0]
     assert 0 < share < 1
     assert torch.allclose(targets, share * whole + (1 - share) * whole.flip(0), atol=1e-5)
@@ -221,6 +221,40 @@ def test_losses_are_of_smoothed_and_mixed_labels(chosen):
         assert torch.allclose(mixed, share * images + (1 - share) * images.flip(0), atol=1e-5)
     wanted = -(targets * logits.log_softmax(1)).sum(1).mean()
     assert float(recipe.loss(logits, targets)) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_pictures_are_mixed_in_the_first_epochs_alone():
+    mix = prepare(replace(RUN, mixup=1.0, smoothing=0.1, mixup_off_epoch=2)).recipe.mix
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    for epoch in (1, 2, 3, 4):
+        mixed, targets = mix(images.clone(), labels, epoch)
+        assert torch.equal(mixed, images) == (epoch > 2)
+        assert int((targets > 0.9).sum()) == (8 if epoch > 2 else 0)
+
+
+@pytest.mark.parametrize("more", [{}, {"val_split": 0.5}, {"val_interval": 2}])
+def test_a_plateau_lowers_the_rates_where_top1_stands(more, tmp_path):
+    options = replace(
+        RUN, steps=None, epochs=7, batch_size=32, train_samples=32, layer_decay=DECAY, lr=4e-2,
+        sched="plateau", patience_epochs=0, decay_rate=0.5, min_lr=1.5e-2, warmup_epochs=1,
+        warmup_lr=1e-3, **more,
+    )  # fmt: skip
+    train(replace(options, output=tmp_path / "run"), Silent())
+    lr, best, waited, wanted = 4e-2, -1.0, 0, [1e-3]
+    for epoch, row in enumerate(rows(tmp_path / "run/epochs.csv"), 1):
+        score = row["val_top1" if "val_split" in more else "top1"]
+        if epoch > 1 and score:
+            better = float(score) > best * (1 + 1e-4)
+            best, waited = (float(score), 0) if better else (best, waited + 1)
+            if waited > 0:
+                lr, waited = max(lr / 2, 1.5e-2), 0
+        wanted.append(lr)
+    found = [float(row["lr"]) for row in rows(tmp_path / "run/steps.csv")]
+    assert found == pytest.approx(wanted[:-1])
+    assert found[-1] < 4e-2 or more
+    left = math.prod(1 - eta * RATE for eta in found)
+    table = {row["name"]: float(row["remaining"]) for row in rows(tmp_path / "run/tensors.csv")}
+    assert table["head.fc.weight"] == pytest.approx(left)
 
 
 def test_a_schedule_by_epochs_that_never_moves_is_told(tmp_path):

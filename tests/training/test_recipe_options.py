@@ -24,8 +24,11 @@ def test_what_is_at_work():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sched": "cosin"}, "wsd, rsqrt, got 'cosin'; did you mean cosine?"),
-        ({"sched": "plateau"}, "--sched must be one of none, constant, cosine, tanh, poly, step"),
+        ({"sched": "cosin"}, "rsqrt, plateau, got 'cosin'; did you mean cosine?"),
+        ({"sched": "plateau", "both_moments": True, "method": "pwd"}, "tells after it alone"),
+        ({"patience_epochs": 3}, "--patience-epochs needs --sched other than none"),
+        ({"sched": "rsqrt"}, "--sched rsqrt needs --warmup-epochs, by which it falls"),
+        ({"mixup_off_epoch": 3}, "--mixup-off-epoch needs --mixup or --cutmix"),
         ({"min_lr": 1e-6}, "--min-lr needs --sched other than none"),
         ({"warmup_epochs": 1}, "--warmup-epochs needs --sched other than none"),
         ({"sched_on_updates": True}, "--sched-on-updates needs --sched other than none"),

@@ -186,7 +186,7 @@ class Trainer:
     def _backward(self, images: Tensor, labels: Tensor, count: int) -> Tensor:
         recipe = self.recipe
         if recipe.mix is not None:
-            images, labels = recipe.mix(images, labels)
+            images, labels = recipe.mix(images, labels, self._epoch)
         with self.autocast():
             loss = recipe.loss(self.model(images), labels)
         self.scaler.scale(loss / count if count > 1 else loss).backward()

@@ -187,6 +187,7 @@ class TrainOptions:
     decay_epochs: recipe.DecayEpochs = None
     decay_rate: recipe.DecayRate = None
     decay_milestones: recipe.DecayMilestones = None
+    patience_epochs: recipe.PatienceEpochs = None
     layer_decay: recipe.LayerDecay = None
     clip_grad: recipe.ClipGrad = None
     clip_mode: recipe.ClipMode = "norm"
@@ -194,6 +195,7 @@ class TrainOptions:
     smoothing: recipe.Smoothing = 0.0
     mixup: recipe.Mixup = 0.0
     cutmix: recipe.Cutmix = 0.0
+    mixup_off_epoch: recipe.MixupOffEpoch = 0
     aa: recipe.AutoAugment = None
     model_ema: recipe.ModelEma = False
     model_ema_decay: recipe.ModelEmaDecay = 0.9998

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import model_parameters
-from timm.scheduler import create_scheduler_v2
+from timm.scheduler import PlateauLRScheduler, create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,18 +32,20 @@ class Recipe:
 
     Attributes:
         loss: of outputs and targets.
-        mix: images and labels as they are trained on, the labels soft.
+        mix: images and labels as they are trained on in an epoch, from 1; the labels soft.
         clip: the gradients, in place.
         accumulate: batches whose gradients make one step.
         schedule: is told the epochs and steps that are done, and sets the rates of the next step.
+        plateau: is told the epochs that are done and what the last one scored, and sets the rates.
         average: of the weights.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
-    mix: Callable[[Tensor, Tensor], Batch] | None = None
+    mix: Callable[[Tensor, Tensor, int], Batch] | None = None
     clip: Callable[[], None] | None = None
     accumulate: int = 1
     schedule: Callable[[int, int], None] | None = None
+    plateau: PlateauLRScheduler | None = None
     average: ModelEmaV3 | None = None
 
 
@@ -77,12 +80,15 @@ def recipe(
     Raises:
         InputError: timm has no such schedule, or refuses its options.
     """
+    made = _scheduler(options, optimizer, updates, total)
+    plateau = made if isinstance(made, PlateauLRScheduler) else None
     return Recipe(
         _loss(options),
         _mix(options, classes),
         _clip(options, model),
         options.grad_accum_steps,
-        _schedule(options, optimizer, updates, total),
+        None if made is None or plateau is not None else partial(_rates_after, made),
+        plateau,
         average,
     )
 
@@ -110,7 +116,7 @@ def _loss(options: TrainOptions) -> Callable[[Tensor, Tensor], Tensor]:
     return found
 
 
-def _mix(options: TrainOptions, classes: int) -> Callable[[Tensor, Tensor], Batch] | None:
+def _mix(options: TrainOptions, classes: int) -> Callable[[Tensor, Tensor, int], Batch] | None:
     if not (options.mixup or options.cutmix):
         return None
     from timm.data import Mixup
@@ -122,11 +128,12 @@ def _mix(options: TrainOptions, classes: int) -> Callable[[Tensor, Tensor], Batc
         num_classes=classes,
     )
 
-    def mix(images: Tensor, labels: Tensor) -> Batch:
+    def mix(images: Tensor, labels: Tensor, epoch: int) -> Batch:
         if len(images) % 2:
             raise InputError(
                 f"--mixup and --cutmix mix pairs of images; a process has {len(images)} in a batch"
             )
+        mixed.mixup_enabled = not options.mixup_off_epoch or epoch <= options.mixup_off_epoch
         found: Batch = mixed(images, labels)
         return found
 
@@ -140,9 +147,9 @@ def _clip(options: TrainOptions, model: nn.Module) -> Callable[[], None] | None:
     return partial(dispatch_clip_grad, parameters, options.clip_grad, mode=options.clip_mode)
 
 
-def _schedule(
+def _scheduler(
     options: TrainOptions, optimizer: Optimizer, updates: int, total: int
-) -> Callable[[int, int], None] | None:
+) -> Scheduler | None:
     if options.sched == "none":
         return None
     is_constant = options.sched == "constant"  # as newer timm makes it
@@ -156,12 +163,15 @@ def _schedule(
         "min_lr": options.min_lr or 0.0,
         "decay_epochs": options.decay_epochs or _FALLS.get(options.sched, 90.0),
         "decay_milestones": milestones(options.decay_milestones),
+        "patience_epochs": 10 if options.patience_epochs is None else options.patience_epochs,
         "decay_rate": 1.0 if is_constant else options.decay_rate or 0.1,
         "step_on_epochs": not options.sched_on_updates,
         "updates_per_epoch": updates,
     }
     try:
-        made, _ = create_scheduler_v2(optimizer, **given)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of plateau, whose state is kept here
+            made, _ = create_scheduler_v2(optimizer, **given)
     except Exception as error:
         raise InputError(f"--sched {options.sched}: {first_line(error)}") from error
     if made is None:
@@ -170,15 +180,16 @@ def _schedule(
     if total <= updates and not options.sched_on_updates:
         warnings.warn(
             f"--sched {options.sched} moves the learning rate from epoch to epoch, and the run has "
-            "only one; --sched-on-updates moves it from step to step",
+            "only one"
+            + ("" if options.sched == "plateau" else "; --sched-on-updates moves it from step to step"),
             WdProbeWarning,
             stacklevel=2,
         )
+    return made
 
-    def rates_after(epochs: int, steps: int) -> None:
-        if epochs:  # timm's script steps it after the first, which goes by the rates it begins with
-            made.step(epochs)
-        if steps:
-            made.step_update(steps)
 
-    return rates_after
+def _rates_after(made: Scheduler, epochs: int, steps: int) -> None:
+    if epochs:  # timm's script steps it after the first, which goes by the rates it begins with
+        made.step(epochs)
+    if steps:
+        made.step_update(steps)

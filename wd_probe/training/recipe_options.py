@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 from ..choices import ClipMode as ClipModeName
 from ..choices import Schedule
 from ..errors import InputError, near_names, shown, shown_line
-from .option import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Option, check_share
+from .option import AT_LEAST_0, AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Option, check_share
 
 SCHEDULE, RECIPE = "Schedule", "Recipe"
 
@@ -49,8 +49,9 @@ WarmupLr = Annotated[
     float | None, Option("Where warm-up begins (default 1e-5).", SCHEDULE, NOT_NEGATIVE)
 ]
 MinLr = Annotated[
-    float | None, Option("Where cosine, tanh, poly, wsd, rsqrt end (default 0).", SCHEDULE,
-                         NOT_NEGATIVE),
+    float | None,
+    Option("The least of cosine, tanh, poly, wsd, rsqrt, plateau (default 0).", SCHEDULE,
+           NOT_NEGATIVE),
 ]  # fmt: skip
 DecayEpochs = Annotated[
     float | None,
@@ -68,6 +69,11 @@ DecayRate = Annotated[
 DecayMilestones = Annotated[
     str | None, Option("multistep: the epochs of its falls, such as 30,60.", SCHEDULE)
 ]
+PatienceEpochs = Annotated[
+    int | None,
+    Option("plateau: epochs without a better top-1 ahead of a fall (default 10).", SCHEDULE,
+           AT_LEAST_0),
+]  # fmt: skip
 LayerDecay = Annotated[
     float | None,
     Option("η of a layer is so much smaller than that of the next.", RECIPE, POSITIVE),
@@ -85,6 +91,9 @@ GradAccumSteps = Annotated[
 Smoothing = Annotated[float, Option("Of labels.", RECIPE, check_share)]
 Mixup = Annotated[float, Option("α of mixup; 0: none.", RECIPE, NOT_NEGATIVE)]
 Cutmix = Annotated[float, Option("α of cutmix; 0: none.", RECIPE, NOT_NEGATIVE)]
+MixupOffEpoch = Annotated[
+    int, Option("Mix in so many first epochs alone; 0: in all.", RECIPE, AT_LEAST_0)
+]
 AutoAugment = Annotated[
     str | None, Option("A policy of timm's: rand-m9-mstd0.5-inc1, augmix-m3-w3, 3a ...", RECIPE)
 ]
@@ -96,7 +105,7 @@ ModelEmaWarmup = Annotated[bool, Option("Let --model-ema-decay rise from 0.", RE
 
 _OF_A_SCHEDULE = (
     "sched_on_updates", "warmup_epochs", "warmup_lr", "min_lr", "decay_epochs", "decay_rate",
-    "decay_milestones",
+    "decay_milestones", "patience_epochs",
 )  # fmt: skip
 #: What has no meaning without another option.
 NEEDS = {
@@ -108,7 +117,7 @@ NEEDS = {
 #: The options of a recipe.
 NAMES = (
     "sched", *_OF_A_SCHEDULE, "layer_decay", "clip_grad", "clip_mode", "grad_accum_steps",
-    "smoothing", "mixup", "cutmix", "aa", "model_ema", "model_ema_decay", "model_ema_warmup",
+    "smoothing", "mixup", "cutmix", "mixup_off_epoch", "aa", "model_ema", "model_ema_decay", "model_ema_warmup",
 )  # fmt: skip
 
 
@@ -150,6 +159,13 @@ def check_recipe(options: Any) -> None:
         raise InputError(
             f"--mixup and --cutmix mix pairs of images; --batch-size {options.batch_size} is odd"
         )
+    if options.mixup_off_epoch and not (options.mixup or options.cutmix):
+        raise InputError("--mixup-off-epoch needs --mixup or --cutmix")
+    if options.sched == "plateau" and options.both_moments:
+        raise InputError(
+            "--both-moments needs the next step's η, which --sched plateau tells after it alone; "
+            "leave one out"
+        )
     if options.model_ema and options.both_moments:
         raise InputError(
             "--both-moments evaluates the trained weights, --model-ema their average; leave one out"
@@ -167,6 +183,8 @@ def _check_rates(options: Any) -> None:
         raise InputError(
             f"--warmup-epochs {options.warmup_epochs:g} leaves nothing of --epochs {options.epochs}"
         )
+    if options.sched == "rsqrt" and not options.warmup_epochs:
+        raise InputError("--sched rsqrt needs --warmup-epochs, by which it falls")
     if (options.sched == "multistep") != bool(milestones(options.decay_milestones)):
         raise InputError("--sched multistep and --decay-milestones need each other")
 

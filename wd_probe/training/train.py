@@ -200,6 +200,7 @@ def _recovery(
         "optimizer": run.optimizer,
         "decay": run.decay,
         "average": run.recipe.average,
+        "plateau": None if run.recipe.plateau is None else run.recipe.plateau.lr_scheduler,
         "probe": recorder.probe,
         "literal probe": recorder.literal,
         "journal": recorder,
@@ -361,6 +362,8 @@ def _train(
                     with interrupts.at_once():
                         test, scores = _scores(run, trainer)
                     listener.scored(epoch, test)
+                if (plateau := run.recipe.plateau) is not None:
+                    plateau.step(epoch, _metric(scores))
                 recorder.epoch(epoch, **scores)
                 interrupts.raise_if_asked()
                 recovery.offer(recorder.steps)
@@ -388,6 +391,12 @@ def _scores(run: Training, trainer: Trainer) -> tuple[Score, dict[str, float]]:
         "val_top1": validation.top1,
         "val_loss": validation.loss,
     }
+
+
+def _metric(scores: dict[str, float]) -> float | None:
+    """What tells whether an epoch was better: validation's top-1, without it the test's."""
+    validation = scores.get("val_top1", math.nan)
+    return scores.get("top1") if math.isnan(validation) else validation
 
 
 def _other_moment(run: Training, trainer: Trainer) -> Score:
