@@ -319,8 +319,15 @@ RECIPE = {
         {"opt_kwargs": "fused=True amsgrad=True", "every": 0},
         RECIPE,
         RECIPE | {"method": "corrected", "sched_on_updates": False, "grad_accum_steps": 1},
-        RECIPE | {"sched": "plateau", "sched_on_updates": False, "warmup_epochs": None,
-                  "warmup_lr": None, "patience_epochs": 0, "mixup_off_epoch": 1},
+        RECIPE
+        | {
+            "sched": "plateau",
+            "sched_on_updates": False,
+            "warmup_epochs": None,
+            "warmup_lr": None,
+            "patience_epochs": 0,
+            "mixup_off_epoch": 1,
+        },
         pytest.param({"torchcompile": True}, marks=pytest.mark.slow),
     ],
 )

@@ -108,6 +108,17 @@ def test_every_tensor_decays_unless_asked_otherwise(name):
     assert not {"pos_embed", "cls_token"} & decayed
 
 
+def test_no_group_is_left_without_tensors_where_timm_has_parted_them_before(tmp_path):
+    model = create_model("test_vit", num_classes=10, img_size=32)  # has a list of its own
+    built = build_optimizer("adamw", model, filter_bias_and_bn=True)
+    assert all(group["params"] for group in built.param_groups)
+    options = TrainOptions(
+        command="rop", model="test_vit", filter_bias_and_bn=True, steps=1, batch_size=8, every=1,
+        device="cpu", output=tmp_path / "run",
+    )  # fmt: skip
+    assert train_model(options, Silent())["method"] == "wd"
+
+
 @pytest.mark.parametrize("opt", ["torch.optim.SGD", "momentum", "SGD", "timm.optim.SGDP"])
 def test_sgd_by_any_name_takes_the_papers_rate(opt):
     assert TrainOptions(opt=opt).learning_rate == 0.01

@@ -158,5 +158,8 @@ def _spare(optimizer: Optimizer, model: nn.Module) -> None:
     for group in list(optimizer.param_groups):
         kept = [p for p in group["params"] if id(p) not in spared]
         rest = [p for p in group["params"] if id(p) in spared]
-        group["params"] = kept
-        optimizer.add_param_group({**group, "params": rest, "weight_decay": 0.0})
+        if not kept:
+            group["weight_decay"] = 0.0
+        elif rest:
+            group["params"] = kept
+            optimizer.add_param_group({**group, "params": rest, "weight_decay": 0.0})

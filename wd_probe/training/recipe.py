@@ -181,7 +181,11 @@ def _scheduler(
         warnings.warn(
             f"--sched {options.sched} moves the learning rate from epoch to epoch, and the run has "
             "only one"
-            + ("" if options.sched == "plateau" else "; --sched-on-updates moves it from step to step"),
+            + (
+                ""
+                if options.sched == "plateau"
+                else "; --sched-on-updates moves it from step to step"
+            ),
             WdProbeWarning,
             stacklevel=2,
         )
