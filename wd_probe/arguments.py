@@ -73,8 +73,10 @@ def check_path(value: Path, what: str) -> None:
     """Refuse a path that no file system takes; to ask one whether it is there would be an error.
 
     Raises:
-        InputError: a name in it is too long, or all of it.
+        InputError: a name in it is too long, or all of it; it holds a NUL byte.
     """
+    if "\0" in str(value):
+        raise InputError(f"{what} must be a path without NUL bytes, got {shown(str(value))}")
     names = [len(name.encode("utf-8", "surrogatepass")) for name in (*value.parts, str(value))]
     if max(names[:-1], default=0) > 255 or names[-1] > 4095:
         raise InputError(f"{what} must be a path that is not too long, got {shown(str(value))}")
@@ -84,10 +86,14 @@ def as_path(value: Any, what: str) -> Path:
     """A path, of a text or a path.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is neither, is empty, or none that a file system takes.
     """
     check_type(value, what, (str, os.PathLike), "a path")
-    return Path(value)
+    if not os.fspath(value):
+        raise InputError(f"{what}: a path is needed, got an empty one")
+    path = Path(value)
+    check_path(path, what)
+    return path
 
 
 def check_type(value: Any, what: str, kind: type | tuple[type, ...], needed: str) -> None:

@@ -5,23 +5,27 @@ import json
 import os
 import pickle
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import wd_probe
-from tests.small import LR, RATE, Oracle, adamw, loss_of, rows, small, train
-from wd_probe import InputError, OpposingPenaltyProbe, ranks
-from wd_probe.integrations import own_loop, recording
+from tests.small import LR, RATE, Oracle, Silent, adamw, loss_of, rows, small, train
+from wd_probe import InputError, OpposingPenaltyProbe, WdProbeWarning, ranks
+from wd_probe.integrations import ending, own_loop, recording
 from wd_probe.integrations.attached import Attached
 from wd_probe.report.page import report
 from wd_probe.runs import folder as folder_room
 from wd_probe.runs.summary_tables import summary_told
 from wd_probe.tables import PrintableConsole
+from wd_probe.training.options import ZeroshotOptions
+from wd_probe.training.scan import scan
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +128,23 @@ def test_it_is_written_as_it_goes_and_may_be_told_more_of_the_last_step(tmp_path
     assert len(probe.records) == 6
 
 
+def test_an_evaluation_ahead_of_training_is_of_step_0(tmp_path):
+    model = small()
+    optimizer = adamw(model.parameters())
+    with OpposingPenaltyProbe(model, optimizer, output=tmp_path / "run") as probe:
+        probe.log(top1=0.9)
+        train(model, optimizer, 2, after=lambda: probe.log(top1=0.25))
+        state = probe.state_dict()
+    table = rows(tmp_path / "run/epochs.csv")
+    assert [(row["epoch"], row["step"]) for row in table] == [("0", "0"), ("1", "1"), ("2", "2")]
+    found = summary(tmp_path / "run")
+    assert (found["epochs"], found["best10"]["mean"]) == (2, 0.25)
+    with OpposingPenaltyProbe(model, optimizer, output=tmp_path / "resumed") as probe:
+        probe.load_state_dict(state)
+        probe.log(top1=0.5)
+    assert rows(tmp_path / "resumed/epochs.csv")[0]["step"] == "2"
+
+
 def test_what_is_drained_is_written_too(tmp_path, at_once):
     model, optimizer, probe = trained(tmp_path / "run", 3)
     assert [record.step for record in probe.drain()] == [1, 2, 3]
@@ -141,6 +162,19 @@ def test_what_is_drained_is_written_too(tmp_path, at_once):
 def test_what_is_no_path_is_refused(make):
     with pytest.raises(InputError, match="output: a path is needed, got int"):
         make(small())
+
+
+@pytest.mark.parametrize(("path", "told"), [
+    ("a\0b", r"output must be a path without NUL bytes, got 'a\\x00b'"),
+    ("x" * 256, "output must be a path that is not too long"),
+    ("", "output: a path is needed, got an empty one"),
+])  # fmt: skip
+def test_what_no_file_system_takes_is_refused(path, told):
+    model = small()
+    with pytest.raises(InputError, match=told):
+        OpposingPenaltyProbe(model, adamw(model.parameters()), output=path)
+    with pytest.raises(InputError, match=told):
+        wd_probe.watch(path)
 
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
@@ -165,6 +199,10 @@ def test_what_cannot_be_logged(tmp_path):
         probe.log(loss=torch.zeros(3))
     with pytest.raises(InputError, match="loss must be one number, got str"):
         probe.log(loss="1")
+    with pytest.raises(InputError, match="loss must be one number, got ndarray"):
+        probe.log(loss=np.ones(3))
+    with pytest.raises(InputError, match="loss must be one number, got Tensor"):
+        probe.log(loss=torch.ones((), device="meta"))
     with pytest.raises(InputError, match=r"top1 must be a share of 1, from 0 to 1, got 93\.5"):
         probe.log(top1=93.5)
     probe.close()
@@ -246,6 +284,61 @@ def test_what_is_open_when_python_ends(tmp_path, monkeypatch):
     assert len(rows(tmp_path / "run/steps.csv")) == 3
 
 
+def test_a_signal_that_ends_the_process_is_ahead_of_no_writing(tmp_path, monkeypatch):
+    killed = []
+    monkeypatch.setattr(ending.os, "kill", lambda _, number: killed.append(number))
+    model, optimizer, probe = trained(tmp_path / "run", 3)
+    second = OpposingPenaltyProbe(model, optimizer, output=tmp_path / "second")
+    train(model, optimizer, 2)
+    signal.raise_signal(signal.SIGTERM)
+    assert killed == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert len(rows(tmp_path / "run/steps.csv")) == 5
+    assert len(rows(tmp_path / "second/steps.csv")) == 2
+    assert summary(tmp_path / "run")["status"] == summary(tmp_path / "second")["status"]
+    assert summary(tmp_path / "run")["status"] == "interrupted"
+    assert len(probe.records) == 5
+    assert len(second.records) == 2
+
+
+def test_a_signal_waits_for_what_is_being_written(tmp_path, at_once, monkeypatch):
+    killed, write = [], recording.Recording.write
+
+    def wait(self, last):
+        signal.raise_signal(signal.SIGTERM)
+        assert not killed
+        write(self, last)
+
+    monkeypatch.setattr(ending.os, "kill", lambda *_: killed.append(tmp_path / "run/summary.json"))
+    model, optimizer, _ = trained(tmp_path / "run", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.Recording, "write", wait)
+        train(model, optimizer, 1)
+    assert killed
+    assert killed[0].exists()
+
+
+def test_a_scripts_own_way_with_signals_stays(tmp_path):
+    def own(number, frame):
+        came.append(number)
+        if callable(found):  # as Lightning calls the handler that stood before its own
+            found(number, frame)
+
+    came, model = [], small()
+    optimizer = adamw(model.parameters())
+    with OpposingPenaltyProbe(model, optimizer, output=tmp_path / "run"):
+        found = signal.signal(signal.SIGTERM, own)
+        train(model, optimizer, 2)
+        signal.raise_signal(signal.SIGTERM)
+        train(model, optimizer, 2)
+    assert (came, signal.getsignal(signal.SIGTERM)) == ([signal.SIGTERM], own)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with OpposingPenaltyProbe(model, optimizer, output=tmp_path / "other"):
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert summary(tmp_path / "run")["steps"] == 4
+
+
 def test_other_processes_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "_known_rank", 0)
     monkeypatch.setenv("RANK", "1")
@@ -325,6 +418,23 @@ def test_what_fails_in_writing_ends_no_training(tmp_path, at_once, monkeypatch):
     train(model, optimizer, 1)
     probe.close()
     assert len(probe.records) == 4
+
+
+def test_what_fails_at_the_end_is_told_and_no_more(tmp_path, monkeypatch, draw):
+    monkeypatch.setattr(recording.Recorder, "summary", lambda *_: 1 / 0)
+    probe = trained(tmp_path / "run", 2)[2]
+    with pytest.warns(WdProbeWarning, match="not everything is written: .*division"):
+        probe.close()
+    monkeypatch.setattr(recording.Recording, "draw", draw)
+    own_loop._at_exit()
+    assert not own_loop._undrawn
+
+
+def test_a_scan_of_its_folder_is_told_what_to_do(tmp_path):
+    trained(tmp_path / "run", 2)[2].close()
+    assert summary(tmp_path / "run")["command"] == "loop"
+    with pytest.raises(InputError, match=r"is of a script, .* save its weights, .*--model"):
+        scan(ZeroshotOptions(run=tmp_path / "run"), Silent())
 
 
 def test_groups_name_what_the_dashboard_shows(tmp_path):

@@ -2,6 +2,7 @@ import copy
 import gc
 import json
 import pickle
+import signal
 import threading
 import warnings
 import weakref
@@ -12,7 +13,7 @@ from torch import nn
 
 import wd_probe
 from tests.small import LR, RATE, Oracle, Silent, adamw, batch, loss_of, rows, small, train
-from wd_probe.integrations import recording
+from wd_probe.integrations import ending, recording
 from wd_probe.integrations import watched as watched_room
 from wd_probe.integrations import watching as watching_room
 from wd_probe.training.options import ZeroshotOptions
@@ -408,10 +409,8 @@ def test_a_signal_waits_until_what_was_measured_is_written(watch, monkeypatch):
         trained(2)
         with monkeypatch.context() as patch:
             patch.setattr(watching, "close", lambda: ended.append("written"))
-            patch.setattr(watching_room.os, "kill", lambda *_: ended.append("killed"))
-            patch.setattr(watching_room.signal, "signal", lambda *_: None)
-            watching._safely(lambda: (watching._stop(15, None), ended.append("busy")))
-            watching._signal = 0
+            patch.setattr(ending.os, "kill", lambda *_: ended.append("killed"))
+            watching._safely(lambda: (signal.raise_signal(15), ended.append("busy")))
     assert ended == ["busy", "written", "killed"]
 
 

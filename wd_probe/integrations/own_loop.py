@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from ..layering import layers, unwrap
 from ..probe import probe as within
 from ..probe.records import StepRecord
 from ..ranks import known_rank
-from .ending import close_at_exit, status_of
+from .ending import ENDINGS, close_at_exit, status_of
 
 if TYPE_CHECKING:
     from ..probe.step import WatchedOptimizer
@@ -109,6 +109,7 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
         self._recording = Recording(weakref.proxy(self), folder, self._loop())
         _writing.add(self)
         _undrawn[self._recording] = self._process
+        ENDINGS.add(_stop)
         atexit.unregister(_at_exit)
         atexit.register(_at_exit)
 
@@ -120,7 +121,7 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
         command_line = script if is_notebook else shlex.join(sys.argv)
         model = unwrap(self._model)
         stages = layers(model, coarse=True) if self._finds_layers else self.layers
-        return Loop(type(model).__name__, stages, script, command_line)
+        return Loop(type(model).__name__, stages, script, command_line, "loop")
 
     def _writes(self) -> "Recording | None":
         """What writes; None in a process that was forked from the one that does."""
@@ -135,7 +136,8 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
             return
         try:
             last = self.steps - 1  # `log` may still add to the present one
-            recording.stepped(watched.optimizer, self, last)
+            with ENDINGS.wait():
+                recording.stepped(watched.optimizer, self, last)
         except Exception as error:
             why = first_line(error)
             self._tell(f"not everything is written: {why}", about=why)
@@ -153,7 +155,8 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
 
         Args:
             loss: of the step's batch; a tensor is read when it is written, not here.
-            top1: of an evaluation after it, as a share of 1; a row of ``epochs.csv``.
+            top1: of an evaluation after it, as a share of 1; a row of ``epochs.csv``. Ahead of
+                training it is of step 0.
 
         Raises:
             InputError: the probe has no ``output``, or is closed; it is not one number, or top-1
@@ -163,12 +166,10 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
             raise InputError(
                 "there is no run folder to log to: give the probe output=, and log before close()"
             )
-        for name, value in (("loss", loss), ("top1", top1)):
-            if value is not None and not _is_number(value):
-                raise InputError(f"{name} must be one number, got {type(value).__name__}")
+        loss, top1 = _one_number(loss, "loss"), _one_number(top1, "top1")
         if top1 is not None and not 0 <= float(top1) <= 1:
             raise InputError(f"top1 must be a share of 1, from 0 to 1, got {float(top1):g}")
-        self._recording.log(max(self.steps, 1), loss, top1)
+        self._recording.log(self.steps, loss, top1)
 
     # --- what it came to --------------------------------------------------------------------------
 
@@ -240,7 +241,8 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
             return
         super().close()
         try:
-            recording.end(status, self)
+            with ENDINGS.wait():
+                recording.end(status, self)
             self._summed_up = recording.summary
             if draws:
                 del _undrawn[recording]
@@ -249,6 +251,8 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
             self._tell(f"not everything is written: {first_line(error)}")
         finally:
             self._recording = None
+            if all(one._recording is None for one in _writing):
+                ENDINGS.remove(_stop)
 
 
 _writing: weakref.WeakSet[OpposingPenaltyProbe] = weakref.WeakSet()
@@ -257,10 +261,19 @@ _writing: weakref.WeakSet[OpposingPenaltyProbe] = weakref.WeakSet()
 _undrawn: dict["Recording", int] = {}
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_complex()
-    return isinstance(value, SupportsFloat) and not isinstance(value, str)
+def _one_number(value: Any, what: str) -> float | Tensor | None:
+    """One number; what is on a device stays there."""
+    if value is None or (
+        isinstance(value, Tensor)
+        and not (value.numel() != 1 or value.is_complex() or value.is_meta)
+    ):
+        return value
+    try:
+        if isinstance(value, str | Tensor):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{what} must be one number, got {type(value).__name__}") from None
 
 
 def _at_exit() -> None:
@@ -269,9 +282,14 @@ def _at_exit() -> None:
         close_at_exit(_end_all)
 
 
+def _stop() -> None:
+    """A signal ends the process."""
+    _end_all("interrupted")
+
+
 def _end_all(status: str) -> None:
     for probe in tuple(_writing):
-        probe._end(status)
+        probe._end(status, draws=False)
     for recording in [one for one, process in _undrawn.items() if process == os.getpid()]:
         del _undrawn[recording]
         recording.draw()

@@ -36,12 +36,14 @@ class Loop:
         stages: of its layers, for the dashboard.
         script: the file's name.
         command_line: how it was started.
+        command: "loop" is one's own, "watch" that of a script that is watched.
     """
 
     model: str
     stages: Layers
     script: str
     command_line: str
+    command: str
 
 
 class Recording:
@@ -91,19 +93,25 @@ class Recording:
     def log(self, step: int, loss: float | Tensor | None, top1: float | Tensor | None) -> None:
         """What a step's batch was trained with, and an evaluation after it."""
         if loss is not None:
-            self._losses[step] = _held(loss)
+            self._losses[max(step, 1)] = _held(loss)
         if top1 is not None:
             self._top1[step] = float(top1)
 
     def write(self, last: int) -> None:
         """Write the steps so far, up to the last one that nothing will be added to."""
+        self._evaluated(self.recorder.steps)
         for step in range(self.recorder.steps + 1, last + 1):
             lr, loss = _number(self._rates.pop(step, None)), _number(self._losses.pop(step, None))
             self._lr.add(lr)
             self.recorder.step(step, loss=_known(loss), lr=_known(lr), update=step)
-            if step in self._top1:
-                number = len(self.recorder.epochs) + 1
-                self.recorder.epoch(number, top1=self._top1.pop(step))
+            self._evaluated(step)
+
+    def _evaluated(self, step: int) -> None:
+        """Write an evaluation after a step, if there was one; ahead of training it is number 0."""
+        if step in self._top1:
+            before = self.recorder.epochs
+            number = before[-1].epoch + 1 if before else min(step, 1)
+            self.recorder.epoch(number, top1=self._top1.pop(step))
 
     # --- at the end -------------------------------------------------------------------------------
 
@@ -131,6 +139,8 @@ class Recording:
         """Draw the figures, end the dashboard and close the folder."""
         with self.folder:
             found = self.summary
+            if not found:  # what ended it has failed, and was told
+                return
             shown = {key: found[key] for key in ("model", "optimizer", "lr", "weight_decay")}
             self.recorder.close(found, shown)
 
@@ -142,7 +152,7 @@ class Recording:
         group = optimizer.param_groups[self._group]
         measured = [p for _, p in probe.named_parameters()]
         return {
-            "command": "watch",
+            "command": self.loop.command,
             "command_line": self.loop.command_line,
             "script": self.loop.script,
             "model": self.loop.model,
@@ -196,7 +206,7 @@ def summed_up(
         with contextlib.suppress(Exception):  # of an optimizer's own, stepped aside
             method = str(effect_at_work(optimizer, group, like).rule)
     return {
-        "command": "watch",
+        "command": loop.command,
         "script": loop.script,
         "model": loop.model,
         "dataset": loop.script,
@@ -222,7 +232,7 @@ def _held(value: float | Tensor) -> float | Tensor:
 def _number(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # torch has the last one of what cannot be read
         return math.nan
 
 

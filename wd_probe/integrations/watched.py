@@ -79,7 +79,7 @@ class Watched(Recording):
         )  # fmt: skip
         self._holds = weakref.WeakKeyDictionary[Optimizer, RemovableHandle]()
         self._replaced = weakref.WeakSet[Optimizer]()
-        loop = Loop(owner.title, owner.stages, choices.script, choices.command_line)
+        loop = Loop(owner.title, owner.stages, choices.script, choices.command_line, "watch")
         # who opened files must outlive the model: see `Watch`
         super().__init__(weakref.proxy(self.probe), run_folder(path), loop)
         self.hold(optimizer)

@@ -3,7 +3,6 @@
 import atexit
 import os
 import shlex
-import signal
 import sys
 import threading
 import weakref
@@ -21,7 +20,7 @@ from ..hooks import hooked_all, is_captured, untraced
 from ..probe.copies import Keep
 from ..ranks import known_rank
 from ..wording import percent
-from .ending import close_at_exit
+from .ending import ENDINGS, close_at_exit
 
 if TYPE_CHECKING:
     from ..runs.recorder import Recorder
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 #: So many models get a run folder each; scripts that make them by the thousand need no more.
 _MOST = 16
-#: What ends a process where nothing is said of them.
-_ENDINGS = ("SIGTERM", "SIGHUP")
 NO_STEP = (
     "no optimizer step was seen, so nothing was measured: look for updates without a "
     "torch.optim.Optimizer, steps in child processes (`wdprobe watch --children`), or a CUDA graph"
@@ -110,14 +107,12 @@ class Watch:
         self._ended: list[Watched] = []
         self._measured: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._passed_by: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self._lock, self._busy, self._signal = threading.RLock(), 0, 0
-        self._process, self._is_open = os.getpid(), True
+        self._lock, self._process, self._is_open = threading.RLock(), os.getpid(), True
         if _watching is not None:
             _watching.close()
         _watching = self
         self._hook = optimizer_module.register_optimizer_step_pre_hook(untraced(self._before))
-        self._signals: dict[int, Any] = {}
-        self._take_signals()
+        ENDINGS.add(self._stop)
         atexit.register(self._at_exit)
 
     # --- an optimizer is about to step ------------------------------------------------------------
@@ -130,18 +125,12 @@ class Watch:
 
     def _safely(self, call: Callable[[], None]) -> None:
         """What fails here must not end somebody's training, and a signal waits until it is done."""
-        is_main = threading.current_thread() is threading.main_thread()  # which has the signals
-        with self._lock:
-            self._busy += is_main
+        with ENDINGS.wait(), self._lock:
             try:
                 call()
             except Exception as error:
                 why = first_line(error)
                 self.notes(f"not everything is measured: {why}", about=why)
-            finally:
-                self._busy -= is_main
-        if self._signal and is_main and not self._busy:
-            self._stop(self._signal, None)
 
     def _meet(self, optimizer: Optimizer) -> None:
         if self._is_inside_another(optimizer) or not _speaks_for(optimizer):
@@ -259,7 +248,7 @@ class Watch:
         _watching = None if _watching is self else _watching
         self._hook.remove()
         atexit.unregister(self._at_exit)
-        self._give_signals_back()
+        ENDINGS.remove(self._stop)
         for recording in self._all():
             if recording not in self._ended:
                 self._retire(recording)
@@ -268,6 +257,10 @@ class Watch:
     def _at_exit(self) -> None:
         """The script is over."""
         close_at_exit(self._close_as)
+
+    def _stop(self) -> None:
+        """A signal ends the process."""
+        self._close_as("interrupted")
 
     def _close_as(self, status: str) -> None:
         self.status = self.status if status == "finished" else status
@@ -300,34 +293,6 @@ class Watch:
         """Close."""
         self.close()
 
-    # --- signals ----------------------------------------------------------------------------------
-
-    def _take_signals(self) -> None:
-        """Come in between where a signal would end the process without a word."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (getattr(signal, name) for name in _ENDINGS if hasattr(signal, name)):
-            if signal.getsignal(number) is signal.SIG_DFL:
-                self._signals[number] = signal.signal(number, self._stop)
-
-    def _give_signals_back(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in self._signals:
-            if signal.getsignal(number) == self._stop:
-                signal.signal(number, signal.SIG_DFL)
-
-    def _stop(self, number: int, _: FrameType | None) -> None:
-        """Sum up, then end as the signal would have."""
-        if os.getpid() == self._process:
-            if self._busy:
-                self._signal = number
-                return
-            self.status = "interrupted"
-            self.close()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
 
 def _speaks_for(optimizer: Optimizer) -> bool:
     """Whether this process measures: the first one, or all where each holds a part."""
@@ -349,7 +314,7 @@ def _say(message: str) -> None:
     text = message.encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(text, file=stream, flush=True)
-    except (OSError, ValueError):  # a pipe that nobody reads, a file that is closed
+    except (OSError, ValueError, RuntimeError):  # nobody reads it, it is closed, a signal came in
         return
 
 

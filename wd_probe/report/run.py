@@ -12,6 +12,7 @@ from ..errors import counted
 from ..runs import figures
 from ..runs.decay_tables import LAYER_COLUMNS, in_all, layer_table, taken_off
 from ..runs.reading import Run
+from ..runs.schema import OTHERS
 from ..runs.verdict import THRESHOLDS
 from ..training.options import TrainOptions
 from ..training.recipe_options import defaults, told
@@ -150,7 +151,7 @@ def _ending(run: Run) -> list[str]:
 
 
 def _accuracy(run: Run) -> list[str]:
-    scores, is_ours = run.epochs.get("top1", ()), run.config["command"] != "watch"
+    scores, is_ours = run.epochs.get("top1", ()), run.config["command"] not in OTHERS
     evaluated = [(epoch, top1) for epoch, top1 in enumerate(scores, 1) if math.isfinite(top1)]
     if not evaluated:
         return ["No epoch was evaluated, so there is no top-1."] if is_ours else []

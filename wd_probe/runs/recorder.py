@@ -99,7 +99,7 @@ class Epoch:
     """The result of an epoch, a row of ``epochs.csv``; NaN where nothing was evaluated.
 
     Attributes:
-        epoch: its number, from 1.
+        epoch: its number, from 1; 0 is an evaluation ahead of training.
         step: its last step.
         train_loss: the mean over its steps.
         top1: on the test images, as a share of 1.
@@ -453,11 +453,12 @@ class Recorder:
         last = Epoch(0, 0)
         if self.epochs and self.epochs[-1].step == self.steps:  # of the weights that stand
             last = self.epochs[-1]
-        best = sorted(e.top1 for e in self.epochs if math.isfinite(e.top1))[-10:]
+        trained = [e for e in self.epochs if e.epoch]
+        best = sorted(e.top1 for e in trained if math.isfinite(e.top1))[-10:]
         validated = [e for e in self.epochs if math.isfinite(e.val_top1)]
         chosen = max(validated, key=lambda e: e.val_top1) if validated else None
         return {
-            "epochs": len(self.epochs),
+            "epochs": len(trained),
             "train_loss": last.train_loss,
             "top1": last.top1,
             "loss": last.loss,

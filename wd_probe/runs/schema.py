@@ -65,6 +65,10 @@ class _Named(Contents):
     name: Text = None
 
 
+#: The ``command`` of runs that other code trains: a script that is watched, a loop of one's own.
+OTHERS = ("watch", "loop")
+
+
 class RunConfig(Contents):
     """``config.json``."""
 

@@ -28,7 +28,7 @@ from ..runs import figures
 from ..runs.findings import kind_of
 from ..runs.folder import RunFolder, command_line, default_folder, environment, occupied, run_folder
 from ..runs.reading import read_json, read_run
-from ..runs.schema import RunConfig
+from ..runs.schema import OTHERS, RunConfig
 from ..runs.tensorboard import Dashboard
 from ..shrink.distortion import feature_distortion
 from ..shrink.parts import PartScan
@@ -207,10 +207,10 @@ def _from_run(
     options: ZeroshotOptions, folder: Path, device: torch.device, listener: Listener
 ) -> Subject:
     config = read_run(folder).config
-    if config.get("command") == "watch":
+    if config.get("command") in OTHERS:
         raise InputError(
-            f"{folder} is of a script, whose model is not kept; name --model, --checkpoint and "
-            "--dataset instead"
+            f"{folder} is of a script, whose model is not kept: save its weights, with torch.save, "
+            "and name --model, --checkpoint and --dataset instead"
         )
     for key in ("model", "img_size", "num_classes", "dataset"):
         if config.get(key) is None:
