@@ -14,6 +14,7 @@ from .console import err
 
 _HELP = "Options from YAML or TOML, a run's config.json or timm's args.yaml; typed ones win."
 _SEVERAL = list[str] | None, list[Path] | None
+_OF_ANY: set[str] = set()  # keys that some command takes
 
 
 def parameter(others: Sequence[inspect.Parameter]) -> inspect.Parameter:
@@ -24,6 +25,7 @@ def parameter(others: Sequence[inspect.Parameter]) -> inspect.Parameter:
         if said and isinstance(said[0], OptionInfo):
             flag = str(said[0].default).partition("/")[0]  # where typer has the first name of it
             known[flag.lstrip("-").replace("-", "_")] = other.name, kind
+    _OF_ANY.update(known)
 
     def read(ctx: typer.Context, value: Path | None) -> Path | None:
         if value is not None and not ctx.resilient_parsing:
@@ -42,7 +44,12 @@ def _defaults(path: Path, known: Mapping[str, tuple[str, Any]]) -> dict[str, Any
     from wd_probe.training.option_files import read_options
 
     file = read_options(path)
-    if missed := file.missed(known):
+    others = [key for key in file.values if file.strict and key not in known]
+    for key in others:
+        if key not in _OF_ANY:
+            near = near_names(key, list(known))
+            raise InputError(f"config {path}: unknown key {shown(key)}{near}")
+    if missed := [*file.missed(known), *others]:
         err.print(
             f"wdprobe: {path} asks for more than this command has, which is left out: "
             f"{', '.join(missed)}",
@@ -57,9 +64,6 @@ def _defaults(path: Path, known: Mapping[str, tuple[str, Any]]) -> dict[str, Any
                 found[name] = _taken(key, value, kind)
             except InputError as error:
                 raise InputError(f"config {path}: {error}") from error
-        elif key not in known and file.strict:
-            near = near_names(key, list(known))
-            raise InputError(f"config {path}: unknown key {shown(key)}{near}")
     return found
 
 

@@ -68,6 +68,19 @@ def test_several_values_and_other_commands(wdprobe, tmp_path):
     assert (code, found["name"], found["lr"], found["weight_decay"]) == (0, "laprop", 0.2, 0.5)
 
 
+def test_a_file_is_shared_by_commands(wdprobe, tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "model: test_convnext\ntrain-samples: 16\nbatch_size: 8\nsteps: 1\nseeds: 2\nby: layer\n"
+    )
+    code, _, err = wdprobe("train", "--config", "a.yaml", "--output", "one")
+    assert code == 0, err
+    assert "asks for more than this command has, which is left out: seeds, by\n" in err
+    code, _, err = wdprobe("rop", "--config", "a.yaml", "--output", "two")
+    assert code == 0, err
+    assert err.count("which is left out: train_samples, seeds, by\n") == 1
+    assert config(tmp_path / "two")["batch_size"] == 8
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

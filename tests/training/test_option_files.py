@@ -1,14 +1,13 @@
-"""Files of options; timm's is what its train.py writes where nothing is asked of it."""
+"""Files of options."""
 
 import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from wd_probe import InputError
 from wd_probe.training.option_files import parsed, read_options
-from wd_probe.training.options import TrainOptions, fitted, options_in
+from wd_probe.training.options import TrainOptions, options_in
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -22,23 +21,14 @@ def written(tmp_path):
     return write
 
 
-@pytest.fixture
-def timms(written):
-    """What a file of timm's asks for, some of it changed."""
-
-    def read(**changed):
-        args = yaml.safe_load((DATA / "timm_args.yaml").read_text())
-        return read_options(written("args.yaml", yaml.safe_dump(args | changed)))
-
-    return read
-
-
 def test_ones_own(written):
     found = read_options(written("a.yaml", "batch-size: 16\nopt: sgd\n"))
     assert found.values == {"batch_size": 16, "opt": "sgd"}
     assert found.strict
     assert found.missed([]) == []
     assert read_options(written("a.toml", "lr = 1e-3")).values == {"lr": 1e-3}
+    with pytest.raises(InputError, match=r"b.yaml gives batch_size twice"):
+        read_options(written("b.yaml", "batch-size: 16\nbatch_size: 8"))
 
 
 def test_a_run_goes_elsewhere():
@@ -55,60 +45,6 @@ def test_a_run_goes_elsewhere():
                             if asked[k] != getattr(usual, k)}  # fmt: skip
 
 
-def test_timms_own_defaults(timms):
-    found = timms()
-    held = {
-        name: fitted(name, value, options_in(TrainOptions)[name][0])
-        for name, value in found.values.items()
-        if name in options_in(TrainOptions) and name != "opt_kwargs" and value is not None
-    }
-    options = TrainOptions(**held)
-    assert (options.model, options.opt, options.batch_size) == ("resnet50", "sgd", 128)
-    assert (options.sched, options.warmup_epochs, options.warmup_lr) == ("cosine", 5, 1e-5)
-    assert (options.lr, options.weight_decay, options.seed) == (0.05, 2e-5, 42)
-    assert (options.smoothing, options.epochs, options.hflip) == (0.1, 300, 0.5)
-    assert options.filter_bias_and_bn, "as timm's train.py has it"
-    assert options.scale is None
-    assert options.val_split == 0
-    assert (options.device, options.recovery_interval) == ("auto", None)
-    assert found.missed(options_in(TrainOptions)) == ["color_jitter", "scale", "ratio"]
-    assert not found.strict
-
-
-@pytest.mark.parametrize(
-    ("changed", "wanted"),
-    [
-        ({"lr": 0.3}, {"lr": 0.3}),
-        ({"opt": "adamw", "batch_size": 64}, {"lr": 0.05}),
-        ({"grad_accum_steps": 4}, {"lr": 0.2}),
-        ({"lr_base_scale": "sqrt", "batch_size": 1024}, {"lr": 0.2}),
-        ({"sched": "none"}, {"warmup_epochs": None, "min_lr": None, "decay_rate": None}),
-        ({"sched": "multistep"}, {"decay_milestones": [90, 180, 270], "decay_epochs": None}),
-        ({"sched": "step"}, {"decay_epochs": 90, "decay_milestones": None}),
-        ({"model_ema": True}, {"model_ema_decay": 0.9998}),
-        ({"model_ema": False}, {"model_ema_decay": None}),
-        ({"dataset": "torch/cifar10"}, {"dataset": "torch/cifar10", "data_dir": None}),
-        ({"data_dir": "/photos"}, {"dataset": "folder", "data_dir": "/photos"}),
-        ({"data": "/photos"}, {"dataset": "folder", "data_dir": "/photos"}),
-        ({"input_size": [3, 64, 64]}, {"img_size": 64}),
-        ({"initial_checkpoint": "a.pth"}, {"checkpoint": "a.pth"}),
-        ({"torchcompile": "inductor"}, {"torchcompile": True}),
-        ({"opt_betas": [0.9, 0.95], "opt_kwargs": {"fused": True}},
-         {"opt_kwargs": {"betas": [0.9, 0.95], "fused": True}}),
-    ],
-)  # fmt: skip
-def test_what_timm_was_asked_for(timms, changed, wanted):
-    values = timms(**changed).values
-    assert {name: values.get(name) for name in wanted} == wanted
-
-
-def test_what_of_timm_has_no_counterpart_is_named_where_it_is_at_work(timms):
-    rest = timms(drop_path=0.1, reprob=0.25, color_jitter=0.0).rest
-    assert set(rest) == {"drop_path", "reprob", "scale", "ratio"}
-    rest = timms(mixup=0.2, mixup_prob=0.5, mixup_mode="elem", lr_cycle_limit=3).rest
-    assert {"mixup_prob", "mixup_mode", "lr_cycle_limit"} < set(rest)
-
-
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -117,6 +53,10 @@ def test_what_of_timm_has_no_counterpart_is_named_where_it_is_at_work(timms):
         ("a.yaml", "1: 2", "a.yaml must hold keys and values, such as: method: lpwd"),
         ("a.yaml", "a: [", "a.yaml is damaged: while parsing"),
         ("a.yaml", "a: &b 1\nc: *b", "a.yaml is damaged: it uses an alias"),
+        ("a.yaml", "a: 1\na: 2", "a.yaml gives a twice"),
+        ("a.yaml", "a: {b: 1, b: 2}", "a.yaml gives b twice"),
+        ("a.json", '{"a": 1, "a": 2}', "a.json gives a twice"),
+        ("a.toml", "a = 1\na = 2", "a.toml is damaged: Cannot overwrite"),
         ("a.toml", "a = ", "a.toml is damaged: "),
         ("a.json", "{", "a.json is damaged: "),
         ("a.yaml", "a: 1\n" * 9999, "a.yaml is larger than 16 KiB and is not read"),
