@@ -3,7 +3,8 @@
     python docs/examples/equilibrium.py equilibrium.png
 
 Trains timm's test_resnet (800 steps of AdamW, η = 1e-3) at λ = 0.01, 1 and 10, and draws, for every
-kernel and the head, the angle of the last quarter of the steps over √(2c(1 − β)/(1 + β)).
+kernel and the head, the angle of the last quarter of the steps over √(2c(1 − β)/(1 + β)). That takes
+steps for unrelated but through β; so it prints, too, how alike steps are that lie APART.
 """
 
 import math
@@ -20,6 +21,7 @@ from wd_probe.training.data import load_data
 
 LR, BETA, STEPS = 1e-3, 0.9, 800
 RATES = (0.01, 1.0, 10.0)
+APART, SAMPLE = 50, 2000
 
 
 def measured(rate: float, steps: int) -> tuple[list[str], list[float]]:
@@ -28,21 +30,29 @@ def measured(rate: float, steps: int) -> tuple[list[str], list[float]]:
     data = load_data("digits", batch_size=64, img_size=32, device=torch.device("cpu"), seed=0)
     model = timm.create_model("test_resnet", num_classes=10)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=rate, betas=(BETA, 0.999))
+    weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
+    updates: dict[str, list[torch.Tensor]] = {name: [] for name in weights}
     with wd_probe.OpposingPenaltyProbe(model, optimizer) as probe:
         while probe.steps < steps:
             for images, labels in data.train:
                 F.cross_entropy(model(images), labels).backward()
+                before = [p.detach().flatten()[:SAMPLE].clone() for p in weights.values()]
                 optimizer.step()
                 optimizer.zero_grad()
+                for (name, p), old in zip(weights.items(), before, strict=True):
+                    updates[name].append(p.detach().flatten()[:SAMPLE] - (1 - LR * rate) * old)
                 if probe.steps == steps:
                     break
-    shapes = {name: p.ndim for name, p in probe.named_parameters()}
-    names = [name for name, ndim in shapes.items() if ndim > 1]
+    names = list(weights)
     predicted = math.sqrt(2 * LR * rate * (1 - BETA) / (1 + BETA))
     late = probe.records[-(steps // 4) :]
     angles = [
         sum(r.tensors[name].angular_update for r in late) / len(late) / predicted for name in names
     ]
+    for name, angle in zip(names, angles, strict=True):
+        steps_late = torch.stack(updates[name][-(steps // 4) :])
+        alike = F.cosine_similarity(steps_late[APART:], steps_late[:-APART]).mean()
+        print(f"  {name}: angle over prediction {angle:.2f}, cosine of steps {APART} apart {alike:.2f}")
     whole, last = probe.total, probe.late
     states = [state(whole.tensors[name], last.tensors[name]) for name in names]
     print(

@@ -33,7 +33,7 @@ def test_a_sweep(folders, tmp_path):
         did = summary["dynamics"]
         assert row["state"] == did["state"]
         assert float(row["remaining"]) == pytest.approx(did["remaining"])
-        assert float(row["balance"]) == pytest.approx(did["balance"]["mean"])
+        assert float(row["balance"]) == pytest.approx(did["balance"]["late"])
         assert float(row["angular_update"]) == pytest.approx(did["angular_update"]["mean"])
         scale = did["timescale_steps"] / summary["steps"]
         assert float(row["timescale_of_run"]) == pytest.approx(scale)

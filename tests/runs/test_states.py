@@ -55,6 +55,7 @@ def test_balanced_at_the_angle_of_equilibrium(tmp_path):
     assert dynamics["state"] == "balanced"
     assert dynamics["momentum"] == 0.9
     assert 0.8 < dynamics["balance"]["last"] < 1.25
+    assert 0.8 < dynamics["balance"]["late"] < 1.25
     # of all together, the head among them
     predicted = math.sqrt(2 * 0.05 * (1 - 0.9) / (1 + 0.9))
     assert 0.7 < dynamics["angular_update"]["last"] / predicted < 1.3

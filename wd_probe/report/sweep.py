@@ -38,7 +38,6 @@ _NOTHING = "0.0 points"
 #: What decay did, by column, and where a run's summary has it.
 _LEDGER = {
     "remaining": ("dynamics", "remaining"),
-    "balance": ("dynamics", "balance", "mean"),
     "angular_update": ("dynamics", "angular_update", "mean"),
 }
 _UNSEEN = ("command", "output", "data_dir", "hflip")  # of no account on the page
@@ -401,6 +400,7 @@ def _columns(group: Group, tried: Sequence[Setting] | None = None) -> Columns:
         "rop": [_rate(s) for s in rows],
         "state": [s.state for s in rows],
         "timescale_of_run": [_timescale(s) for s in rows],
+        "balance": [_balance(s) for s in rows],
         **{name: [s.mean(*path) for s in rows] for name, path in _LEDGER.items()},
     }
 
@@ -417,11 +417,17 @@ def _settings_rows(group: Group) -> list[tuple[str, ...]]:
             percent(_rate(s)),
             s.state or "–",
             taken_off(s.mean("dynamics", "remaining")),
-            number(s.mean("dynamics", "balance", "mean")),
+            number(_balance(s)),
             f"{s.diverged} of {len(s.cells)}" if s.diverged else "–",
         )
         for s in ranked
     ]
+
+
+def _balance(setting: Setting) -> float:
+    """That by which states are told; of files that do not have it, that of all steps."""
+    late = setting.mean("dynamics", "balance", "late")
+    return setting.mean("dynamics", "balance", "mean") if math.isnan(late) else late
 
 
 def _lost(sweep: Sweep) -> list[tuple[str, str, str]]:

@@ -110,6 +110,7 @@ class _Statistics(Contents):
     mean: Number = None
     max: Number = None
     last: Number = None
+    late: Number = None
 
 
 class _Best(Contents):

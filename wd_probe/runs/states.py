@@ -127,13 +127,15 @@ class States:
         """
         whole, last = self.run.whole, self.run.last
         names = ("balance", "angular_update", "relative_update")
+        both = {n: {"mean": getattr(whole, n), "last": getattr(last, n)} for n in names}
         return {
             "state": self.state,
             "remaining": whole.remaining,
             "timescale_steps": whole.timescale,
             "timescale_epochs": whole.timescale / steps_per_epoch,
             "momentum": momentum,
-            **{n: {"mean": getattr(whole, n), "last": getattr(last, n)} for n in names},
+            **both,
+            "balance": both["balance"] | {"late": self.run.balance},
         }
 
     def layers_json(self) -> list[dict[str, Any]]:
