@@ -52,7 +52,9 @@ def measured(rate: float, steps: int) -> tuple[list[str], list[float]]:
     for name, angle in zip(names, angles, strict=True):
         steps_late = torch.stack(updates[name][-(steps // 4) :])
         alike = F.cosine_similarity(steps_late[APART:], steps_late[:-APART]).mean()
-        print(f"  {name}: angle over prediction {angle:.2f}, cosine of steps {APART} apart {alike:.2f}")
+        print(
+            f"  {name}: angle over prediction {angle:.2f}, cosine of steps {APART} apart {alike:.2f}"
+        )
     whole, last = probe.total, probe.late
     states = [state(whole.tensors[name], last.tensors[name]) for name in names]
     print(
