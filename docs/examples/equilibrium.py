@@ -3,8 +3,8 @@
     python docs/examples/equilibrium.py equilibrium.png
 
 Trains timm's test_resnet (800 steps of AdamW, η = 1e-3) at λ = 0.01, 1 and 10, and draws, for every
-kernel and the head, the angle of the last quarter of the steps over √(2c(1 − β)/(1 + β)). That takes
-steps for unrelated but through β; so it prints, too, how alike steps are that lie APART.
+kernel and the head, the angle of the last quarter of the steps over √(2c(1 − β)/(1 + β)). That
+takes steps for related through β alone; so it prints, too, how alike steps are that lie 50 apart.
 """
 
 import math
@@ -52,9 +52,7 @@ def measured(rate: float, steps: int) -> tuple[list[str], list[float]]:
     for name, angle in zip(names, angles, strict=True):
         steps_late = torch.stack(updates[name][-(steps // 4) :])
         alike = F.cosine_similarity(steps_late[APART:], steps_late[:-APART]).mean()
-        print(
-            f"  {name}: angle over prediction {angle:.2f}, cosine of steps {APART} apart {alike:.2f}"
-        )
+        print(f"  {name}: over prediction {angle:.2f}, cosine of steps {APART} apart {alike:.2f}")
     whole, last = probe.total, probe.late
     states = [state(whole.tensors[name], last.tensors[name]) for name in names]
     print(
