@@ -54,6 +54,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/run cannot be written to \(Not a directory\)"):
         RunFolder(tmp_path / "file/run")
+    assert "file cannot be written to (File exists)" in occupied(tmp_path / "file")
+    assert "x/y cannot be written to (Not a directory)" in occupied(tmp_path / "file/x/y")
+    assert not occupied(tmp_path / "x/y")
     with pytest.raises(InputError, match="a run is resumed in its own folder"):
         RunFolder(tmp_path / "file/run", again=True)
 

@@ -5,6 +5,7 @@ import html
 import io
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -89,7 +90,8 @@ def svg(drawn: Figure, label: str, width: float = _WIDTH) -> Markup:
         "svg.hashsalt": "wd_probe",
         "font.sans-serif": ["DejaVu Sans"],
     }
-    with mpl.rc_context(rc):
+    with mpl.rc_context(rc), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a browser has its own fonts for the others
         drawn.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
     return Markup(_inlined(file.getvalue(), label, 96 * width))
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..wording import decimal, half_life_told, percent
 from .decay_figures import draw_decay
+from .letters import show_letters
 from .style import (
     INK,
     SERIES,
@@ -533,4 +534,5 @@ def save(figures: Mapping[str, Figure], folder: Path) -> None:
     """Write figures as PNG files into a folder."""
     folder.mkdir(exist_ok=True)
     for name, figure in figures.items():
+        show_letters(figure)
         figure.savefig(folder / f"{name}.png")

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar
 from safetensors import SafetensorError
 
 from ..errors import InputError, WdProbeWarning, first_line
-from .locks import LOCK, Lock
+from .locks import LOCK, Lock, unwritable
 from .schema import TABLES
 
 if TYPE_CHECKING:
@@ -34,11 +35,20 @@ _MEASURED_WITH = ("wd-probe", "torch", "timm", "numpy")
 
 
 def occupied(path: Path) -> str:
-    """Why a new run cannot have a folder: it holds one, or what is left of one. Empty if it can."""
+    """Why a new run cannot have a folder: it holds one or its rest, or is none. Empty if it can."""
     if os.path.lexists(path / "config.json"):
         return f"{path} holds a run already; choose another --output"
     left = next((file.name for file in _growing(path) if os.path.lexists(file)), None)
-    return f"{path} holds a run's {left} already; choose another --output" if left else ""
+    if left:
+        return f"{path} holds a run's {left} already; choose another --output"
+    there = next(one for one in (path, *path.absolute().parents) if os.path.exists(one))
+    if not os.path.isdir(there):
+        error = errno.EEXIST if there == path else errno.ENOTDIR
+    elif os.access(there, os.W_OK):
+        return ""
+    else:
+        error = errno.EACCES
+    return str(unwritable(path, OSError(error, os.strerror(error))))
 
 
 def check_free(path: Path) -> None:

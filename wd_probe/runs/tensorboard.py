@@ -139,6 +139,9 @@ class Dashboard:
         """Add a figure as an image."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+        from .letters import show_letters
+
+        show_letters(figure)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
