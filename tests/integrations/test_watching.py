@@ -16,6 +16,7 @@ from tests.small import LR, RATE, Oracle, Silent, adamw, batch, loss_of, rows, s
 from wd_probe.integrations import ending, recording
 from wd_probe.integrations import watched as watched_room
 from wd_probe.integrations import watching as watching_room
+from wd_probe.runs.reading import read_run
 from wd_probe.training.options import ZeroshotOptions
 from wd_probe.training.scan import scan
 
@@ -385,6 +386,29 @@ def test_float16_copies_and_loose_tensors(watch):
             oracle.after()
             optimizer.zero_grad()
     assert watched(oracle, watching.probes[0])
+
+
+def test_layers_that_are_trained_later_are_named(watch, tmp_path):
+    with watch() as watching:
+        model = small()
+        oracle = Oracle(model.named_parameters())
+        optimizer = adamw(model[2].parameters())
+        for step in range(4):
+            if step == 2:
+                optimizer.add_param_group({"params": list(model[0].parameters())})
+            loss_of(model, step).backward()
+            oracle.before()
+            optimizer.step()
+            oracle.after()
+            optimizer.zero_grad()
+    read = read_run(tmp_path / "run")
+    assert read.layer_names == ("2", "0")
+    assert [layer["name"] for layer in read.summary["layers"]] == ["2", "0"]
+    assert read.layers["index"][:2] == [1, 1]
+    assert set(read.layers["index"]) == {1, 2}
+    assert read.config["weights"] == sum(p.numel() for p in model.parameters())
+    late = watching.probes[0].total.tensors["0.weight"]
+    assert late.opposing == sum(step["0.weight"]["opposing"] for step in oracle.steps[2:]) > 0
 
 
 def test_other_threads(watch):

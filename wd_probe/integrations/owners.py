@@ -287,6 +287,20 @@ def _only(found: Layers, named: Iterable[str]) -> Layers:
     )
 
 
+def with_more(found: Layers, model: nn.Module, names: Iterable[str]) -> Layers:
+    """Layers with parameters that have joined: in the block that has some of them, else behind."""
+    parts = [(one.name, one.parameters) for one in found]
+    place = {name: k for k, one in enumerate(found) for name in one.parameters}
+    for block in _only(blocks(model), names):
+        new = tuple(name for name in block.parameters if name not in place)
+        k = next((place[name] for name in block.parameters if name in place), None)
+        if k is not None:
+            parts[k] = (parts[k][0], (*parts[k][1], *new))
+        elif new:
+            parts.append((block.name, new))
+    return Layers((Layer(k, *part) for k, part in enumerate(parts, start=1)), found.definition)
+
+
 def is_sharded(optimizer: Optimizer) -> bool:
     """Whether other processes hold parts of what it steps."""
     return any(type(p) is not Tensor and hasattr(p, "to_local") for p in parameters_of(optimizer))

@@ -62,7 +62,7 @@ class Recording:
         self._rates, self._lr = dict[int, float | Tensor](), Running()
         self._losses, self._top1 = dict[int, float | Tensor](), dict[int, float]()
         self._started = self._written = time.monotonic()
-        self._known = self._config(probe)
+        self._known, self._layers = self._config(probe), probe.layers
         folder.json("config.json", self._known)
         self.recorder.open_dashboard(loop.stages)
 
@@ -99,12 +99,21 @@ class Recording:
 
     def write(self, last: int) -> None:
         """Write the steps so far, up to the last one that nothing will be added to."""
+        self._name_layers()
         self._evaluated(self.recorder.steps)
         for step in range(self.recorder.steps + 1, last + 1):
             lr, loss = _number(self._rates.pop(step, None)), _number(self._losses.pop(step, None))
             self._lr.add(lr)
             self.recorder.step(step, loss=_known(loss), lr=_known(lr), update=step)
             self._evaluated(step)
+
+    def _name_layers(self) -> None:
+        """Name those that have joined, before a table has their numbers."""
+        probe = self.recorder.probe
+        if probe is not None and probe.layers != self._layers:
+            self._layers = probe.layers
+            self._known |= _measured(probe)
+            self.folder.json("config.json", self._known)
 
     def _evaluated(self, step: int) -> None:
         """Write an evaluation after a step, if there was one; ahead of training it is number 0."""
@@ -150,7 +159,6 @@ class Recording:
         optimizer = self._optimizer
         assert optimizer is not None
         group = optimizer.param_groups[self._group]
-        measured = [p for _, p in probe.named_parameters()]
         return {
             "command": self.loop.command,
             "command_line": self.loop.command_line,
@@ -163,14 +171,21 @@ class Recording:
             "weight_decay": _number(group.get("weight_decay", 0.0)),
             "every": probe.every,
             "keep": probe.keep,
-            "weights": sum(p.numel() for p in measured),
-            "layer_definition": probe.layers.definition,
-            "layers": [
-                {"index": one.index, "name": one.name, "parameters": one.parameters}
-                for one in probe.layers
-            ],
+            **_measured(probe),
             **environment(group["params"][0].device),
         }
+
+
+def _measured(probe: OpposingPenaltyProbe) -> dict[str, Any]:
+    """What ``config.json`` says of the weights and their layers."""
+    return {
+        "weights": sum(p.numel() for _, p in probe.named_parameters()),
+        "layer_definition": probe.layers.definition,
+        "layers": [
+            {"index": one.index, "name": one.name, "parameters": one.parameters}
+            for one in probe.layers
+        ],
+    }
 
 
 def most_decayed(optimizers: Iterable[Optimizer]) -> tuple[Optimizer, int]:

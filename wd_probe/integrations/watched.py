@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import Teller
 from ..hooks import untraced
 from ..probe.copies import Keep
+from ..probe.step import WatchedOptimizer
 from ..runs.folder import run_folder
 from .own_loop import OpposingPenaltyProbe
-from .owners import Owner, parameters_of
+from .owners import Owner, parameters_of, with_more
 from .recording import Loop, Recording
 
 
@@ -42,6 +44,12 @@ class _Probe(OpposingPenaltyProbe):
 
     def _teller(self) -> Teller:
         return self._notes
+
+    def _look_through(self, watched: WatchedOptimizer, held: list[Tensor]) -> None:
+        known = len(self.names)
+        super()._look_through(watched, held)
+        if len(self.names) > known:
+            self.layers = with_more(self.layers, self._model, self.names)
 
 
 @dataclass(frozen=True, slots=True)
