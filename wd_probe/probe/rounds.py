@@ -143,7 +143,7 @@ class Rounds:
     def late(self, rows: int, share: float) -> Doubles:
         """As :meth:`total`, but DYNAMICS are of so great a share of the rounds, the last ones."""
         found = self.total(rows)
-        before = self._past.before(share)
+        before = self._noted().before(share)
         if before is not None:
             found[: len(before), DYNAMICS] -= before
         return found
@@ -152,12 +152,17 @@ class Rounds:
 
     def state(self) -> dict[str, Any]:
         """What :meth:`restart` goes on from, beside the total, as plain values."""
-        known = copy.deepcopy(self._past)
-        if self._open is not None:
-            known.append(self.total(0)[:, DYNAMICS])
-        stride, count, kept = known.state()
+        stride, count, kept = self._noted().state()
         past = [stride, count, [(at, value.tolist()) for at, value in kept]]
         return {"standing": self._standing.state(), "past": past}
+
+    def _noted(self) -> Growing[Doubles]:
+        """What is noted of the rounds, the open one as far as it has come."""
+        if self._open is None:
+            return self._past
+        noted = copy.deepcopy(self._past)
+        noted.append(self.total(0)[:, DYNAMICS])
+        return noted
 
     def restart(self, values: Sequence[Sequence[float]], state: Mapping[str, Any]) -> None:
         """Go on from these sums; a state of before there was a ledger has fewer."""
