@@ -1,13 +1,14 @@
 """The answers to docs/experiments.md, from the cells' rows beside this file.
 
-    python docs/data/answers.py [GRID ...]
+    python docs/data/answers.py [GRID ...] [--figures FOLDER]
 
-GRID.toml is the grid, GRID.csv its cells.csv, GRID_falling.csv the control's. Prints Markdown.
+GRID.toml is the grid, GRID.csv its cells.csv, GRID_falling.csv the control's. Prints Markdown, and draws
+into FOLDER.
 """
 
+import argparse
 import csv
 import math
-import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from scipy.stats import spearmanr
 
 from wd_probe.runs.decay_tables import number
+from wd_probe.runs.style import INK, SERIES, dress, new_figure
 from wd_probe.sweeps.results import Interval, difference, interval
 from wd_probe.wording import percent
 
@@ -65,6 +67,14 @@ class Grid:
     def length(self, row: Row) -> float:
         """1/(ηλ) in lengths of the run."""
         return 1 / (float(row["lr"]) * float(row["weight_decay"]) * self.steps)
+
+    def lengths(self, method: str) -> dict[float, float]:
+        """The same by λ."""
+        return {
+            rate: self.length(row)
+            for (name, rate, _), row in sorted(self.cells.items(), key=str)
+            if name == method and rate
+        }
 
 
 def told(found: Interval, sign: bool = False) -> str:
@@ -213,8 +223,41 @@ def rules(grid: Grid) -> None:
     table(("rule, for wd", "λ", "points below the best λ", "usable"), rows)
 
 
+MARKS = {"l2": "s", "wd": "o", "pwd": "^", "lpwd": "v", "falling": "D", "cautious": "P"}
+
+
+def drawn(grid: Grid, folder: Path) -> None:
+    """Top-1 and mean R_op by how long decay remembers; bars are 95 % intervals over seeds."""
+    figure = new_figure(grid.name, width=8.4, height=3.6)
+    left, right = figure.subplots(1, 2)
+    base = interval(list(grid.figure("baseline", 0.0).values()))
+    left.axhspan(base.mean - base.half_width, base.mean + base.half_width, color=INK, alpha=0.1)
+    left.axhline(base.mean, color=INK, linewidth=1, label="baseline")
+    for (method, mark), color in zip(MARKS.items(), SERIES, strict=True):
+        rates, lengths = [r for r in grid.rates(method) if r], grid.lengths(method)
+        if not rates:
+            continue
+        x = [lengths[rate] for rate in rates]
+        top1 = [interval(list(grid.figure(method, rate).values())) for rate in rates]
+        bars = [0 if math.isnan(one.half_width) else one.half_width for one in top1]
+        style = {"color": color, "marker": mark, "markersize": 5, "linewidth": 1, "label": method}
+        left.errorbar(x, [one.mean for one in top1], bars, capsize=2, **style)
+        right.plot(x, [100 * grid.mean(method, rate, "R_op") for rate in rates], **style)
+    label = "1/(ηλ), lengths of the run: less memory to the right"
+    dress(left, "test top-1, %", label).set(xscale="log", ylim=(0, 100))
+    dress(right, "mean R_op, %", label).set(xscale="log", ylim=(0, None))
+    for axes in (left, right):
+        axes.invert_xaxis()
+    left.legend(fontsize=8, frameon=False, loc="lower left")
+    figure.savefig(folder / f"{grid.name}.png")
+
+
 def main() -> None:
-    names = sys.argv[1:] or [
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("grids", nargs="*")
+    parser.add_argument("--figures", type=Path)
+    asked = parser.parse_args()
+    names = asked.grids or [
         p.stem for p in sorted(HERE.glob("*.toml")) if p.with_suffix(".csv").exists()
     ]
     for name in names:
@@ -225,6 +268,8 @@ def main() -> None:
         parts = (settings, helps, compared, robust, predictors, rules)
         for part in parts if "baseline" in grid.methods() else (settings,):
             part(grid)
+        if asked.figures and "baseline" in grid.methods():
+            drawn(grid, asked.figures)
 
 
 if __name__ == "__main__":
