@@ -2,8 +2,8 @@
 
     python docs/data/answers.py [GRID ...] [--figures FOLDER]
 
-GRID.toml is the grid, GRID.csv its cells.csv, GRID_falling.csv the control's. Prints Markdown, and draws
-into FOLDER.
+GRID.toml is the grid, GRID.csv its cells.csv, GRID_falling.csv the control's. Prints Markdown, and
+draws into FOLDER.
 """
 
 import argparse
