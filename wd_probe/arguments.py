@@ -73,10 +73,16 @@ def check_path(value: Path, what: str) -> None:
     """Refuse a path that no file system takes; to ask one whether it is there would be an error.
 
     Raises:
-        InputError: a name in it is too long, or all of it; it holds a NUL byte.
+        InputError: a name in it is too long, or all of it; it holds a NUL byte, or half a character.
     """
     if "\0" in str(value):
         raise InputError(f"{what} must be a path without NUL bytes, got {shown(str(value))}")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{what} must be a path of whole characters, got {shown(str(value))}"
+        ) from None
     names = [len(name.encode("utf-8", "surrogatepass")) for name in (*value.parts, str(value))]
     if max(names[:-1], default=0) > 255 or names[-1] > 4095:
         raise InputError(f"{what} must be a path that is not too long, got {shown(str(value))}")

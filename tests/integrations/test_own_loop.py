@@ -166,6 +166,7 @@ def test_what_is_no_path_is_refused(make):
 
 @pytest.mark.parametrize(("path", "told"), [
     ("a\0b", r"output must be a path without NUL bytes, got 'a\\x00b'"),
+    ("a\ud800", r"output must be a path of whole characters, got 'a\\ud800'"),
     ("x" * 256, "output must be a path that is not too long"),
     ("", "output: a path is needed, got an empty one"),
 ])  # fmt: skip

@@ -283,6 +283,15 @@ def test_a_dropped_probe_frees_model_and_optimizer():
     assert [ref() for ref in seen] == [None, None, None]
 
 
+@pytest.mark.parametrize(("groups", "got"), [("conv1", "str"), (5, "int"), ([1], "int")])
+def test_metrics_of_what_are_no_layers_are_refused(groups, got):
+    model = small()
+    probe = OpposingPenaltyProbe(model, adamw(model.parameters()))
+    told = rf"^groups: a layer, as of wd_probe.layers\(model\), is needed, got {got}$"
+    with pytest.raises(InputError, match=told):
+        probe.metrics(groups=groups)
+
+
 def test_metrics_are_of_the_steps_since_the_last_call():
     model = small()
     optimizer = adamw(model.parameters())

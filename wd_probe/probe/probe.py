@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ..arguments import as_path, check_choice, check_count, check_rate, check_type
 from ..errors import InputError, Teller, first_line
 from ..hooks import Missing, StepHooks, classes, hooked_all, is_captured, weakly
-from ..layering import Layers, check_made, clean_name, layers, layers_or, named_parameters
+from ..layering import Layer, Layers, check_made, clean_name, layers, layers_or, named_parameters
 from ..sharding import Shards, refuse_flat
 from . import kernel
 from .copies import Keep, same
@@ -348,7 +348,14 @@ class OpposingPenaltyProbe:
 
         Returns:
             By name ("R_op/rate", "decay/balance", ...); empty if nothing was measured.
+
+        Raises:
+            InputError: ``groups`` are no layers.
         """
+        if groups is not None:
+            check_type(groups, "groups", Iterable, _LAYERS)
+            for layer in groups:
+                check_type(layer, "groups", Layer, _LAYERS)
         values = self.total.values
         told = np.zeros_like(values)
         told[: len(self._told)] = self._told
@@ -450,6 +457,8 @@ class OpposingPenaltyProbe:
         """Close."""
         self.close()
 
+
+_LAYERS = "a layer, as of wd_probe.layers(model),"
 
 #: What :meth:`OpposingPenaltyProbe.metrics` gives, by its name there.
 METRICS = {
