@@ -73,7 +73,7 @@ def check_path(value: Path, what: str) -> None:
     """Refuse a path that no file system takes; to ask one whether it is there would be an error.
 
     Raises:
-        InputError: a name in it is too long, or all of it; it holds a NUL byte, or half a character.
+        InputError: a name in it is too long, or all of it; a NUL byte or half a character is in it.
     """
     if "\0" in str(value):
         raise InputError(f"{what} must be a path without NUL bytes, got {shown(str(value))}")
