@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import sys
 from contextlib import nullcontext
 
@@ -23,6 +24,14 @@ hypothesis.settings.load_profile("suite")
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _ended_as_before():
+    """A command has its own way to end by SIGTERM, for as long as its process lives."""
+    was = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, was)
 
 
 @pytest.fixture(scope="session", autouse=True)

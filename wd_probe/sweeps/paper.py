@@ -228,6 +228,8 @@ def _how(context: _Context) -> list[str]:
     o = context.options.setting
     size = "all training images" if o.train_samples is None else counted(o.train_samples, "image")
     weights = "pretrained weights" if o.pretrained else "random weights"
+    if o.checkpoint is not None:
+        weights = f"weights of {shown_line(o.checkpoint.name, 80)}"
     once = f"R_op once in {counted(o.every, 'step')}"
     measured = {0: "R_op was not measured", 1: "R_op at every step"}.get(o.every, once)
     rates = sorted({s.lr for s in context.found}), sorted({s.weight_decay for s in context.found})
