@@ -5,7 +5,9 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import timm
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.small import rows, start
 from tests.sweeps.conftest import stamps, wait_for
@@ -158,6 +160,15 @@ def test_experiments_share_their_cells(output, name, drawn, new):
     for figure in drawn:
         with Image.open(output / "figures" / f"{figure}.png") as picture:
             assert picture.convert("L").getextrema()[0] < 100
+
+
+def test_the_file_that_weights_come_from_is_named(tmp_path):
+    weights = tmp_path / "made.safetensors"
+    save_file(timm.create_model("test_convnext", num_classes=10).state_dict(), weights)
+    setting = replace(SMALL, checkpoint=weights, epochs=1)
+    options = small(tmp_path / "out", weight_decays=(0.5,), seeds=1, setting=setting)
+    reproduce("fig1", options, Silent())
+    assert ", weights of made.safetensors, " in (tmp_path / "out/fig1.md").read_text()
 
 
 def test_scans_of_fig3a_are_kept(output):
