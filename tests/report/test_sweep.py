@@ -41,6 +41,21 @@ def test_a_sweep(folders, tmp_path):
     assert f"is {did['state']}, " in shown.text
 
 
+def test_what_was_run(copy, tmp_path):
+    sweep = copy("sweep")
+    changed = {"steps": 3, "scale": "falling", "checkpoint": "made.safetensors", "smoothing": 0.1,
+               "command_line": "wdprobe sweep grid.toml"}  # fmt: skip
+    for config in (sweep / "cells").glob("*/config.json"):
+        config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    told = written([sweep], tmp_path).text
+    told = told[told.index("What was run") :]
+    rows = told.splitlines()
+    for row in ("commandwdprobe sweep grid.toml", "weights frommade.safetensors",
+                "layer-wise ratesfalling", "timm's recipesmoothing 0.1"):  # fmt: skip
+        assert row in rows
+    assert ("length3 steps" in rows, "epochs" in told) == (True, False)
+
+
 def test_rates_of_0_alone_are_not_drawn(copy, tmp_path):
     sweep = copy("sweep")
     for cell in (sweep / "cells").glob("*-wd-*"):

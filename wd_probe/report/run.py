@@ -248,7 +248,7 @@ def facts(run: Run) -> dict[str, object]:
             "decay rate λ": c.get("weight_decay"),
             "a step takes off": c.get("c"),
             "layer-wise rates": c.get("scale"),
-            "timm's recipe": _recipe(c) or None,
+            "timm's recipe": recipe(c) or None,
             "seconds": number(summary.get("seconds")) if summary.get("seconds") else None,
         }
     )
@@ -262,7 +262,8 @@ def facts(run: Run) -> dict[str, object]:
     return shared | training | machine
 
 
-def _recipe(config: Mapping[str, Any]) -> str:
+def recipe(config: Mapping[str, Any]) -> str:
+    """What a run takes of timm's recipe, for a person."""
     usual = defaults(TrainOptions)
     return told(
         {name: config[name] for name in usual if config.get(name, usual[name]) != usual[name]}

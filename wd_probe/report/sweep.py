@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..choices import METHODS
-from ..errors import InputError, printable, shown_line
+from ..errors import InputError, counted, printable, shown_line
 from ..runs import figures
 from ..runs.decay_tables import number, taken_off
 from ..runs.reading import read_json
@@ -30,6 +30,7 @@ from ..sweeps.results import (
 )
 from ..training.options import TrainOptions, typed
 from ..wording import percent, plus_minus
+from .run import recipe
 from .values import Columns, Figures
 
 _ORDER = ("own", *METHODS)
@@ -446,22 +447,31 @@ def _facts(sweep: Sweep) -> dict[str, object]:
     configs = sweep.configs
     return {
         "folder": sweep.path,
+        "command": _several(c.get("command_line") for c in configs),
         "datasets": _several(o.dataset for o in chosen),
         "models": _several(o.model for o in chosen),
+        "weights from": _several(c.get("source") or c.get("checkpoint") for c in configs),
         "optimizers": _several(o.opt for o in chosen),
         "methods": _several(o.method for o in chosen),
+        "layer-wise rates": _several(c.get("scale") for c in configs),
         "learning rates η": _several(sorted({o.learning_rate for o in chosen})),
         "decay rates λ": _several(sorted({o.weight_decay for o in chosen})),
         "seeds": _several(sorted({o.seed for o in chosen})),
-        "epochs": _several(c.get("epochs") for c in configs),
+        "length": _several(_length(c) for c in configs),
         "batch": _several(c.get("batch_size") for c in configs),
         "training images": _several(c.get("train_size") for c in configs),
+        "timm's recipe": _several(recipe(c) or None for c in configs),
         "machines": _several(f"{c.get('device_name')} ({c.get('device')})" for c in configs),
         "versions": _several(
             f"{name} {version}" for c in configs for name, version in c.get("versions", {}).items()
         ),
         "hours of training": f"{seconds / 3600:.2g}",
     }
+
+
+def _length(config: Mapping[str, Any]) -> str | None:
+    lengths = (config.get("steps"), "step"), (config.get("epochs"), "epoch")
+    return next((counted(length, what) for length, what in lengths if length), None)
 
 
 def _several(values: Any) -> str | None:
