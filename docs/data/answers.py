@@ -59,10 +59,19 @@ class Grid:
         return interval(list(self.figure(method, rate, name).values())).mean
 
     def best(self, method: str) -> float:
-        """The λ with the highest mean validation top-1, of those that all of its seeds ran."""
-        seeds = max(len(self.figure(method, rate)) for rate in self.rates(method))
-        full = [rate for rate in self.rates(method) if len(self.figure(method, rate)) == seeds]
-        return max(full, key=lambda rate: self.mean(method, rate, "val_top1"))
+        """The λ with the highest mean validation top-1, of those that two seeds ran or more."""
+        tried = self.rates(method)
+        several = [rate for rate in tried if len(self.figure(method, rate)) > 1] or tried
+        return max(several, key=lambda rate: self.mean(method, rate, "val_top1"))
+
+    def shared(self, one: str, other: str) -> list[float]:
+        """The λ that two methods have in common, and of these as many as give most cells."""
+        seeds = {
+            rate: len(self.figure(one, rate).keys() & self.figure(other, rate).keys())
+            for rate in {*self.rates(one)} & {*self.rates(other)}
+        }
+        least = max(seeds.values(), key=lambda n: n * sum(k >= n for k in seeds.values()))
+        return sorted(rate for rate, n in seeds.items() if n >= least)
 
     def length(self, row: Row) -> float:
         """1/(ηλ) in lengths of the run."""
@@ -77,11 +86,11 @@ class Grid:
         }
 
 
-def told(found: Interval, sign: bool = False) -> str:
+def told(found: Interval, sign: bool = False, places: int = 2) -> str:
     if math.isnan(found.mean):
         return "–"
-    reach = "" if math.isnan(found.half_width) else f" ± {found.half_width:.2f}"
-    return f"{found.mean:{'+' if sign else ''}.2f}{reach}".replace("-", "−")
+    reach = "" if math.isnan(found.half_width) else f" ± {found.half_width:.{places}f}"
+    return f"{found.mean:{'+' if sign else ''}.{places}f}{reach}".replace("-", "−")
 
 
 def mean(by_seed: Mapping[int, float]) -> str:
@@ -162,7 +171,7 @@ def robust(grid: Grid) -> None:
     for one, other in (("lpwd", "wd"), ("lpwd", "pwd"), ("falling", "pwd")):
         if not {one, other} <= {*grid.methods()}:
             continue
-        shared = sorted({*grid.rates(one)} & {*grid.rates(other)})
+        shared = grid.shared(one, other)
         sides = lost(grid, one, shared), lost(grid, other, shared)
         found = gap(*sides)
         rows.append((f"{one} − {other}", len(shared), *map(mean, sides), told(found, sign=True),
@@ -223,6 +232,19 @@ def rules(grid: Grid) -> None:
     table(("rule, for wd", "λ", "points below the best λ", "usable"), rows)
 
 
+def shrunk(rows: Sequence[Row]) -> None:
+    """Half-lives by zero-shot decay after fine-tuning, and what decay has moved them by."""
+    found: dict[tuple[str, float], dict[int, float]] = {}
+    for row in rows:
+        setting = row["method"], float(row["weight_decay"])
+        found.setdefault(setting, {})[int(row["seed"])] = float(row["half_life"])
+    base = found["baseline", 0.0]
+    table(("method", "λ", "seeds", "half-life", "above baseline"),
+          [(method, f"{rate:g}", len(each), told(interval(list(each.values())), places=4),
+            told(gap(each, base), sign=True, places=4) if method != "baseline" else "–")
+           for (method, rate), each in found.items()])  # fmt: skip
+
+
 MARKS = {"l2": "s", "wd": "o", "pwd": "^", "lpwd": "v", "falling": "D", "cautious": "P"}
 
 
@@ -270,6 +292,9 @@ def main() -> None:
             part(grid)
         if asked.figures and "baseline" in grid.methods():
             drawn(grid, asked.figures)
+    if not asked.grids:
+        print("\n## lite0_zeroshot")
+        shrunk(list(csv.DictReader((HERE / "lite0_zeroshot.csv").open())))
 
 
 if __name__ == "__main__":
