@@ -168,7 +168,8 @@ def lost(grid: Grid, method: str, shared: Sequence[float]) -> dict[int, float]:
 
 def robust(grid: Grid) -> None:
     rows = []
-    for one, other in (("lpwd", "wd"), ("lpwd", "pwd"), ("falling", "pwd")):
+    pairs = ("lpwd", "wd"), ("lpwd", "pwd"), ("falling", "pwd"), ("cautious", "wd")
+    for one, other in pairs:
         if not {one, other} <= {*grid.methods()}:
             continue
         shared = grid.shared(one, other)
