@@ -14,6 +14,7 @@ from wd_probe.training.options import OUTPUT, TrainOptions
 from wd_probe.training.recipe_options import NAMES as RECIPE
 
 from . import options as o
+from . import where
 from .console import loading, out, to_stdout
 
 
@@ -35,6 +36,10 @@ def reproduce(
     output: Annotated[Path, Option("Folder of the cells and tables.", OUTPUT)] = Path("runs/paper"),
     yes: o.Yes = False,
     json: o.Json = False,
+    ray: where.Ray = False,
+    ray_address: where.RayAddress = None,
+    gpus_per_cell: where.GpusPerCell = None,
+    cpus_per_cell: where.CpusPerCell = None,
 ) -> None:
     """Run a table or figure of the paper again, in its setting or any smaller one.
 
@@ -49,8 +54,11 @@ def reproduce(
         from wd_probe.sweeps import paper
 
         from .progress import SweepProgress
-    with SweepProgress() as progress:
-        result = paper.reproduce(name, options, progress, consent=yes)
+    with (
+        where.runner(ray, ray_address, cpus_per_cell, gpus_per_cell) as runner,
+        SweepProgress() as progress,
+    ):
+        result = paper.reproduce(name, options, progress, runner=runner, consent=yes)
     if json:
         to_stdout(result)
     else:

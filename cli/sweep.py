@@ -1,6 +1,5 @@
 """`wdprobe sweep`."""
 
-import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,13 +7,14 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from wd_probe.errors import InputError, counted
+from wd_probe.errors import counted
 from wd_probe.tables import plain_table
 from wd_probe.training.option import Option
 from wd_probe.training.options import TrainOptions
 from wd_probe.wording import percent, plus_minus
 
 from . import options as o
+from . import where
 from .console import err, loading, out, to_stdout
 
 _DEFAULTS = TrainOptions(opt="adam", method="lpwd")
@@ -35,7 +35,6 @@ _FIELDS = o.Fields(
         "output": "Folder of the sweep (default runs/sweep-KEY, the same for the same grid).",
     },
 )
-_WHERE = "Where"
 
 
 @o.command(given=_FIELDS)
@@ -51,16 +50,10 @@ def sweep(
     ] = None,
     json: o.Json = False,
     yes: o.Yes = False,
-    ray: Annotated[bool, Option("Run cells as Ray tasks, on this machine.", _WHERE)] = False,
-    ray_address: Annotated[
-        str | None, Option("Run them on a cluster: HOST:PORT, ray://HOST:PORT or auto.", _WHERE)
-    ] = None,
-    gpus_per_cell: Annotated[
-        float | None, Option("With Ray; may be a fraction (default 1 if there are any).", _WHERE)
-    ] = None,
-    cpus_per_cell: Annotated[
-        int | None, Option("With Ray; also torch's threads (default 1).", _WHERE)
-    ] = None,
+    ray: where.Ray = False,
+    ray_address: where.RayAddress = None,
+    gpus_per_cell: where.GpusPerCell = None,
+    cpus_per_cell: where.CpusPerCell = None,
 ) -> None:
     """Train every cell of a grid; the same command goes on where it was stopped."""
     from wd_probe.sweeps.grid import Plan, claimed, read_grid
@@ -75,7 +68,7 @@ def sweep(
 
             from .progress import SweepProgress
         with (
-            _runner(ray, ray_address, cpus_per_cell, gpus_per_cell) as runner,
+            where.runner(ray, ray_address, cpus_per_cell, gpus_per_cell) as runner,
             SweepProgress() as progress,
         ):
             summaries = runs.sweep(ordered, folder, progress, runner=runner, consent=yes)
@@ -101,16 +94,6 @@ def _values(
     if seeds is None:
         defaults["seed"] = range(1)
     return {**defaults, **read, **typed}  # the last axis turns fastest
-
-
-def _runner(ray: bool, address: str | None, cpus: int | None, gpus: float | None) -> Any:
-    if ray or address is not None:
-        from wd_probe.sweeps.ray import OnRay
-
-        return OnRay(address, cpus=1 if cpus is None else cpus, gpus=gpus)
-    if cpus is not None or gpus is not None:
-        raise InputError("--cpus-per-cell and --gpus-per-cell need --ray or --ray-address")
-    return contextlib.nullcontext()
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -17,9 +17,10 @@ from tests.sweeps.conftest import TINY, stamps, wait_for
 ROOT = Path(__file__).parents[2]
 
 
-def test_without_ray(wdprobe, monkeypatch):
+@pytest.mark.parametrize("command", [("sweep", *TINY), ("reproduce", "table1")])
+def test_without_ray(wdprobe, monkeypatch, command):
     monkeypatch.setitem(sys.modules, "ray", None)
-    code, out, err = wdprobe("sweep", *TINY, "--ray")
+    code, out, err = wdprobe(*command, "--ray")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "Ray is not installed; pip install 'wd-probe[ray]', or leave out --ray" in err
 
@@ -111,6 +112,23 @@ def test_ray_runs_the_same_cells_and_outlives_a_killed_worker(tmp_path, wdprobe)
     assert code == 0
     assert "4 cells, 4 of them finished before" in err
     assert stamps(tmp_path / "s/cells") == before
+
+
+@pytest.mark.slow
+def test_a_table_of_the_paper_runs_there(tmp_path):
+    pytest.importorskip("ray")
+    grid = ["--method", "wd,lpwd", "--lr", 1e-3, "--weight-decay", 0.5, "--seeds", 1]
+    small = ["--no-pretrained", "--train-samples", 64, "--batch-size", 32, "--epochs", 1]
+    process = start(
+        tmp_path, "reproduce", "table1", "--model", "test_convnext", "--dataset", "digits", "--opt",
+        "adam", *grid, *small, "--output", "p", "--json", "--ray",
+    )  # fmt: skip
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert (json.loads(out)["cells"], json.loads(out)["failed"]) == (2, [])
+    assert len(rows(tmp_path / "p/table1.csv")) == 2
+    configs = [json.loads(p.read_text()) for p in (tmp_path / "p/cells").glob("*/config.json")]
+    assert [config["threads"] for config in configs] == [1] * 2
 
 
 @pytest.mark.slow
