@@ -124,6 +124,19 @@ def test_the_example_of_equilibrium(tmp_path, capsys):
     assert capsys.readouterr().out.count("16 idle") == 2
 
 
+def test_the_experiments_numbers_are_those_of_their_rows(tmp_path, capsys, monkeypatch):
+    answers = runpy.run_path(str(ROOT / "docs/data/answers.py"))
+    monkeypatch.setattr(sys, "argv", ["answers.py", "--figures", str(tmp_path)])
+    answers["main"]()
+    printed = capsys.readouterr().out
+    page = (ROOT / "docs/experiments.md").read_text().partition("## What came out")[2]
+    told = re.findall(r"[+−]?\d+\.\d+\s±\s+\d+\.\d+", page)
+    assert len(told) > 100
+    assert [one for one in told if " ".join(one.split()) not in printed] == []
+    for name in re.findall(r"images/(\w+\.png)", page):
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
 @pytest.mark.slow
 def test_the_notebook_shows_what_it_holds(tmp_path):
     """In a kernel of its own and an empty folder: the kinds of output that are on file."""

@@ -25,6 +25,10 @@ PREDICTORS = ("R_op", "weight_decay", "remaining", "balance", "angular_update")
 Row = Mapping[str, str]
 
 
+def rows_of(file: Path) -> list[Row]:
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
 class Grid:
     """The cells of a grid by method, λ and seed."""
 
@@ -35,7 +39,7 @@ class Grid:
         self.cells: dict[tuple[str, float, int], Row] = {}
         for part, method in ((name, None), (f"{name}_falling", "falling")):
             file = HERE / f"{part}.csv"
-            for row in csv.DictReader(file.open()) if file.exists() else ():
+            for row in rows_of(file) if file.exists() else ():
                 if row["status"] in ("finished", "diverged"):
                     key = method or row["method"], float(row["weight_decay"]), int(row["seed"])
                     self.cells[key] = row
@@ -295,7 +299,7 @@ def main() -> None:
             drawn(grid, asked.figures)
     if not asked.grids:
         print("\n## lite0_zeroshot")
-        shrunk(list(csv.DictReader((HERE / "lite0_zeroshot.csv").open())))
+        shrunk(rows_of(HERE / "lite0_zeroshot.csv"))
 
 
 if __name__ == "__main__":
