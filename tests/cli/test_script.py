@@ -195,7 +195,7 @@ def test_under_torchrun_the_first_process_alone_writes(tmp_path, how):
     watch = [*WATCH, "--output", "mine", "train.py", how]
     code, out, err = ended(start([*torchrun, "2", "--no-python", "--", *watch], tmp_path))
     assert code == 0, err
-    assert out.split() == ["done", "done"]
+    assert out.split() in (["done", "done"], ["donedone"])  # of two processes
     assert err.count("8 steps of ") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "train.py"]
     config = json.loads((tmp_path / "mine/config.json").read_text())
