@@ -13,8 +13,8 @@ from ..sums import RAW, Factors
 from . import cpu
 from .blocks import alike
 
-_CHUNK = 1 << 18  # weights that are worked on at a time: their copies stay in the cache
-_ROW = 128
+_CHUNK = 1 << 19  # weights that are worked on at a time: their copies stay in the cache
+_ROW = 64
 _FEW = 4096  # what is soon looked at closely
 _SUMS = RAW.index("taken")
 _LEAST = 1e-24  # what sums of squares in float32 are right from
@@ -135,6 +135,8 @@ def _count_closely(kept: Tensor, now: Tensor, c: float, of_stepped: bool) -> Ten
     if even < len(now):
         result[:_SUMS] += _few(kept[even:], now[even:], c, of_stepped)
         kept[even:] = now[even:]
+    if not even:
+        return torch.from_numpy(result)
     near: list[tuple[Tensor, Tensor]] = []  # of weights that may have crossed, before and now
     chunks = (t[:even].view(-1, _ROW).split(_CHUNK // _ROW) for t in (kept, now))
     room, d = (torch.empty_like(kept[: min(even, _CHUNK)]).view(-1, _ROW) for _ in range(2))
@@ -181,15 +183,15 @@ def _squared(rows: Tensor) -> Tensor:
 
 def _few(kept: Tensor, now: Tensor, c: float, of_stepped: bool) -> NDArray[np.float64]:
     """The same of a few weights, by fewer operations."""
-    x, y = kept.double(), now.double()
-    d, old, new = y - x, x.abs(), y.abs()
-    weighed = new if of_stepped else old
-    across = (x * y) < 0
-    opposes = across & (new > c / 2 * old)
-    flipped = across & (new > c * old)
-    counts = [int(which.count_nonzero()) for which in (weighed, opposes, flipped)]
-    sizes = (weighed * opposes).sum(), weighed.sum(), x.dot(x), x.dot(d), d.dot(d)
-    found = [*counts, 0, *torch.stack(sizes).tolist()]
-    if kept.dtype == torch.float32 and all(map(math.isfinite, found)):
-        return np.array(found)
+    x, y = (t.detach().numpy().astype(np.float64) for t in (kept, now))
+    with np.errstate(all="ignore"):
+        d, old, new = y - x, np.abs(x), np.abs(y)
+        weighed = new if of_stepped else old
+        across = x * y < 0
+        opposes = across & (new > c / 2 * old)
+        flipped = across & (new > c * old)
+        counts = map(np.count_nonzero, (weighed, opposes, flipped))
+        found = np.array([*counts, 0, weighed[opposes].sum(), weighed.sum(), x @ x, x @ d, d @ d])
+    if kept.dtype == torch.float32 and np.isfinite(found).all():
+        return found
     return formulas.tally(kept, now, c, of_stepped=of_stepped)[:_SUMS].numpy()
