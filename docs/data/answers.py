@@ -85,7 +85,7 @@ class Grid:
         """The same by λ."""
         return {
             rate: self.length(row)
-            for (name, rate, _), row in sorted(self.cells.items(), key=str)
+            for (name, rate, _), row in self.cells.items()
             if name == method and rate
         }
 

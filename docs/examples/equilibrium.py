@@ -9,6 +9,7 @@ takes steps for related through β alone; so it prints, too, how alike steps are
 
 import math
 import sys
+from collections import deque
 
 import timm
 import torch
@@ -31,7 +32,7 @@ def measured(rate: float, steps: int) -> tuple[list[str], list[float]]:
     model = timm.create_model("test_resnet", num_classes=10)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=rate, betas=(BETA, 0.999))
     weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
-    updates: dict[str, list[torch.Tensor]] = {name: [] for name in weights}
+    updates = {name: deque[torch.Tensor](maxlen=steps // 4) for name in weights}
     with wd_probe.OpposingPenaltyProbe(model, optimizer) as probe:
         while probe.steps < steps:
             for images, labels in data.train:
@@ -50,8 +51,8 @@ def measured(rate: float, steps: int) -> tuple[list[str], list[float]]:
         sum(r.tensors[name].angular_update for r in late) / len(late) / predicted for name in names
     ]
     for name, angle in zip(names, angles, strict=True):
-        steps_late = torch.stack(updates[name][-(steps // 4) :])
-        alike = F.cosine_similarity(steps_late[APART:], steps_late[:-APART]).mean()
+        taken = torch.stack(tuple(updates[name]))
+        alike = F.cosine_similarity(taken[APART:], taken[:-APART]).mean()
         print(f"  {name}: over prediction {angle:.2f}, cosine of steps {APART} apart {alike:.2f}")
     whole, last = probe.total, probe.late
     states = [state(whole.tensors[name], last.tensors[name]) for name in names]

@@ -563,6 +563,23 @@ def test_hooks_that_clip_gradients_in_a_compiled_step(kind, late):
     assert is_same == (added not in says)
 
 
+def test_a_group_that_has_gone_between_measured_steps_ends_no_compiled_one():
+    torch._dynamo.reset()
+    model = small()
+    first, *others = model.parameters()
+    groups = [{"params": [first]}, {"params": others}]
+    optimizer = torch.optim.SGD(groups, 0.5, weight_decay=0.3)
+    probe = OpposingPenaltyProbe(model, optimizer, every=2)
+    optimizer.register_step_pre_hook(lambda *_: None)
+    train(model, optimizer, 1)
+    del optimizer.param_groups[1]
+    before = first.detach().clone()
+    loss_of(model, 1).backward()
+    torch.compile(optimizer.step, backend="eager")()
+    assert len(probe.records) == 1
+    assert not torch.equal(first, before)
+
+
 @pytest.mark.filterwarnings("ignore:R_op is not measured while a learning rate is negative")
 @pytest.mark.parametrize("lr", [0.0, -LR, math.nan, math.inf])
 @pytest.mark.parametrize("kind", [float, torch.tensor])

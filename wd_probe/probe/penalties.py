@@ -202,7 +202,8 @@ class Penalties:
             forced = bool(self._exact) and decay.moment in ("step", "update")
             return decay.rate > 0 and (forced or decay.moment == "gradient")
         groups = self._optimizer.param_groups
-        effects = (self._effect(number, groups[number], p) for number, p in kinds.likes)
+        stand = [(number, p) for number, p in kinds.likes if number < len(groups)]
+        effects = (self._effect(number, groups[number], p) for number, p in stand)
         return any(self._way(effect) == "exact" for effect in effects)
 
     def need_weights(self, kinds: Kinds) -> bool:

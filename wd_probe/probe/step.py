@@ -137,8 +137,7 @@ class WatchedOptimizer:
         is_same = (decay, sizes) == (last.decay, last.sizes) and same(weights, last.weights)
         if not is_same:
             self._live = self._seen(weights, live)
-        lie_otherwise = self._copy()
-        if lie_otherwise and is_same:
+        if self._copy() and is_same:  # they lie otherwise
             self._live = self._seen(weights, live)
 
     def _moves(self, p: Tensor) -> bool:
