@@ -61,8 +61,10 @@ def _told(summary: Mapping[str, Any], width: int) -> Iterator[RenderableType]:
     if "rate" in summary:
         yield from _rates(summary)
         yield from worst_layers(summary["layers"], summary["layer_definition"])
+    items = (*told[1:], *summary["findings"])
+    if items:
         yield ""
-        yield from map(_item, (*told[1:], *summary["findings"]))
+        yield from map(_item, items)
 
 
 def _item(text: str) -> RenderableType:
@@ -79,6 +81,7 @@ def _scores(summary: Mapping[str, Any]) -> Iterator[RenderableType]:
         chosen = "the best " if best["epochs"] < summary["epochs"] else ""
         found.append((f"mean of {chosen}{counted(best['epochs'], 'epoch')}", best["mean"]))
     found.append(("at the other moment", summary["other_top1"]))
+    found.append(("by running statistics of batch norm", summary.get("running_top1")))
     if summary["chosen"] is not None:
         where = f"at epoch {summary['chosen']['epoch']}, the best on validation"
         found.append((where, summary["chosen"]["top1"]))

@@ -85,6 +85,8 @@ def figures(summary: Summary | None) -> dict[str, Any]:
         "top1": of.get("top1"),
         "best10": (of.get("best10") or {}).get("mean"),
         "val_top1": of.get("val_top1"),
+        "running_top1": of.get("running_top1"),
+        "running_val_top1": of.get("running_val_top1"),
         "R_op": (of.get("rate") or {}).get("mean"),
         **_what_decay_did(of.get("dynamics") or {}),
         "seconds": of.get("seconds"),

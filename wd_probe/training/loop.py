@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -225,6 +225,22 @@ class Trainer:
         self._start = self._now()
         return self.data.batches()
 
+    @contextlib.contextmanager
+    def ahead(self, images: int) -> Iterator[Iterator[Batch]]:
+        """So many training images or a few more, in batches; the next epoch is drawn as ever."""
+        where = self._now()
+        try:
+            yield self._first(images)
+        finally:
+            self._set(where)
+
+    def _first(self, images: int) -> Iterator[Batch]:
+        for batch in self.data.batches():
+            yield batch
+            images -= len(batch[1]) * ranks.size()
+            if images <= 0:
+                return
+
     def _now(self) -> dict[str, Any]:
         return {"random": random_state(), "data": self.data.state_dict()}
 
@@ -269,7 +285,7 @@ class Trainer:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    data: Batches,
+    data: Iterable[Batch],
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> Score:
     """Top-1 and loss over the data, in evaluation mode; the model's mode is put back.

@@ -179,6 +179,7 @@ class TrainOptions:
     val_interval: Annotated[
         int, Option("Evaluate every so many epochs, and after the last.", TRAINING, AT_LEAST_1)
     ] = 1
+    update_bn: recipe.UpdateBn = False
     sched: recipe.Sched = "none"
     sched_on_updates: recipe.SchedOnUpdates = False
     warmup_epochs: recipe.WarmupEpochs = None

@@ -97,6 +97,13 @@ MixupOffEpoch = Annotated[
 AutoAugment = Annotated[
     str | None, Option("A policy of timm's: rand-m9-mstd0.5-inc1, augmix-m3-w3, 3a ...", RECIPE)
 ]
+UpdateBn = Annotated[
+    bool,
+    Option(
+        "Evaluate by batch norm statistics taken anew from training images, as torch's update_bn.",
+        RECIPE,
+    ),
+]
 ModelEma = Annotated[
     bool, Option("Keep a moving average of the weights, and evaluate that.", RECIPE)
 ]
@@ -116,8 +123,8 @@ NEEDS = {
 }
 #: The options of a recipe.
 NAMES = (
-    "sched", *_OF_A_SCHEDULE, "layer_decay", "clip_grad", "clip_mode", "grad_accum_steps",
-    "smoothing", "mixup", "cutmix", "mixup_off_epoch", "aa", "model_ema", "model_ema_decay",
+    "update_bn", "sched", *_OF_A_SCHEDULE, "layer_decay", "clip_grad", "clip_mode",
+    "grad_accum_steps", "smoothing", "mixup", "cutmix", "mixup_off_epoch", "aa", "model_ema", "model_ema_decay",
     "model_ema_warmup",
 )  # fmt: skip
 

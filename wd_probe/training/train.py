@@ -1,8 +1,11 @@
 """`wdprobe train` and `wdprobe rop`: train by a decay method, and measure R_op on the way."""
 
+import contextlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +16,7 @@ from torch.optim import Optimizer
 from .. import ranks
 from ..decay.methods import WeightDecay
 from ..decay.rules import effect_at_work
-from ..errors import first_line
+from ..errors import WdProbeWarning, first_line
 from ..layering import Layers, decayed_parameters, layers
 from ..probe.probe import OpposingPenaltyProbe
 from ..runs.folder import RunFolder, command_line, default_folder, dumps, environment, run_folder
@@ -21,8 +24,9 @@ from ..runs.locks import Lock
 from ..runs.recorder import Recorder
 from ..runs.verdict import Setting
 from ..wording import decimal
+from .batch_norm import ASKED, ENOUGH, Lag, batch_norms, lag, updated
 from .checkpoint import RECOVERY, Recovery, Stateful
-from .data import Batches, Data, load_data
+from .data import Batch, Data, load_data
 from .interrupts import Interrupts
 from .loop import Listener, Score, Trainer, autocast_dtype, evaluate, pick_device
 from .models import create_model
@@ -62,6 +66,8 @@ class Training:
     updates: int  # in an epoch
     total: int
     recipe: Recipe
+    lag: Lag | None = None
+    running: dict[str, float] = field(default_factory=dict)
 
     def trainer(self) -> Trainer:
         """The loop over its data."""
@@ -70,14 +76,26 @@ class Training:
             self.called, self.optimizer, self.data.train, amp_dtype=dtype, recipe=self.recipe
         )
 
-    def evaluate(self, data: Batches, trainer: Trainer) -> Score:
-        """The model's score, or its average's as timm has it.
+    def scored(self) -> nn.Module:
+        """The model, or its average as timm has it."""
+        return self.model if self.recipe.average is None else self.recipe.average.module
+
+    def evaluate(self, data: Iterable[Batch], trainer: Trainer) -> Score:
+        """Its score.
 
         DDP has no part in it, since processes may have unequal parts.
         """
-        model = self.called if ranks.size() == 1 else self.model
-        model = model if self.recipe.average is None else self.recipe.average.module
-        return evaluate(model, data, trainer.autocast)
+        plain = ranks.size() > 1 or self.recipe.average is not None
+        return evaluate(self.scored() if plain else self.called, data, trainer.autocast)
+
+    @contextlib.contextmanager
+    def statistics(self, trainer: Trainer) -> Iterator[None]:
+        """Those of batch norm that the run is scored by."""
+        if not self.options.update_bn:
+            yield
+            return
+        with trainer.ahead(ENOUGH) as batches, updated(self.scored(), batches, trainer.autocast):
+            yield
 
     def settle(self) -> None:
         """Average the running statistics of batch norm over the processes."""
@@ -259,6 +277,13 @@ def prepare(options: TrainOptions, *, weights: bool = True) -> Training:
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
     average = average_of(options, model)
+    if options.update_bn and not batch_norms(model):
+        warnings.warn(
+            f"{options.model} has no batch norm with running statistics, so --update-bn changes "
+            "nothing",
+            WdProbeWarning,
+            stacklevel=2,
+        )
     called: Any = ranks.wrapped(model)
     called = torch.compile(called) if options.torchcompile else called
     seed_augmentations(options.seed)
@@ -367,6 +392,8 @@ def _train(
                 recorder.epoch(epoch, **scores)
                 interrupts.raise_if_asked()
                 recovery.offer(recorder.steps)
+            with interrupts.at_once():
+                _ask_batch_norm(run, trainer)
     except KeyboardInterrupt:
         if interrupts.between_steps:
             recovery.save(recorder.steps)
@@ -381,8 +408,9 @@ def _train(
 
 def _scores(run: Training, trainer: Trainer) -> tuple[Score, dict[str, float]]:
     """What the model scores after an epoch; all of it by the names of the table of epochs."""
-    test = run.evaluate(run.data.test, trainer)
-    other, validation = _other_moment(run, trainer), _validated(run, trainer)
+    with run.statistics(trainer):
+        test, validation = run.evaluate(run.data.test, trainer), _validated(run, trainer)
+    other = _other_moment(run, trainer)
     return test, {
         "top1": test.top1,
         "loss": test.loss,
@@ -405,7 +433,7 @@ def _other_moment(run: Training, trainer: Trainer) -> Score:
         return _NOT_EVALUATED
     if decay.moment == "forward":  # with the next step's η
         trainer.set_rates()
-    with decay.at_other_moment():
+    with decay.at_other_moment(), run.statistics(trainer):
         return run.evaluate(run.data.test, trainer)
 
 
@@ -413,6 +441,20 @@ def _validated(run: Training, trainer: Trainer) -> Score:
     if run.data.validation is None:
         return _NOT_EVALUATED
     return run.evaluate(run.data.validation, trainer)
+
+
+def _ask_batch_norm(run: Training, trainer: Trainer) -> None:
+    """How far its running statistics lag, and what they score where the run is scored without."""
+    with trainer.ahead(ASKED) as batches:
+        run.lag = lag(
+            run.scored(),
+            list(batches),
+            trainer.autocast,
+            lambda batches: run.evaluate(batches, trainer).top1,
+        )
+    if run.lag is not None and run.options.update_bn:
+        test, validation = run.evaluate(run.data.test, trainer), _validated(run, trainer)
+        run.running = {"running_top1": test.top1, "running_val_top1": validation.top1}
 
 
 def _config(run: Training) -> dict[str, Any]:
@@ -444,6 +486,12 @@ def _summary(run: Training, recorder: Recorder, status: Status, seconds: float) 
     options = run.options
     batches = recorder.steps / run.updates * len(run.data.train)
     images = batches * min(options.batch_size, run.data.train_size)
+    measured = recorder.summary(options.weight_decay, _setting(run))
+    if run.lag is not None:
+        measured["batch_norm"] = asdict(run.lag)
+        decays = options.weight_decay > 0 and options.method != "baseline"
+        told = run.lag.findings(decays=decays, updated=options.update_bn)
+        measured["findings"] = [*told, *measured["findings"]]
     return {
         "command": options.command,
         "model": options.model,
@@ -458,7 +506,8 @@ def _summary(run: Training, recorder: Recorder, status: Status, seconds: float) 
         "seed": options.seed,
         **chosen(options),
         "layer_definition": run.layers.definition,
-        **recorder.summary(options.weight_decay, _setting(run)),
+        **measured,
+        **run.running,
         "status": status,
         "seconds": seconds,
         "images_per_second": images / seconds if seconds else math.nan,
