@@ -124,8 +124,8 @@ NEEDS = {
 #: The options of a recipe.
 NAMES = (
     "update_bn", "sched", *_OF_A_SCHEDULE, "layer_decay", "clip_grad", "clip_mode",
-    "grad_accum_steps", "smoothing", "mixup", "cutmix", "mixup_off_epoch", "aa", "model_ema", "model_ema_decay",
-    "model_ema_warmup",
+    "grad_accum_steps", "smoothing", "mixup", "cutmix", "mixup_off_epoch", "aa", "model_ema",
+    "model_ema_decay", "model_ema_warmup",
 )  # fmt: skip
 
 
