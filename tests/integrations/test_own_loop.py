@@ -228,6 +228,33 @@ def test_a_loop_that_never_steps_has_its_learning_rate_all_the_same(tmp_path):
     assert summary(tmp_path / "run")["lr"] == probe.optimizers[0].param_groups[0]["lr"]
 
 
+@pytest.mark.parametrize("written", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_decay_that_outruns_batch_norm_is_told(tmp_path, written, momentum):
+    def outruns(frozen=False, rate=5.0):
+        torch.manual_seed(0)
+        blocks = []
+        for _ in range(8):
+            blocks += [nn.Linear(8, 8), nn.BatchNorm1d(8, momentum=momentum), nn.ReLU()]
+        model = nn.Sequential(*blocks, nn.Linear(8, 4))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=rate)
+        output = tmp_path / f"{frozen}-{rate}" if written else None
+        probe = OpposingPenaltyProbe(model, optimizer, output=output)
+        for layer in model:
+            layer.train(not (frozen and isinstance(layer, nn.BatchNorm1d)))
+        train(model, optimizer, 40)
+        told = probe.summary().numbers["verdict"]
+        probe.close()
+        assert told == probe.summary().numbers["verdict"]
+        return [one for one in told if one.startswith("Decay outruns batch norm: in the ")]
+
+    (line,) = outruns()
+    assert ("in the 10 steps" if momentum else "in the 40 steps") in line
+    assert "each of its 8 layers" in line
+    assert not outruns(frozen=True)
+    assert not outruns(rate=1e-3)
+
+
 def test_a_loop_that_fails(tmp_path):
     with pytest.raises(ZeroDivisionError):  # noqa: SIM117
         with trained(tmp_path / "run", 3)[2]:

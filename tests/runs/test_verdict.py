@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from wd_probe.probe.records import Tally, pooled
 from wd_probe.runs.states import Part, States
-from wd_probe.runs.verdict import Setting, verdict
+from wd_probe.runs.verdict import BatchNorms, Setting, verdict
 
 WEIGHTS, STEPS = 1000, 100
 NAN = math.nan
@@ -131,6 +131,13 @@ settings = st.builds(
     st.integers(1, 1000),
     st.sampled_from([NAN, 3.0]),
     st.booleans(),
+    st.none()
+    | st.builds(
+        BatchNorms,
+        st.integers(1, 200),
+        st.sampled_from([1.0, 0.1, 1e-4]),
+        st.sampled_from([frozenset(), frozenset("a")]),
+    ),
 )
 kinds = st.sampled_from(["matrices and kernels", "biases", "norm weights"])
 parts = st.builds(
@@ -149,6 +156,59 @@ def test_whatever_was_measured_a_verdict_is_told_in_numbers(each, setting):
 
 def _tallies(part):
     return part.whole, part.late, part.last
+
+
+def shrinking(name, kind, share, last_c=0.01):
+    """Weights whose size falls by a share a step, while decay takes c = 0.01 off, at last another.
+
+    |y|² = (1 − share)²|x|², all of it along x.
+    """
+    held = part(
+        name, kind, c=0.01, remaining=0.5, balance=0.1, along=-share * STEPS,
+        moved=share**2 * STEPS,
+    )  # fmt: skip
+    return replace(held, last=replace(held.last, shares=last_c * WEIGHTS * STEPS))
+
+
+def test_decay_that_outruns_batch_norm():
+    """Of 20 layers each divides by sqrt(v/σ²) too much; σ² falls as kernel and norm do."""
+    norms = BatchNorms(20, 0.1, frozenset({"bn.weight"}))
+    setting = replace(RUN, in_code=True, batch_norms=norms)
+    kernel = shrinking("conv.weight", "matrices and kernels", 2e-3)
+    scale = shrinking("bn.weight", "norm weights", 1e-3)
+    variance = running = 1.0
+    for _ in range(400):
+        variance *= ((1 - 2e-3) * (1 - 1e-3)) ** 2
+        running = 0.9 * running + 0.1 * variance
+    times = (running / variance) ** (20 / 2)
+    line = told(kernel, scale, setting=setting)[-1]
+    assert line == (
+        "Decay outruns batch norm: in the 10 steps that its running statistics remember, weights "
+        f"ahead of each of its 20 layers shrink by 2.96 %, so in evaluation outputs are some "
+        f"{times:.2g} times too small, and scores may be too low. Take the statistics anew before "
+        "you evaluate (`torch.optim.swa_utils.update_bn`), or let η fall to 0 first."
+    )
+    other = shrinking("layer_norm.weight", "norm weights", 0.04)
+    assert told(kernel, scale, other, setting=setting)[-1] == line
+
+
+def outruns(*parts, **known):
+    norms = BatchNorms(**{"layers": 20, "momentum": 0.1, "weights": frozenset()} | known)
+    lines = told(*parts, setting=replace(RUN, in_code=True, batch_norms=norms))
+    return [line for line in lines if "outruns" in line]
+
+
+def test_where_batch_norm_keeps_up_nothing_is_told():
+    kernel = shrinking("conv.weight", "matrices and kernels", 3e-3)
+    assert outruns(kernel)
+    assert not outruns(kernel, layers=5)
+    assert not outruns(kernel, momentum=0.5)
+    assert not outruns(replace(kernel, last=replace(kernel.last, shares=0.0)))
+    assert not outruns(shrinking("conv.weight", "matrices and kernels", 3e-3, last_c=1e-3))
+    assert not outruns(shrinking("conv.weight", "matrices and kernels", -3e-3))  # that grow
+    assert "outputs are by far too small" in outruns(kernel, momentum=1e-3)[0]
+    lines = told(kernel, setting=replace(RUN, in_code=True))
+    assert not any("outruns" in line for line in lines)
 
 
 def test_balanced_and_the_angle_of_equilibrium():

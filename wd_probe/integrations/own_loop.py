@@ -97,6 +97,13 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
     _process = 0
     _summed_up: Mapping[str, Any] = MappingProxyType({})  # of a run folder that is closed
 
+    def _begin(self, output: Path | None) -> None:
+        from .norms import Norms
+
+        self._norms = Norms(unwrap(self._model), self.named_parameters())
+        if output is not None:
+            self._open(output)
+
     def _open(self, output: Path) -> None:
         from ..runs.folder import RunFolder, Unwritten, check_free
         from .recording import Recording
@@ -121,7 +128,7 @@ class OpposingPenaltyProbe(within.OpposingPenaltyProbe):
         command_line = script if is_notebook else shlex.join(sys.argv)
         model = unwrap(self._model)
         stages = layers(model, coarse=True) if self._finds_layers else self.layers
-        return Loop(type(model).__name__, stages, script, command_line, "loop")
+        return Loop(type(model).__name__, stages, script, command_line, "loop", self._norms)
 
     def _writes(self) -> "Recording | None":
         """What writes; None in a process that was forked from the one that does."""

@@ -20,6 +20,7 @@ from ..runs.folder import RunFolder, environment
 from ..runs.recorder import Recorder, Running
 from ..runs.verdict import Setting
 from ..wording import decimal
+from .norms import Norms
 
 #: Seconds between two writings; what was measured waits on its device.
 _SECONDS = 1.0
@@ -37,6 +38,7 @@ class Loop:
         script: the file's name.
         command_line: how it was started.
         command: "loop" is one's own, "watch" that of a script that is watched.
+        norms: batch norms of the model, followed from the start.
     """
 
     model: str
@@ -44,6 +46,7 @@ class Loop:
     script: str
     command_line: str
     command: str
+    norms: Norms | None = None
 
 
 class Recording:
@@ -220,6 +223,7 @@ def summed_up(
         like = max(group["params"], key=lambda p: p.ndim)
         with contextlib.suppress(Exception):  # of an optimizer's own, stepped aside
             method = str(effect_at_work(optimizer, group, like).rule)
+    norms = None if loop.norms is None else loop.norms.moved()
     return {
         "command": loop.command,
         "script": loop.script,
@@ -231,7 +235,7 @@ def summed_up(
         "lr": lr,
         "weight_decay": rate,
         "layer_definition": probe.layers.definition,
-        **recorder.summary(rate, Setting(lr=lr, rule=method, in_code=True)),
+        **recorder.summary(rate, Setting(lr=lr, rule=method, in_code=True, batch_norms=norms)),
     }
 
 

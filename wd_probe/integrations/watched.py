@@ -16,6 +16,7 @@ from ..hooks import untraced
 from ..probe.copies import Keep
 from ..probe.step import WatchedOptimizer
 from ..runs.folder import run_folder
+from .norms import Norms
 from .own_loop import OpposingPenaltyProbe
 from .owners import Owner, parameters_of, with_more
 from .recording import Loop, Recording
@@ -87,7 +88,8 @@ class Watched(Recording):
         )  # fmt: skip
         self._holds = weakref.WeakKeyDictionary[Optimizer, RemovableHandle]()
         self._replaced = weakref.WeakSet[Optimizer]()
-        loop = Loop(owner.title, owner.stages, choices.script, choices.command_line, "watch")
+        norms = Norms(owner.root, self.probe.named_parameters())
+        loop = Loop(owner.title, owner.stages, choices.script, choices.command_line, "watch", norms)
         # who opened files must outlive the model: see `Watch`
         super().__init__(weakref.proxy(self.probe), run_folder(path), loop)
         self.hold(optimizer)

@@ -104,8 +104,7 @@ class OpposingPenaltyProbe:
             )
         if self._shards:
             self._shards.meet(self._tell)
-        if output is not None:
-            self._open(as_path(output, "output"))
+        self._begin(None if output is None else as_path(output, "output"))
         self._missing = Missing(self._row, weakly(self._miss))
         self._hooks: dict[WatchedOptimizer | None, StepHooks | Missing] = {None: self._missing}
         self._hooks |= {watched: self._attach(watched) for watched in self._watched}
@@ -114,9 +113,10 @@ class OpposingPenaltyProbe:
         """What says what cannot be measured."""
         return Teller()
 
-    def _open(self, output: Path) -> None:
-        """Write what is measured to a run folder."""
-        raise InputError("wd_probe.OpposingPenaltyProbe alone writes a run folder")
+    def _begin(self, output: Path | None) -> None:
+        """Write what is measured to a run folder, if one is named."""
+        if output is not None:
+            raise InputError("wd_probe.OpposingPenaltyProbe alone writes a run folder")
 
     def _watching(self, optimizer: Optimizer) -> WatchedOptimizer:
         return WatchedOptimizer(

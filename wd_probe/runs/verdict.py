@@ -30,6 +30,9 @@ LEAST_C = 2.0**-25
 #: Where P is linear in λ, and known from c.
 CLOSED = ("wd", "scaled", "rwd", "proximal", "pwd", "lpwd", "cautious", "corrected")
 
+#: So many times too small outputs are told.
+TOO_SMALL = 1.5
+
 #: How the states are told apart, for those who read them.
 THRESHOLDS = (
     f"idle: more than {percent(IDLE)} of the start left; else by balance (what the steps give back "
@@ -66,6 +69,21 @@ _CODE = Words(
 
 
 @dataclass(frozen=True, slots=True)
+class BatchNorms:
+    """Layers of batch norm whose running statistics a run has moved.
+
+    Attributes:
+        layers: how many.
+        momentum: the share of a batch's statistics in the running ones.
+        weights: the names of their own.
+    """
+
+    layers: int
+    momentum: float
+    weights: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """What a run was asked to do, as far as that is known.
 
@@ -78,6 +96,7 @@ class Setting:
         steps: of the optimizer.
         steps_per_epoch: in a whole epoch.
         in_code: whether it is a loop of somebody's own, that has none of our options.
+        batch_norms: where it is not known what they score.
     """
 
     rate: float = math.nan
@@ -88,6 +107,7 @@ class Setting:
     steps: int = 0
     steps_per_epoch: float = math.nan
     in_code: bool = False
+    batch_norms: BatchNorms | None = None
 
     @property
     def words(self) -> Words:
@@ -116,6 +136,7 @@ def verdict(states: States, setting: Setting) -> list[str]:
         *_apart(states.layers),
         *_norms_and_biases(states.tensors, setting),
         *_rounded(states.tensors, setting),
+        *_outrun(states.tensors, setting),
     ]
 
 
@@ -390,3 +411,37 @@ def _rounded(tensors: Sequence[Part], setting: Setting) -> Iterator[str]:
             f"In {named} (1 − c)θ rounds back to θ: {percent(lost)} of the decays are lost there; "
             f"keep the weights in float32 ({setting.words.amp} computes in less and does)."
         )
+
+
+def _outrun(tensors: Sequence[Part], setting: Setting) -> Iterator[str]:
+    """Where batch norm's running statistics stay behind weights that shrink."""
+    norms = setting.batch_norms
+    if norms is None:
+        return
+    kernels = _shrinks([one for one in tensors if one.kind == "matrices and kernels"])
+    shrinks = kernels + _shrinks([one for one in tensors if one.name in norms.weights])
+    if not shrinks > 0:
+        return
+    forgets, steps = 1 - norms.momentum, 1 / norms.momentum
+    still = 1 - forgets * math.exp(2 * shrinks)
+    logarithm = norms.layers / 2 * math.log(norms.momentum / still) if still > 0 else math.inf
+    if logarithm < math.log(TOO_SMALL):
+        return
+    how = f"some {math.exp(logarithm):.2g} times" if logarithm < math.log(1000) else "by far"
+    yield (
+        f"Decay outruns batch norm: in the {steps:.0f} steps that its running statistics remember, "
+        f"weights ahead of each of its {counted(norms.layers, 'layer')} shrink by "
+        f"{percent(-math.expm1(-shrinks * steps))}, so in evaluation outputs are {how} too small, "
+        "and scores may be too low. Take the statistics anew before you evaluate "
+        "(`torch.optim.swa_utils.update_bn`), or let η fall to 0 first."
+    )
+
+
+def _shrinks(parts: Sequence[Part]) -> float:
+    """How fast weights lose size a step, as a rate; over the last quarter, at the last η."""
+    late, last = (pooled(getattr(one, when) for one in parts) for when in ("late", "last"))
+    if not late.squared > 0:
+        return 0.0
+    change = (2 * late.along + late.moved) / late.squared  # of the squared norm
+    slower = min(late.timescale / last.timescale, 1.0) if late.shares else 1.0
+    return max(-math.log1p(max(change, -1 + 1e-12)) / 2, 0.0) * slower

@@ -4,6 +4,7 @@ import contextlib
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from torch.optim.swa_utils import update_bn
 
 from .. import ranks
 from ..wording import percent
-from .data import Batch
+
+if TYPE_CHECKING:
+    from .data import Batch
 
 #: So many training images are enough to take statistics from.
 ENOUGH = 10_000
@@ -76,7 +79,7 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 @contextlib.contextmanager
-def updated(model: nn.Module, batches: Iterable[Batch], autocast: Autocast) -> Iterator[None]:
+def updated(model: nn.Module, batches: Iterable["Batch"], autocast: Autocast) -> Iterator[None]:
     """Statistics as torch's ``update_bn`` takes them, within; after it those that stood.
 
     Args:
@@ -99,9 +102,9 @@ def updated(model: nn.Module, batches: Iterable[Batch], autocast: Autocast) -> I
 
 def lag(
     model: nn.Module,
-    batches: Sequence[Batch],
+    batches: Sequence["Batch"],
     autocast: Autocast,
-    top1: Callable[[Sequence[Batch]], float],
+    top1: Callable[[Sequence["Batch"]], float],
 ) -> Lag | None:
     """How far the running statistics of a model lag; None for one that has none.
 
