@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
@@ -12,10 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.small import Silent, rows
-from wd_probe import WdProbeWarning
+from wd_probe import InputError, WdProbeWarning
+from wd_probe.report.page import report
 from wd_probe.training import train as module
 from wd_probe.training.batch_norm import Lag, batch_norms, lag, updated
-from wd_probe.training.options import TrainOptions
+from wd_probe.training.options import TrainOptions, ZeroshotOptions
+from wd_probe.training.scan import scan
 from wd_probe.training.train import prepare, train
 
 RUN = TrainOptions(
@@ -270,6 +273,69 @@ def test_a_resumed_run_is_asked_too(tmp_path):
     again = train(parted, Silent(), resume=True)
     for name in ("batch_norm", "top1", "running_top1", "findings"):
         assert again[name] == whole[name]
+
+
+# --- and as weights shrink without training -------------------------------------------------------
+
+
+class Notes(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def progress(self, *_):
+        pass
+
+
+def scanned(folder, tmp_path, **options):
+    listener = Notes()
+    known = {"steps": 4, "distortion": False, "device": "cpu"} | options
+    found = scan(ZeroshotOptions(run=folder, output=tmp_path / "scan", **known), listener)
+    return found, listener.notes
+
+
+def test_a_scan_takes_statistics_anew_at_each_scale(run, tmp_path):
+    _, folder = run(SHRINKING)
+    found, notes = scanned(folder, tmp_path, update_bn=True)
+    data = prepare(SHRINKING).data.test
+    images = torch.cat([batch for batch, _ in data])
+    labels = torch.cat([each for _, each in data])
+    for point in found["curve"]:
+        model = timm.create_model("test_resnet", num_classes=10)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(point["scale"])
+            torch.optim.swa_utils.update_bn(images.split(256), model)
+            right = (model.eval()(images).argmax(1) == labels).double().mean()
+        assert point["top1"] == pytest.approx(float(right), abs=2 / len(labels))
+    assert found["curve"][0]["top1"] > 0.8
+    assert (found["batch_norms"], found["update_bn"], notes) == (15, True, [])
+    page = Path(report([tmp_path / "scan"])["page"]).read_text()
+    assert "Statistics of its 15 batch norms were taken anew at each scale." in page
+
+
+def test_a_scan_by_running_statistics_says_so(run, tmp_path):
+    _, folder = run(SHRINKING)
+    found, notes = scanned(folder, tmp_path)
+    assert notes[0] == (
+        "15 batch norms of test_resnet keep the running statistics of the undecayed weights, which "
+        "costs answers too; --update-bn takes them anew at each scale"
+    )
+    assert found["curve"][0]["top1"] < 0.5
+    page = Path(report([tmp_path / "scan"])["page"]).read_text()
+    assert "15 batch norms were those of the undecayed weights throughout" in page
+
+
+def test_what_a_scan_cannot_take_anew(run, tmp_path):
+    _, folder = run(SHRINKING)
+    with pytest.raises(InputError, match="two images or more, and no batch has as many"):
+        scanned(folder, tmp_path, update_bn=True, num_samples=1)
+    scanned(folder, tmp_path / "257", update_bn=True, num_samples=257)  # the last is a single one
+    with pytest.raises(InputError, match="--update-bn is for the model as a whole; leave out --by"):
+        ZeroshotOptions(update_bn=True, by="layer")
 
 
 def test_cells_say_both_scores(tmp_path):

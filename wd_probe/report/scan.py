@@ -48,6 +48,13 @@ def _findings(run: Run) -> list[str]:
         )
     else:
         found.append(f"There is no half-life: {metric} never loses half of what it had.")
+    if norms := summary.get("batch_norms"):
+        how = (
+            "taken anew at each scale"
+            if summary.get("update_bn")
+            else "those of the undecayed weights throughout (`--update-bn` takes them anew)"
+        )
+        found.append(f"Statistics of its {counted(norms, 'batch norm')} were {how}.")
     if summary["parts"] and summary["parts"][0]["half_life"]:
         part = summary["parts"][0]
         found.append(

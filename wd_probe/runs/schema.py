@@ -192,6 +192,8 @@ class RunSummary(Contents):
     loss: Number = None
     other_top1: Number = None
     val_top1: Number = None
+    batch_norms: Whole = None
+    update_bn: bool | None = None
     rate: _Statistics | None = None
     mass: _Statistics | None = None
     flip_rate: _Statistics | None = None

@@ -1,7 +1,9 @@
 """Batch norm's running statistics, by which models are evaluated: how far they lag, and anew."""
 
 import contextlib
+import itertools
 import statistics
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from .. import ranks
+from ..errors import InputError, WdProbeWarning
 from ..wording import percent
 
 if TYPE_CHECKING:
@@ -78,6 +81,16 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     ]
 
 
+def check_batch_norms(model: nn.Module, name: str) -> None:
+    """Warn where there are no statistics that ``--update-bn`` could take anew."""
+    if not batch_norms(model):
+        warnings.warn(
+            f"{name} has no batch norm with running statistics, so --update-bn changes nothing",
+            WdProbeWarning,
+            stacklevel=3,
+        )
+
+
 @contextlib.contextmanager
 def updated(model: nn.Module, batches: Iterable["Batch"], autocast: Autocast) -> Iterator[None]:
     """Statistics as torch's ``update_bn`` takes them, within; after it those that stood.
@@ -86,13 +99,23 @@ def updated(model: nn.Module, batches: Iterable["Batch"], autocast: Autocast) ->
         model: whose statistics.
         batches: on its device; of several processes each has its part.
         autocast: the precision of the forward passes.
+
+    Raises:
+        InputError: no batch has two images.
     """
     held = [buffer for layer in batch_norms(model) for buffer in layer.buffers(recurse=False)]
     stood = [buffer.clone() for buffer in held]
+    several = (batch for batch in batches if len(batch[1]) > 1)  # a single one has no variance
     try:
         if held:
+            first = next(several, None)
+            if first is None:
+                raise InputError(
+                    "batch norm's statistics are of two images or more, and no batch has as many: "
+                    "give a larger --batch-size"
+                )
             with autocast():
-                update_bn(batches, model)
+                update_bn(itertools.chain([first], several), model)
             ranks.settle(model)
         yield
     finally:
@@ -115,7 +138,7 @@ def lag(
         top1: scores the model in evaluation mode, over all processes.
     """
     layers = batch_norms(model)
-    if not layers or not batches:
+    if not layers or not any(len(labels) > 1 for _, labels in batches):
         return None
     running, stood = top1(batches), _variances(layers)
     with updated(model, batches, autocast):

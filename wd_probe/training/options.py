@@ -329,6 +329,9 @@ class ZeroshotOptions:
     by: Annotated[By, Option("Also one part at a time.", _SCAN, _by)] = "none"
     by_steps: Annotated[int, Option("Steps from 1 to 0 for each part.", _SCAN, AT_LEAST_1)] = 10
     distortion: Annotated[bool, Option("Also the layers' feature distortion.", _SCAN)] = True
+    update_bn: Annotated[
+        bool, Option("At each scale take batch norm's statistics anew from these images.", _SCAN)
+    ] = False
     opt: Opt = "adam"
     lr: Annotated[float, Option("Learning rate η.", TRAINING, POSITIVE)] = 1e-4
     epochs: Epochs = 4
@@ -346,6 +349,8 @@ class ZeroshotOptions:
         given = [self.run is not None, self.checkpoint is not None, self.pretrained]
         if sum(given) > 1:
             raise InputError("--run, --checkpoint and --pretrained exclude each other")
+        if self.update_bn and self.by != "none":
+            raise InputError("--update-bn is for the model as a whole; leave out --by")
 
 
 # --- values from files ----------------------------------------------------------------------------

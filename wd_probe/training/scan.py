@@ -1,5 +1,6 @@
 """`wdprobe zeroshot`: how fragile a trained model is to shrinking, and where (Fig. 3a)."""
 
+import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from ..shrink.distortion import feature_distortion
 from ..shrink.parts import PartScan
 from ..shrink.scan import ScanPoint, bracket, half_life, zero_shot_decay
 from ..wording import decimal, percent
+from .batch_norm import batch_norms, check_batch_norms, updated
 from .data import Batches, HeldBatches, load_data, load_images
 from .loop import Trainer, autocast_dtype, pick_device
 from .models import classifiers, create_model, read_weights, under_names_of
@@ -79,10 +81,11 @@ class Judge:
     Args:
         subject: what is scanned.
         compiled: whether :meth:`evaluate` compiles the model.
+        update_bn: whether it takes batch norm's statistics anew from these images.
     """
 
-    def __init__(self, subject: Subject, compiled: bool = False) -> None:
-        self.subject = subject
+    def __init__(self, subject: Subject, compiled: bool = False, update_bn: bool = False) -> None:
+        self.subject, self._update_bn = subject, update_bn
         self._model = torch.compile(subject.model) if compiled else subject.model
         self._whole: list[Tensor] = []
         self._labels = [labels for _, labels in subject.data]
@@ -132,8 +135,14 @@ class Judge:
     @torch.no_grad()
     def evaluate(self, _: nn.Module) -> dict[str, float]:
         """All metrics of the model in its present state, over the images of all processes."""
-        rows = [self.count(self._model(images), k) for k, images in enumerate(self.images())]
+        with self._statistics():
+            rows = [self.count(self._model(images), k) for k, images in enumerate(self.images())]
         return metrics(ranks.total(torch.stack(rows).cpu().double().sum(0)))
+
+    def _statistics(self) -> contextlib.AbstractContextManager[None]:
+        if not self._update_bn:
+            return contextlib.nullcontext()
+        return updated(self.subject.model, self.subject.data, contextlib.nullcontext)
 
 
 def metrics(sums: Tensor) -> dict[str, float]:
@@ -365,7 +374,8 @@ def scan(options: ZeroshotOptions, listener: Listener) -> dict[str, Any]:
         if subject.images < ranks.size():
             count = counted(subject.images, "image")
             raise InputError(f"{count}: too few for {ranks.size()} processes")
-        judge = Judge(subject, options.torchcompile)
+        _tell_statistics(options, subject, listener)
+        judge = Judge(subject, options.torchcompile, options.update_bn)
         groups = layers(subject.model)
         parts = _parts(subject.model, groups, options.by)
         folder = run_folder(options.output or default_folder("zeroshot", subject.name))
@@ -416,6 +426,8 @@ def _scan(
                 {"step": p.step, "scale": decimal(p.scale), **{m: p.metrics[m] for m in METRICS}}
                 for p in curve
             ],
+            "batch_norms": len(batch_norms(subject.model)),
+            "update_bn": options.update_bn,
             "metric": metric,
             "half_life": decimal(life),
             "parts": lives,
@@ -429,6 +441,18 @@ def _scan(
             folder.replace("model.safetensors", lambda path: save_model(subject.model, str(path)))
     folder.guard(lambda: _draw(folder.path, curve, subject))
     return summary | {"write_failure": folder.failure} if folder.failure else summary
+
+
+def _tell_statistics(options: ZeroshotOptions, subject: Subject, listener: Listener) -> None:
+    """Running statistics of undecayed weights do not fit decayed ones."""
+    norms = len(batch_norms(subject.model))
+    if options.update_bn:
+        check_batch_norms(subject.model, subject.name)
+    elif norms:
+        listener.note(
+            f"{counted(norms, 'batch norm')} of {subject.name} keep the running statistics of the "
+            "undecayed weights, which costs answers too; --update-bn takes them anew at each scale"
+        )
 
 
 def _tell_chance(subject: Subject, score: float, chance: float, listener: Listener) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.optim import Optimizer
 from .. import ranks
 from ..decay.methods import WeightDecay
 from ..decay.rules import effect_at_work
-from ..errors import WdProbeWarning, first_line
+from ..errors import first_line
 from ..layering import Layers, decayed_parameters, layers
 from ..probe.probe import OpposingPenaltyProbe
 from ..runs.folder import RunFolder, command_line, default_folder, dumps, environment, run_folder
@@ -24,7 +23,7 @@ from ..runs.locks import Lock
 from ..runs.recorder import Recorder
 from ..runs.verdict import Setting
 from ..wording import decimal
-from .batch_norm import ASKED, ENOUGH, Lag, batch_norms, lag, updated
+from .batch_norm import ASKED, ENOUGH, Lag, check_batch_norms, lag, updated
 from .checkpoint import RECOVERY, Recovery, Stateful
 from .data import Batch, Data, load_data
 from .interrupts import Interrupts
@@ -277,13 +276,8 @@ def prepare(options: TrainOptions, *, weights: bool = True) -> Training:
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
     average = average_of(options, model)
-    if options.update_bn and not batch_norms(model):
-        warnings.warn(
-            f"{options.model} has no batch norm with running statistics, so --update-bn changes "
-            "nothing",
-            WdProbeWarning,
-            stacklevel=2,
-        )
+    if options.update_bn:
+        check_batch_norms(model, options.model)
     called: Any = ranks.wrapped(model)
     called = torch.compile(called) if options.torchcompile else called
     seed_augmentations(options.seed)
