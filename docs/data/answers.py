@@ -10,8 +10,9 @@ import argparse
 import csv
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from scipy.stats import spearmanr
 
@@ -30,10 +31,18 @@ def rows_of(file: Path) -> list[Row]:
 
 
 class Grid:
-    """The cells of a grid by method, λ and seed."""
+    """The cells of a grid by method, λ and seed.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: of its files.
+        running: score by batch norm's running statistics, where the runs had ones taken anew.
+    """
+
+    def __init__(self, name: str, running: bool = False) -> None:
         self.name = name
+        self.score, self.judge = "top1", "val_top1"
+        if running:
+            self.score, self.judge = "running_top1", "running_val_top1"
         plan = tomllib.loads((HERE / f"{name}.toml").read_text())
         self.steps = plan["epochs"] * (plan["train_samples"] // plan["batch_size"])
         self.cells: dict[tuple[str, float, int], Row] = {}
@@ -50,8 +59,9 @@ class Grid:
     def rates(self, method: str) -> list[float]:
         return sorted({rate for name, rate, _ in self.cells if name == method})
 
-    def figure(self, method: str, rate: float, name: str = "top1") -> dict[int, float]:
-        """By seed, in points where it is an accuracy."""
+    def figure(self, method: str, rate: float, name: str = "") -> dict[int, float]:
+        """By seed, in points where it is an accuracy; default the score."""
+        name = name or self.score
         scale = 100 if name.endswith("top1") else 1
         return {
             seed: scale * float(row[name] or "nan")
@@ -66,7 +76,12 @@ class Grid:
         """The λ with the highest mean validation top-1, of those that two seeds ran or more."""
         tried = self.rates(method)
         several = [rate for rate in tried if len(self.figure(method, rate)) > 1] or tried
-        return max(several, key=lambda rate: self.mean(method, rate, "val_top1"))
+        return max(several, key=lambda rate: self.mean(method, rate, self.judge))
+
+    @property
+    def has_both(self) -> bool:
+        """Whether its cells were scored by running statistics too."""
+        return any(row.get("running_top1") for row in self.cells.values())
 
     def shared(self, one: str, other: str) -> list[float]:
         """The λ that two methods have in common, and of these as many as give most cells."""
@@ -130,7 +145,7 @@ def settings(grid: Grid) -> None:
             length = "–" if not rate else f"{grid.length(row):.2g}"
             left = percent(grid.mean(method, rate, "remaining"))
             rows.append((method, f"{rate:g}", length, len(top1), mean(top1),
-                         f"{grid.mean(method, rate, 'val_top1'):.2f}", left,
+                         f"{grid.mean(method, rate, grid.judge):.2f}", left,
                          number(grid.mean(method, rate, "balance")), row["state"] or "–",
                          percent(grid.mean(method, rate, "R_op"))))  # fmt: skip
     table(("method", "λ", "1/(ηλ) in runs", "seeds", "top-1", "validation", "left", "balance",
@@ -185,6 +200,48 @@ def robust(grid: Grid) -> None:
           rows)  # fmt: skip
 
 
+def stale(grid: Grid) -> None:
+    """What running statistics cost at each λ, and what decay costs without them."""
+    base = grid.figure("baseline", 0.0)
+    rows = []
+    for method in ("baseline", "wd", "lpwd"):
+        for rate in grid.rates(method):
+            anew, running = (grid.figure(method, rate, n) for n in ("top1", "running_top1"))
+            parts = (gap(running, anew), gap(anew, base))
+            rows.append((method, f"{rate:g}", len(anew), mean(anew), mean(running),
+                         *(told(part, sign=True) for part in parts)))  # fmt: skip
+    table(("method", "λ", "seeds", "taken anew", "running", "the statistics' part",
+           "the weights' part"), rows)  # fmt: skip
+
+
+SCALES = ("lite0_adam", "lite1_adam", "lite2_adam")
+
+
+def scale() -> None:
+    """Whether the gain grows from one model to the next, at λ that all have."""
+    grids = [Grid(name) for name in SCALES]
+    rates = [r for r in grids[1].rates("wd") if all(r in g.rates("wd") for g in grids)]
+    gains: dict[str, list[dict[int, float]]] = {"baseline": [], "wd": []}
+    for grid in grids:
+        mine = grid.figure("lpwd", _best_of(grid, "lpwd", rates))
+        for other, found in gains.items():
+            rate = _best_of(grid, other, rates) if other != "baseline" else 0.0
+            theirs = grid.figure(other, rate)
+            found.append({seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs})
+    table(("gain of lpwd over", *(name.partition("_")[0] for name in SCALES), "lite2 − lite0",
+           "grows"),
+          [(other, *map(mean_with_sign, found), told(gap(found[2], found[0]), sign=True),
+            verdict(gap(found[2], found[0]))) for other, found in gains.items()])  # fmt: skip
+
+
+def _best_of(grid: Grid, method: str, rates: Sequence[float]) -> float:
+    return max(rates, key=lambda rate: grid.mean(method, rate, grid.judge))
+
+
+def mean_with_sign(by_seed: Mapping[int, float]) -> str:
+    return told(interval(list(by_seed.values())), sign=True)
+
+
 def predictors(grid: Grid) -> None:
     rows = []
     for method in ("wd", "pwd", "lpwd"):
@@ -193,7 +250,7 @@ def predictors(grid: Grid) -> None:
             by_seed = []
             for seed in {seed for m, _, seed in grid.cells if m == method}:
                 pairs = [
-                    (float(row[name] or "nan"), float(row["top1"]))
+                    (float(row[name] or "nan"), float(row[grid.score]))
                     for (m, _, s), row in grid.cells.items()
                     if (m, s) == (method, seed)
                 ]
@@ -254,29 +311,46 @@ MARKS = {"l2": "s", "wd": "o", "pwd": "^", "lpwd": "v", "falling": "D", "cautiou
 
 
 def drawn(grid: Grid, folder: Path) -> None:
-    """Top-1 and mean R_op by how long decay remembers; bars are 95 % intervals over seeds."""
+    """Top-1 by how long decay remembers, bars are 95 % intervals over seeds; beside it mean R_op,
+    or top-1 by running statistics.
+    """  # fmt: skip
     figure = new_figure(grid.name, width=8.4, height=3.6)
-    left, right = figure.subplots(1, 2)
-    base = interval(list(grid.figure("baseline", 0.0).values()))
-    left.axhspan(base.mean - base.half_width, base.mean + base.half_width, color=INK, alpha=0.1)
-    left.axhline(base.mean, color=INK, linewidth=1, label="baseline")
-    for (method, mark), color in zip(MARKS.items(), SERIES, strict=True):
-        rates, lengths = [r for r in grid.rates(method) if r], grid.lengths(method)
-        if not rates:
-            continue
-        x = [lengths[rate] for rate in rates]
-        top1 = [interval(list(grid.figure(method, rate).values())) for rate in rates]
-        bars = [0 if math.isnan(one.half_width) else one.half_width for one in top1]
-        style = {"color": color, "marker": mark, "markersize": 5, "linewidth": 1, "label": method}
-        left.errorbar(x, [one.mean for one in top1], bars, capsize=2, **style)
-        right.plot(x, [100 * grid.mean(method, rate, "R_op") for rate in rates], **style)
+    sides = list(figure.subplots(1, 2))
     label = "1/(ηλ), lengths of the run: less memory to the right"
-    dress(left, "test top-1, %", label).set(xscale="log", ylim=(0, 100))
-    dress(right, "mean R_op, %", label).set(xscale="log", ylim=(0, None))
-    for axes in (left, right):
+    names = ["test top-1, %"]
+    if grid.has_both:
+        names = ["top-1, statistics taken anew, %", "top-1, running statistics, %"]
+    for axes, name, view in zip(sides, names, (grid, Grid(grid.name, running=True)), strict=False):
+        base = interval(list(view.figure("baseline", 0.0).values()))
+        axes.axhspan(base.mean - base.half_width, base.mean + base.half_width, color=INK, alpha=0.1)
+        axes.axhline(base.mean, color=INK, linewidth=1, label="baseline")
+        for method, x, style in _lines(grid):
+            top1 = [interval(list(view.figure(method, rate).values())) for rate in x]
+            bars = [0 if math.isnan(one.half_width) else one.half_width for one in top1]
+            means = [one.mean for one in top1]
+            axes.errorbar(list(x.values()), means, bars, capsize=2, **style)
+        dress(axes, name, label).set(ylim=(0, 100))
+    if not grid.has_both:
+        for method, x, style in _lines(grid):
+            rates = [100 * grid.mean(method, rate, "R_op") for rate in x]
+            sides[1].plot(list(x.values()), rates, **style)
+        dress(sides[1], "mean R_op, %", label).set(ylim=(0, None))
+    for axes in sides:
+        axes.set(xscale="log")
         axes.invert_xaxis()
-    left.legend(fontsize=8, frameon=False, loc="lower left")
+    sides[0].legend(fontsize=8, frameon=False, loc="lower left")
     figure.savefig(folder / f"{grid.name}.png")
+
+
+def _lines(grid: Grid) -> Iterator[tuple[str, Mapping[float, float], dict[str, Any]]]:
+    """Of each method lengths by λ, and how its line looks."""
+    for (method, mark), color in zip(MARKS.items(), SERIES, strict=True):
+        lengths = grid.lengths(method)
+        x = {rate: lengths[rate] for rate in grid.rates(method) if rate}
+        if x:
+            yield method, x, {
+                "color": color, "marker": mark, "markersize": 5, "linewidth": 1, "label": method
+            }  # fmt: skip
 
 
 def main() -> None:
@@ -293,11 +367,18 @@ def main() -> None:
         grid = Grid(name)
         print(f"\n## {name}: {len(grid.cells)} cells")
         parts = (settings, helps, compared, robust, predictors, rules)
-        for part in parts if "baseline" in grid.methods() else (settings,):
+        for part in parts:
             part(grid)
-        if asked.figures and "baseline" in grid.methods():
+        if grid.has_both:
+            stale(grid)
+            print(f"\n### {name}, by running statistics")
+            for part in (helps, compared, robust, rules):
+                part(Grid(name, running=True))
+        if asked.figures:
             drawn(grid, asked.figures)
     if not asked.grids:
+        print("\n## scale")
+        scale()
         print("\n## lite0_zeroshot")
         shrunk(rows_of(HERE / "lite0_zeroshot.csv"))
 

@@ -123,7 +123,7 @@ def report(models, rounds, device, quick):
         times, weights = scan_cost(name, images, steps, rounds, device, **options)
         title = f"{name}, {weights / 1e6:.0f} M, {steps + 1} passes of {images}"
         row(f"{title}, {way}" if way else title,
-            *(f"{milliseconds(times, side) / 1e3:.1f}" for side in ("bare", "scan")),
+            *(f"{milliseconds(times, side) / 1e3:.2g}" for side in ("bare", "scan")),
             f"{ratio(times, 'scan', 'bare'):.3f}")  # fmt: skip
     header("half-life after a scan", "evaluations, at most")
     for steps in (10, 100):
@@ -131,7 +131,7 @@ def report(models, rounds, device, quick):
     header("by layer, 3 scales", "whole passes, s", "kept, s", "ratio")
     for name in models:
         times, parts = part_cost(name, 64, 1 if quick else rounds, device)
-        seconds = [f"{milliseconds(times, side) / 1e3:.1f}" for side in ("whole", "kept")]
+        seconds = [f"{milliseconds(times, side) / 1e3:.2g}" for side in ("whole", "kept")]
         row(f"{name}, {parts} layers", *seconds, f"{ratio(times, 'kept', 'whole'):.2f}")
     count = 2 if quick else 4
     header(f"{count} scales, 64 images", "in turn, ms", "one batch of scales, ms", "ratio")

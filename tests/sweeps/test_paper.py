@@ -186,6 +186,16 @@ def test_scans_of_fig3a_are_kept(output):
     assert kept.stat().st_mtime_ns == stamps[kept]
 
 
+def test_scans_of_fig3a_take_statistics_anew_where_runs_do(tmp_path):
+    options = small(
+        tmp_path, weight_decays=(0.01,), seeds=1, models=("test_resnet",),
+        setting=replace(SMALL, update_bn=True),
+    )  # fmt: skip
+    reproduce("fig3a", options, Silent())
+    (scanned,) = (tmp_path / "zeroshot").glob("*/summary.json")
+    assert json.loads(scanned.read_text())["update_bn"] is True
+
+
 def test_bad_input(output):
     with pytest.raises(InputError, match="unknown experiment 'fig9'; choose from table1, table3"):
         reproduce("fig9", small(output), Silent())

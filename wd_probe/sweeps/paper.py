@@ -424,7 +424,7 @@ def _scanned(run: Path, folder: Path, context: _Context) -> Mapping[str, Any]:
     o = context.options.setting
     options = ZeroshotOptions(
         run=run, batch_size=o.batch_size, device=o.device, distortion=False, output=folder,
-        data_dir=o.data_dir,
+        data_dir=o.data_dir, update_bn=o.update_bn,
     )  # fmt: skip
     return scan(options, context.listener)
 
