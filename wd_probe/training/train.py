@@ -23,7 +23,7 @@ from ..runs.locks import Lock
 from ..runs.recorder import Recorder
 from ..runs.verdict import Setting
 from ..wording import decimal
-from .batch_norm import ASKED, ENOUGH, Lag, check_batch_norms, lag, updated
+from .batch_norm import ASKED, ENOUGH, Lag, batch_norms, check_batch_norms, lag, updated
 from .checkpoint import RECOVERY, Recovery, Stateful
 from .data import Batch, Data, load_data
 from .interrupts import Interrupts
@@ -439,6 +439,8 @@ def _validated(run: Training, trainer: Trainer) -> Score:
 
 def _ask_batch_norm(run: Training, trainer: Trainer) -> None:
     """How far its running statistics lag, and what they score where the run is scored without."""
+    if not batch_norms(run.scored()):
+        return
     with trainer.ahead(ASKED) as batches:
         run.lag = lag(
             run.scored(),
