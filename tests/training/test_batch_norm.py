@@ -156,7 +156,7 @@ def test_scores_by_statistics_taken_anew_are_those_of_the_model_with_them(run):
     ids=str,
 )
 def test_training_goes_on_as_if_nobody_had_asked(more, tmp_path, monkeypatch):
-    options = replace(SHRINKING, steps=25, hflip=0.5, **more)
+    options = replace(SHRINKING, steps=12, train_samples=320, hflip=0.5, **more)
     for name, chosen in (("anew", {"update_bn": True}), ("plain", {}), ("never", {})):
         if name == "never":
             monkeypatch.setattr(module, "_ask_batch_norm", lambda *_: None)
@@ -193,7 +193,7 @@ def test_each_moment_has_its_own_statistics(tmp_path, monkeypatch):
 
 
 def test_without_decay_or_without_batch_norm_nothing_is_told(run):
-    summary, _ = run(replace(RUN, steps=80, lr=1e-3))
+    summary, _ = run(replace(RUN, steps=50, lr=1e-3))
     assert summary["batch_norm"]["updated"] - summary["batch_norm"]["running"] <= 0.03
     assert not any("Batch norm" in one for one in summary["findings"])
     summary, _ = run(replace(SHRINKING, model="test_vit", steps=4))
@@ -261,14 +261,15 @@ def test_a_lag_is_told_where_it_costs_something(running, updated, variance, deca
 
 
 def test_a_resumed_run_is_asked_too(tmp_path):
-    whole = train(replace(SHRINKING, output=tmp_path / "whole", update_bn=True), Silent())
+    short = replace(SHRINKING, steps=20, update_bn=True)
+    whole = train(replace(short, output=tmp_path / "whole"), Silent())
 
     class Stops(Silent):
         def stepped(self, step, record):
-            if step.step == 23:
+            if step.step == 13:
                 raise KeyboardInterrupt
 
-    parted = replace(SHRINKING, output=tmp_path / "parted", update_bn=True, recovery_interval=10)
+    parted = replace(short, output=tmp_path / "parted", recovery_interval=5)
     assert train(parted, Stops())["status"] == "interrupted"
     again = train(parted, Silent(), resume=True)
     for name in ("batch_norm", "top1", "running_top1", "findings"):
