@@ -374,7 +374,7 @@ def main() -> None:
             print(f"\n### {name}, by running statistics")
             for part in (helps, compared, robust, rules):
                 part(Grid(name, running=True))
-        if asked.figures:
+        if asked.figures and len(grid.rates("wd")) > 3:
             drawn(grid, asked.figures)
     if not asked.grids:
         print("\n## scale")
