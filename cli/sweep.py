@@ -118,6 +118,8 @@ def _show(result: dict[str, Any]) -> None:
     for (model, dataset, opt), rows in groups.items():
         out.print(f"\n[bold]{escape(model)}[/] on {escape(dataset)} · {escape(opt)}")
         out.print(_best_table(rows))
+    if result["lag"]:
+        out.print(f"\n{escape(result['lag'])}")
     out.print(f"\nFolder: {escape(result['run'])} (cells.csv has every cell)", soft_wrap=True)
 
 

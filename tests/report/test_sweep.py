@@ -101,6 +101,26 @@ def test_the_best_setting_is_chosen_on_validation_and_told_on_test(tmp_path):
     assert "ten times the best λ does to top-1: wd +5.0 points." in shown.text
 
 
+@pytest.mark.parametrize("update_bn", [False, True])
+def test_what_batch_norm_costs_is_told_of_cells_scored_by_running_statistics(tmp_path, update_bn):
+    cells = [("wd", rate, 0, 0.80, 0.9) for rate in (0.1, 1.0, 10.0, 50.0)]
+    sweep = made_up(tmp_path / "sweep", cells)
+    lags = [(0.9, 0.93), (0.5, 0.98), (0.1, 0.7), (None, 0.5)]
+    for number, (running, updated) in enumerate(lags):
+        for name, more in (
+            ("config", {"update_bn": update_bn}),
+            ("summary", {"batch_norm": {"running": running, "updated": updated}}),
+        ):
+            file = sweep / f"cells/{number}/{name}.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    told = (
+        "In 2 of 4 cells batch norm's running statistics lag behind the weights, and cost up to 60 "
+        "points on training images: settings may rank otherwise with --update-bn, which evaluates "
+        "by statistics taken anew."
+    )
+    assert (told in written([sweep], tmp_path).text) == (not update_bn)
+
+
 def test_without_validation_the_page_says_that_the_test_images_chose(tmp_path):
     cells = [
         ("wd", 0.1, 0, 0.80, None), ("wd", 0.1, 1, 0.90, None), ("wd", 1.0, 0, 0.99, None),

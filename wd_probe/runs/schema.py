@@ -147,6 +147,13 @@ class _Dynamics(Contents):
     relative_update: _Statistics | None = None
 
 
+class _BatchNorm(Contents):
+    images: Whole = None
+    running: Number = None
+    updated: Number = None
+    variance: Number = None
+
+
 class _Point(Contents):
     step: Whole = None
     scale: Number = None
@@ -192,6 +199,7 @@ class RunSummary(Contents):
     loss: Number = None
     other_top1: Number = None
     val_top1: Number = None
+    batch_norm: _BatchNorm | None = None
     batch_norms: Whole = None
     update_bn: bool | None = None
     rate: _Statistics | None = None

@@ -4,11 +4,13 @@ import functools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import counted
+from ..training.batch_norm import LITTLE
 from .grid import AXES, Cell, Summary, other_axes
 from .ledger import rows
 
@@ -286,6 +288,24 @@ def robustness(settings: Sequence[Setting], chosen: Setting) -> float:
     return max(_known([-change(chosen, other, "top1") for other in near]), default=math.nan)
 
 
+def lag_told(pairs: Iterable[tuple[Cell, Summary]]) -> str:
+    """What batch norm's running statistics cost the cells that are scored by them; "" if little."""
+    asked = [
+        (known["running"], known["updated"])
+        for cell, summary in pairs
+        if (known := summary.get("batch_norm")) and not cell.options.update_bn
+    ]
+    costs = [updated - running for running, updated in asked if None not in (running, updated)]
+    lagging = [cost for cost in costs if cost > LITTLE]
+    if not lagging:
+        return ""
+    return (
+        f"In {len(lagging)} of {counted(len(asked), 'cell')} batch norm's running statistics lag "
+        f"behind the weights, and cost up to {100 * max(lagging):.0f} points on training images: "
+        "settings may rank otherwise with `--update-bn`, which evaluates by statistics taken anew."
+    )
+
+
 def result(cells: Sequence[Cell], summaries: Sequence[Summary], folder: Path) -> dict[str, Any]:
     """The result of `wdprobe sweep`: counts by status, the best settings, a row for each cell."""
     found = settings(cells, summaries)
@@ -294,6 +314,7 @@ def result(cells: Sequence[Cell], summaries: Sequence[Summary], folder: Path) ->
         "command": "sweep",
         "counts": Counter(str(summary["status"]) for summary in summaries),
         "chosen_by": f"{by} top-1",
+        "lag": lag_told(zip(cells, summaries, strict=True)),
         "best": [best.record() for best in best_settings(found, by)],
         "cells": rows(cells, summaries),
         "run": str(folder),

@@ -25,7 +25,7 @@ ENOUGH = 10_000
 #: So many are asked how far the running ones lag.
 ASKED = 512
 #: A share of right answers that says nothing yet.
-_LITTLE = 0.03
+LITTLE = 0.03
 _ADVICE = "`--update-bn` evaluates by statistics taken anew."
 
 Autocast = Callable[[], contextlib.AbstractContextManager[object]]
@@ -55,7 +55,7 @@ class Lag:
             decays: whether the run has weight decay.
             updated: whether its own scores are by statistics taken anew.
         """
-        if not self.updated - self.running > _LITTLE:
+        if not self.updated - self.running > LITTLE:
             return []
         why = "The weights move faster than they follow."
         if self.variance > 1.01:
