@@ -105,7 +105,7 @@ def test_the_best_setting_is_chosen_on_validation_and_told_on_test(tmp_path):
 def test_what_batch_norm_costs_is_told_of_cells_scored_by_running_statistics(tmp_path, update_bn):
     cells = [("wd", rate, 0, 0.80, 0.9) for rate in (0.1, 1.0, 10.0, 50.0)]
     sweep = made_up(tmp_path / "sweep", cells)
-    lags = [(0.9, 0.93), (0.5, 0.98), (0.1, 0.7), (None, 0.5)]
+    lags = [(0.9, 0.92), (0.5, 0.98), (0.1, 0.7), (None, 0.5)]
     for number, (running, updated) in enumerate(lags):
         for name, more in (
             ("config", {"update_bn": update_bn}),
