@@ -200,9 +200,10 @@ def _run(
     summary |= {"reason": reason} if reason else {}
     if status in _STOPPED:  # who ends it may not wait for the rest
         folder.json("summary.json", summary)
-    folder.replace("model.safetensors", lambda partial: _save_weights(run.model, partial))
-    if (average := run.recipe.average) is not None:
-        folder.replace(AVERAGE, lambda partial: _save_weights(average.module, partial))
+    with run.statistics(trainer) if status == "finished" else contextlib.nullcontext():
+        folder.replace("model.safetensors", lambda partial: _save_weights(run.model, partial))
+        if (average := run.recipe.average) is not None:
+            folder.replace(AVERAGE, lambda partial: _save_weights(average.module, partial))
     recorder.close(summary, options.hparams())
     if status not in _STOPPED:
         recovery.remove()
