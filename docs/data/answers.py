@@ -72,9 +72,9 @@ class Grid:
     def mean(self, method: str, rate: float, name: str) -> float:
         return interval(list(self.figure(method, rate, name).values())).mean
 
-    def best(self, method: str) -> float:
+    def best(self, method: str, among: Sequence[float] = ()) -> float:
         """The λ with the highest mean validation top-1, of those that two seeds ran or more."""
-        tried = self.rates(method)
+        tried = among or self.rates(method)
         several = [rate for rate in tried if len(self.figure(method, rate)) > 1] or tried
         return max(several, key=lambda rate: self.mean(method, rate, self.judge))
 
@@ -87,10 +87,14 @@ class Grid:
         """The λ that two methods have in common, and of these as many as give most cells."""
         seeds = {
             rate: len(self.figure(one, rate).keys() & self.figure(other, rate).keys())
-            for rate in {*self.rates(one)} & {*self.rates(other)}
+            for rate in self.both(one, other)
         }
         least = max(seeds.values(), key=lambda n: n * sum(k >= n for k in seeds.values()))
         return sorted(rate for rate, n in seeds.items() if n >= least)
+
+    def both(self, one: str, other: str) -> list[float]:
+        """The λ that two methods have in common."""
+        return sorted({*self.rates(one)} & {*self.rates(other)})
 
     def length(self, row: Row) -> float:
         """1/(ηλ) in lengths of the run."""
@@ -166,17 +170,18 @@ def helps(grid: Grid) -> None:
 
 def compared(grid: Grid) -> None:
     rows = []
-    mine = grid.figure("lpwd", grid.best("lpwd"))
     for other in ("wd", "pwd", "falling"):
         if other in grid.methods():
-            found = gap(mine, grid.figure(other, grid.best(other)))
+            both = grid.both("lpwd", other)
+            sides = (grid.figure(one, grid.best(one, both)) for one in ("lpwd", other))
+            found = gap(*sides)
             rows.append((f"lpwd − {other}", told(found, sign=True), verdict(found)))
-    table(("each at its best λ", "points", "better"), rows)
+    table(("each at its best λ of those that both ran", "points", "better"), rows)
 
 
 def lost(grid: Grid, method: str, shared: Sequence[float]) -> dict[int, float]:
     """By seed the mean over λ of what is lost against the best λ."""
-    best = grid.figure(method, grid.best(method))
+    best = grid.figure(method, grid.best(method, shared))
     each = [grid.figure(method, rate) for rate in shared]
     return {
         seed: sum(best[seed] - one[seed] for one in each) / len(each)
@@ -223,19 +228,15 @@ def scale() -> None:
     rates = [r for r in grids[1].rates("wd") if all(r in g.rates("wd") for g in grids)]
     gains: dict[str, list[dict[int, float]]] = {"baseline": [], "wd": []}
     for grid in grids:
-        mine = grid.figure("lpwd", _best_of(grid, "lpwd", rates))
+        mine = grid.figure("lpwd", grid.best("lpwd", rates))
         for other, found in gains.items():
-            rate = _best_of(grid, other, rates) if other != "baseline" else 0.0
+            rate = grid.best(other, rates) if other != "baseline" else 0.0
             theirs = grid.figure(other, rate)
             found.append({seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs})
     table(("gain of lpwd over", *(name.partition("_")[0] for name in SCALES), "lite2 − lite0",
            "grows"),
           [(other, *map(mean_with_sign, found), told(gap(found[2], found[0]), sign=True),
             verdict(gap(found[2], found[0]))) for other, found in gains.items()])  # fmt: skip
-
-
-def _best_of(grid: Grid, method: str, rates: Sequence[float]) -> float:
-    return max(rates, key=lambda rate: grid.mean(method, rate, grid.judge))
 
 
 def mean_with_sign(by_seed: Mapping[int, float]) -> str:
@@ -296,15 +297,15 @@ def rules(grid: Grid) -> None:
 
 def shrunk(rows: Sequence[Row]) -> None:
     """Half-lives by zero-shot decay after fine-tuning, and what decay has moved them by."""
-    found: dict[tuple[str, float], dict[int, float]] = {}
+    found: dict[tuple[str, str, float], dict[int, float]] = {}
     for row in rows:
-        setting = row["method"], float(row["weight_decay"])
+        setting = row["statistics"], row["method"], float(row["weight_decay"])
         found.setdefault(setting, {})[int(row["seed"])] = float(row["half_life"])
-    base = found["baseline", 0.0]
-    table(("method", "λ", "seeds", "half-life", "above baseline"),
-          [(method, f"{rate:g}", len(each), told(interval(list(each.values())), places=4),
-            told(gap(each, base), sign=True, places=4) if method != "baseline" else "–")
-           for (method, rate), each in found.items()])  # fmt: skip
+    table(("statistics", "method", "λ", "seeds", "half-life", "above baseline"),
+          [(kind, method, f"{rate:g}", len(each), told(interval(list(each.values())), places=4),
+            told(gap(each, found[kind, "baseline", 0.0]), sign=True, places=4)
+            if method != "baseline" else "–")
+           for (kind, method, rate), each in found.items()])  # fmt: skip
 
 
 MARKS = {"l2": "s", "wd": "o", "pwd": "^", "lpwd": "v", "falling": "D", "cautious": "P"}
