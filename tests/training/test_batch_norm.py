@@ -149,7 +149,7 @@ def test_scores_by_statistics_taken_anew_are_those_of_the_model_with_them(run):
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"model_ema": True, "model_ema_decay": 0.5}, {"aa": "rand-m9", "every": 3}],
+    [{"model_ema": True, "model_ema_decay": 0.5}, {"aa": "rand-m9", "every": 3}],
     ids=str,
 )
 def test_training_goes_on_as_if_nobody_had_asked(more, tmp_path, monkeypatch):

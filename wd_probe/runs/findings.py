@@ -7,6 +7,9 @@ from ..errors import counted
 from ..probe.records import ProfileRecord, Tally, pooled
 from ..wording import percent
 
+#: Such a share of right answers more or less, by other statistics of batch norm, says nothing yet.
+LITTLE = 0.03
+
 _LAYER_SCALES = ("gamma", "gamma_1", "gamma_2", "gamma1", "gamma2", "layer_scale", "scale")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import counted
-from ..training.batch_norm import LITTLE
+from ..runs.findings import LITTLE
 from .grid import AXES, Cell, Summary, other_axes
 from .ledger import rows
 

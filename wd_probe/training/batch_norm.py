@@ -15,6 +15,7 @@ from torch.optim.swa_utils import update_bn
 
 from .. import ranks
 from ..errors import InputError, WdProbeWarning
+from ..runs.findings import LITTLE
 from ..wording import percent
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 ENOUGH = 10_000
 #: So many are asked how far the running ones lag.
 ASKED = 512
-#: A share of right answers that says nothing yet.
-LITTLE = 0.03
 _ADVICE = "`--update-bn` evaluates by statistics taken anew."
 
 Autocast = Callable[[], contextlib.AbstractContextManager[object]]
