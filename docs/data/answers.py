@@ -116,8 +116,8 @@ def told(found: Interval, sign: bool = False, places: int = 2) -> str:
     return f"{found.mean:{'+' if sign else ''}.{places}f}{reach}".replace("-", "−")
 
 
-def mean(by_seed: Mapping[int, float]) -> str:
-    return told(interval(list(by_seed.values())))
+def mean(by_seed: Mapping[int, float], sign: bool = False, places: int = 2) -> str:
+    return told(interval(list(by_seed.values())), sign, places)
 
 
 def gap(one: Mapping[int, float], other: Mapping[int, float]) -> Interval:
@@ -233,14 +233,13 @@ def scale() -> None:
             rate = grid.best(other, rates) if other != "baseline" else 0.0
             theirs = grid.figure(other, rate)
             found.append({seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs})
+    rows = []
+    for other, found in gains.items():
+        grown = gap(found[-1], found[0])
+        rows.append((other, *(mean(one, sign=True) for one in found), told(grown, sign=True),
+                     verdict(grown)))  # fmt: skip
     table(("gain of lpwd over", *(name.partition("_")[0] for name in SCALES), "lite2 − lite0",
-           "grows"),
-          [(other, *map(mean_with_sign, found), told(gap(found[2], found[0]), sign=True),
-            verdict(gap(found[2], found[0]))) for other, found in gains.items()])  # fmt: skip
-
-
-def mean_with_sign(by_seed: Mapping[int, float]) -> str:
-    return told(interval(list(by_seed.values())), sign=True)
+           "grows"), rows)  # fmt: skip
 
 
 def predictors(grid: Grid) -> None:
@@ -302,7 +301,7 @@ def shrunk(rows: Sequence[Row]) -> None:
         setting = row["statistics"], row["method"], float(row["weight_decay"])
         found.setdefault(setting, {})[int(row["seed"])] = float(row["half_life"])
     table(("statistics", "method", "λ", "seeds", "half-life", "above baseline"),
-          [(kind, method, f"{rate:g}", len(each), told(interval(list(each.values())), places=4),
+          [(kind, method, f"{rate:g}", len(each), mean(each, places=4),
             told(gap(each, found[kind, "baseline", 0.0]), sign=True, places=4)
             if method != "baseline" else "–")
            for (kind, method, rate), each in found.items()])  # fmt: skip
